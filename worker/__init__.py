@@ -1,0 +1,1 @@
+"""A keyless streaming batch worker for Azure OpenAI, fed through Azure Service Bus."""

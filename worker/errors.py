@@ -1,0 +1,139 @@
+"""Every error of the worker, by condition.
+
+    WorkerError
+    ├── InvalidSettings          start-up refuses; every problem is listed
+    ├── NotAJob                  a message that is dead-lettered, with the reason
+    ├── CallFailed               a call to the model that brought no answer
+    │   ├── Throttled            429: the deployment's gate closes, no attempt is counted
+    │   ├── RefusedByService     a 4xx that is about this job: final
+    │   ├── Unavailable          5xx, time-out, lost connection, broken answer: an attempt is counted
+    │   └── SetupWrong           our identity, role or deployment is wrong: receiving stops
+    ├── TokenUnavailable         no valid token and none to be had now
+    ├── SinkUnavailable          the result could not be written now; the answer is kept
+    ├── ResultTooLarge           the sink can never take this line
+    ├── SourceUnavailable        the job queue cannot be reached or read now
+    └── Interrupted              the job is ended from outside
+        ├── LockLost             another holder decides
+        └── HandedBack           the message goes back to the queue
+
+Errors carry what the handler needs; the original is chained as cause.
+"""
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+
+class WorkerError(Exception):
+    """Base of all errors that the worker raises on purpose."""
+
+
+class InvalidSettings(WorkerError):
+    """`problems` holds one readable line for each wrong setting."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+class DeadLetterReason(StrEnum):
+    """The closed list of reasons with which the worker dead-letters a message."""
+
+    INVALID_JSON = "InvalidJson"
+    INVALID_JOB = "InvalidJob"
+    UNSUPPORTED_OPERATION = "UnsupportedOperation"
+
+
+class NotAJob(WorkerError):
+    """The message cannot be read as a job. `description` says how to mend it."""
+
+    def __init__(self, reason: DeadLetterReason, description: str) -> None:
+        super().__init__(f"{reason}: {description}")
+        self.reason = reason
+        self.description = description
+
+
+class CallFailed(WorkerError):
+    """A call to a deployment brought no answer.
+
+    `status` is the HTTP status, None when there was none; `body` and `request_id` are what the service said.
+    """
+
+    def __init__(
+        self, detail: str, *, status: int | None = None, body: bytes = b"", request_id: str | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.status = status
+        self.body = body
+        self.request_id = request_id
+
+
+class Throttled(CallFailed):
+    """429. `retry_after` is the service's own wait in seconds, None if it named none."""
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        retry_after: float | None,
+        status: int | None = 429,
+        body: bytes = b"",
+        request_id: str | None = None,
+    ) -> None:
+        super().__init__(detail, status=status, body=body, request_id=request_id)
+        self.retry_after = retry_after
+
+
+class RefusedByService(CallFailed):
+    """The service refuses this very request; asking again would bring the same."""
+
+
+class Unavailable(CallFailed):
+    """The service or the way to it failed; another attempt may succeed."""
+
+
+class SetupWrong(CallFailed):
+    """Every job would fail like this: the identity, its role or the deployment is wrong."""
+
+
+class TokenUnavailable(WorkerError):
+    """No valid token for `scope`. `code` is the AADSTS code from the closed set, `other` or `none`."""
+
+    def __init__(self, scope: str, detail: str, *, code: str) -> None:
+        super().__init__(f"no token for {scope}: {detail}")
+        self.scope = scope
+        self.detail = detail
+        self.code = code
+
+
+class SinkUnavailable(WorkerError):
+    """The results could not be written now."""
+
+
+class ResultTooLarge(WorkerError):
+    """The line is larger than the sink can ever take. Sizes in bytes; None where the sink did not say."""
+
+    def __init__(self, *, size: int, allowed: int | None) -> None:
+        super().__init__(f"the result has {size:,} bytes; the sink takes at most {allowed or 'fewer'}")
+        self.size = size
+        self.allowed = allowed
+
+
+class SourceUnavailable(WorkerError):
+    """The job queue cannot be reached or read now."""
+
+
+class Interrupted(WorkerError):
+    """The job was ended from outside before it had an outcome."""
+
+
+class LockLost(Interrupted):
+    """The message's lock lapsed; another worker may hold it by now."""
+
+
+class HandedBack(Interrupted):
+    """The message goes back to the queue. `reason` is a word from `outcomes.HandBackReason`."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason

@@ -1,0 +1,310 @@
+"""The job and its result on the wire: Batch input lines in, Batch output lines out.
+
+Everything from outside is parsed here into a type that the rest trusts. `docs/job-format.md` is the contract.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+import orjson
+
+from worker.errors import DeadLetterReason, NotAJob
+from worker.outcomes import Answered, Concluded, Failed, Refused, Usage
+
+RESULT_SCHEMA = 1
+UNBATCHED = "unbatched"
+BATCH_ID = re.compile(r"[A-Za-z0-9._-]{1,48}")
+MAX_ID_LENGTH = 128
+"""Service Bus's limit for a message-id, and so for a job id."""
+MAX_NESTING = 200
+"""Levels of arrays and objects in a job. orjson itself stops at 1,024; no chat request comes near either."""
+
+JsonObject = dict[str, Any]
+
+
+class Operation(StrEnum):
+    """The urls of the Batch format that the worker can call."""
+
+    CHAT_COMPLETIONS = "/v1/chat/completions"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Envelope:
+    """The fields of a received message that the worker reads. Times are Unix seconds."""
+
+    body: bytes
+    queue: str
+    sequence_number: int
+    enqueued_at: float
+    message_id: str | None = None
+    correlation_id: str | None = None
+    delivery_count: int = 0
+    properties: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobLine:
+    """One line of a Batch input file."""
+
+    custom_id: str
+    operation: Operation
+    model: str
+    body: JsonObject
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A job as the worker holds it. `deadline` and `enqueued_at` are Unix seconds."""
+
+    id: str
+    batch_id: str
+    line: JobLine
+    enqueued_at: float
+    deadline: float
+    replay: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What the worker adds to a result: who did the job, when and at what cost. Times are Unix seconds."""
+
+    attempts: int
+    deployment: str | None
+    endpoint: str | None
+    started: float
+    finished: float
+    call_seconds: float
+    pod: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a batch consists of, told to its collector. `sha256` is of the submitted lines in order."""
+
+    batch_id: str
+    total: int
+    sha256: str
+    submitted_at: str
+
+
+def parse_line(raw: bytes) -> JobLine:
+    """Raises NotAJob with what is wrong and how to mend it."""
+    document = _parse_object(raw)
+    custom_id = _require_text(document, "custom_id", "a string that is unique in its batch")
+    if document.get("method") != "POST":
+        raise _invalid(f'"method" is {_shown(document.get("method"))}; the only method is "POST"')
+    operation = _parse_operation(document.get("url"))
+    body = document.get("body")
+    if not isinstance(body, dict):
+        raise _invalid(f'"body" is {_shown(body)}; it must be the JSON object of the request')
+    model = _require_text(body, "model", "the name of a model in the worker's configuration", within="body.")
+    return JobLine(custom_id=custom_id, operation=operation, model=model, body=body)
+
+
+def decode(envelope: Envelope, *, max_age: float) -> Job:
+    """Read a message as a job. `max_age`: seconds from enqueuing to the deadline of a job that names none.
+
+    Raises NotAJob.
+    """
+    line = parse_line(envelope.body)
+    return Job(
+        id=_job_id(envelope),
+        batch_id=_batch_id(envelope.correlation_id),
+        line=line,
+        enqueued_at=envelope.enqueued_at,
+        deadline=_deadline(envelope, max_age),
+        replay=_replay(envelope.properties.get("replay")),
+    )
+
+
+def make_job_id(batch_id: str, custom_id: str) -> str:
+    """The message-id under which a producer sends a job: stable, so that a resubmission is recognised."""
+    plain = f"{batch_id}/{custom_id}"
+    if plain.isascii() and plain.isprintable() and len(plain) <= MAX_ID_LENGTH:
+        return plain
+    return f"{batch_id}/sha256-{hashlib.sha256(custom_id.encode()).hexdigest()[:32]}"
+
+
+def encode_result(job: Job, outcome: Concluded, record: Record) -> bytes:
+    """One line of a Batch output file, without the newline. The service's body is kept byte for byte."""
+    response, error, usage = _verdict(outcome)
+    return orjson.dumps(
+        {
+            "id": f"batch_req_{hashlib.sha256(job.id.encode()).hexdigest()[:24]}",
+            "custom_id": job.line.custom_id,
+            "response": response,
+            "error": error,
+            "worker": _worker_block(job, record, usage),
+        }
+    )
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    return orjson.dumps(manifest)
+
+
+def decode_manifest(raw: bytes) -> Manifest:
+    """Raises ValueError when this is not a manifest."""
+    document = orjson.loads(raw)
+    try:
+        return Manifest(
+            batch_id=str(document["batch_id"]),
+            total=int(document["total"]),
+            sha256=str(document["sha256"]),
+            submitted_at=str(document["submitted_at"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not a batch manifest: {error}") from error
+
+
+def rfc3339(moment: float) -> str:
+    """Unix seconds as UTC with milliseconds."""
+    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _verdict(outcome: Concluded) -> tuple[JsonObject | None, JsonObject | None, Usage | None]:
+    match outcome:
+        case Answered(response=response) | Refused(response=response):
+            body = {
+                "status_code": response.status,
+                "request_id": response.request_id,
+                "body": orjson.Fragment(response.body),
+            }
+            return body, None, response.usage
+        case Failed(code=code, message=message):
+            return None, {"code": code, "message": message}, None
+
+
+def _worker_block(job: Job, record: Record, usage: Usage | None) -> JsonObject:
+    block: JsonObject = {
+        "schema": RESULT_SCHEMA,
+        "job_id": job.id,
+        "batch_id": job.batch_id,
+        "attempts": record.attempts,
+        "deployment": record.deployment,
+        "endpoint": record.endpoint,
+        "queued": rfc3339(job.enqueued_at),
+        "started": rfc3339(record.started),
+        "finished": rfc3339(record.finished),
+        "wait_seconds": round(max(0.0, record.started - job.enqueued_at), 3),
+        "call_seconds": round(record.call_seconds, 3),
+        "usage": usage,
+        "pod": record.pod,
+    }
+    if job.replay:
+        block["replay"] = job.replay
+    return block
+
+
+def _parse_object(raw: bytes) -> JsonObject:
+    try:
+        document = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise NotAJob(
+            DeadLetterReason.INVALID_JSON,
+            f"the body of {len(raw):,} bytes is not JSON in UTF-8: {error}. "
+            "Send one line of a Batch input file as it is.",
+        ) from error
+    if not isinstance(document, dict):
+        raise _invalid(
+            f"the body is {_shown(document)}; it must be one JSON object, a line of a Batch input file"
+        )
+    if _nested_deeper_than(document, MAX_NESTING):
+        raise _invalid(f"the body nests deeper than {MAX_NESTING} levels; flatten it")
+    return document
+
+
+def _nested_deeper_than(document: object, limit: int) -> bool:
+    """Level by level, so that hostile nesting costs no recursion."""
+    level: list[Any] = [document]
+    for _ in range(limit):
+        below: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                below.extend(v for v in value.values() if isinstance(v, (dict, list)))
+            elif isinstance(value, list):
+                below.extend(v for v in value if isinstance(v, (dict, list)))
+        if not below:
+            return False
+        level = below
+    return True
+
+
+def _parse_operation(url: object) -> Operation:
+    try:
+        return Operation(str(url))
+    except ValueError:
+        allowed = ", ".join(operation.value for operation in Operation)
+        raise NotAJob(
+            DeadLetterReason.UNSUPPORTED_OPERATION, f'"url" is {_shown(url)}; supported are: {allowed}'
+        ) from None
+
+
+def _require_text(document: JsonObject, name: str, meaning: str, *, within: str = "") -> str:
+    value = document.get(name)
+    if isinstance(value, str) and value:
+        return value
+    raise _invalid(f'"{within}{name}" is {_shown(value)}; it must be {meaning}')
+
+
+def _job_id(envelope: Envelope) -> str:
+    job_id = envelope.properties.get("job-id") or envelope.message_id
+    if job_id is None:
+        return f"{envelope.queue}/{envelope.sequence_number}"
+    if not isinstance(job_id, str) or len(job_id) > MAX_ID_LENGTH:
+        raise _invalid(
+            f"the job id is {_shown(job_id)}; it must be text of at most {MAX_ID_LENGTH} characters"
+        )
+    return job_id
+
+
+def _batch_id(correlation_id: str | None) -> str:
+    if correlation_id is None:
+        return UNBATCHED
+    if not BATCH_ID.fullmatch(correlation_id):
+        raise _invalid(
+            f"correlation-id (the batch id) is {_shown(correlation_id)}; "
+            "allowed are 1 to 48 letters, digits, dots, underscores and hyphens"
+        )
+    return correlation_id
+
+
+def _deadline(envelope: Envelope, max_age: float) -> float:
+    value = envelope.properties.get("deadline")
+    if value is None:
+        return envelope.enqueued_at + max_age
+    try:
+        moment = datetime.fromisoformat(str(value))
+    except ValueError:
+        moment = datetime.min  # has no time zone, so it is refused below
+    if moment.tzinfo is None:
+        raise _invalid(
+            f'the property "deadline" is {_shown(value)}; it must be RFC 3339 with a time zone, '
+            "such as 2026-11-23T18:00:00Z"
+        )
+    return moment.timestamp()
+
+
+def _replay(value: object) -> int:
+    if value is None:
+        return 0
+    if isinstance(value, int) and value >= 0:
+        return value
+    raise _invalid(f'the property "replay" is {_shown(value)}; it must be a whole number from 0')
+
+
+def _invalid(description: str) -> NotAJob:
+    return NotAJob(DeadLetterReason.INVALID_JOB, description)
+
+
+def _shown(value: object) -> str:
+    """A value as an error message shows it: short, on one line."""
+    if value is None:
+        return "missing"
+    text = orjson.dumps(value, default=str).decode()
+    return text if len(text) <= 60 else f"{text[:60]}... ({len(text):,} characters)"

@@ -1,0 +1,136 @@
+"""What became of a job, and what is therefore said to the broker.
+
+`Outcome` is our verdict, `Settlement` the broker's word. `settlement_of` is the only place where one leads to
+the other.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import assert_never
+
+from worker.errors import DeadLetterReason
+
+
+class FailureCode(StrEnum):
+    """The closed list of `error.code` values: calls that were never answered."""
+
+    EXPIRED = "expired"
+    MODEL_NOT_ALLOWED = "model_not_allowed"
+    ATTEMPTS_EXHAUSTED = "attempts_exhausted"
+    ANSWER_TOO_LARGE = "answer_too_large"
+
+
+class HandBackReason(StrEnum):
+    """Why a message went back to the queue unfinished."""
+
+    SHUTDOWN = "shutdown"
+    PARKED = "parked"
+    SETUP = "setup"
+    FAULT = "fault"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens as the service counted them."""
+
+    prompt: int = 0
+    completion: int = 0
+    cached: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """What the service said. `body` is its JSON, byte for byte."""
+
+    status: int
+    request_id: str | None
+    body: bytes
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """The service answered."""
+
+    response: Response
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """The service's last word was an error status."""
+
+    response: Response
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """No answer was had and none will be sought."""
+
+    code: FailureCode
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unreadable:
+    """The message is not a job."""
+
+    reason: DeadLetterReason
+    description: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unfinished:
+    """The job goes back to the queue for another worker."""
+
+    reason: HandBackReason
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The lock lapsed; the other holder decides."""
+
+
+Concluded = Answered | Refused | Failed
+"""The outcomes that are written as a result line."""
+
+Outcome = Concluded | Unreadable | Unfinished | Lost
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """The message is done with and leaves the queue."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """The message moves to the dead-letter queue."""
+
+    reason: DeadLetterReason
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The message is available again at once and its delivery count does not rise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lapse:
+    """Nothing is said to the broker: the lock is no longer ours."""
+
+
+Settlement = Complete | DeadLetter | Release | Lapse
+
+
+def settlement_of(outcome: Outcome) -> Settlement:
+    match outcome:
+        case Answered() | Refused() | Failed():
+            return Complete()
+        case Unreadable(reason=reason, description=description):
+            return DeadLetter(reason=reason, description=description)
+        case Unfinished():
+            return Release()
+        case Lost():
+            return Lapse()
+        case _:
+            assert_never(outcome)

@@ -1,0 +1,300 @@
+"""The one list of knobs, read once: environment variables `AOAI_WORKER_*`, one YAML file, Azure's own names.
+
+There is no field for a key, and an environment that would smuggle one in is refused. Every problem is listed
+at once, each with the variable's name, the value seen and what is allowed.
+"""
+
+import difflib
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from worker.errors import InvalidSettings
+
+PREFIX = "AOAI_WORKER_"
+
+SMUGGLED_KEYS = (
+    "AZURE_OPENAI_API_KEY",
+    "OPENAI_API_KEY",
+    "OPENAI_CUSTOM_HEADERS",
+    "AZURE_CLIENT_SECRET",
+    "AZURE_CLIENT_CERTIFICATE_PATH",
+    "AZURE_CLIENT_CERTIFICATE_PASSWORD",
+    "AZURE_PASSWORD",
+)
+"""Variables that carry a secret, or a header that could. Their values are never shown."""
+
+CONNECTION_STRINGS = (
+    "AZURE_SERVICEBUS_CONNECTION_STRING",
+    "SERVICEBUS_CONNECTION_STRING",
+    "SERVICE_BUS_CONNECTION_STRING",
+    "SERVICEBUS_CONNECTION_STR",
+    "AOAI_WORKER_SERVICEBUS_CONNECTION_STRING",
+)
+"""Refused unless they are the development emulator's, whose key is public."""
+
+_KUBERNETES_SERVICE_LINKS = ("AOAI_WORKER_SERVICE_", "AOAI_WORKER_PORT")
+"""Set by Kubernetes in every pod of a namespace that has a Service named `aoai-worker`; not ours."""
+
+
+def _https(url: str) -> str:
+    # a bearer token over plain http would be readable on the way
+    if not url.startswith("https://") or not url.removeprefix("https://").strip("/"):
+        raise ValueError("an https:// URL, such as https://my-account.openai.azure.com")
+    return url.rstrip("/")
+
+
+def _host(name: str) -> str:
+    if "://" in name or "/" in name or "." not in name:
+        raise ValueError("a host name without scheme or path, such as my-namespace.servicebus.windows.net")
+    return name
+
+
+def _host_and_port(address: str) -> str:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65_536:
+        raise ValueError("host:port, such as private-endpoint.internal:5671")
+    return address
+
+
+def _readable(path: Path) -> Path:
+    if not os.access(path, os.R_OK) or not path.is_file():
+        raise ValueError("a file that this process can read")
+    return path
+
+
+def _deployment(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+HttpsUrl = Annotated[str, AfterValidator(_https)]
+ReadableFile = Annotated[Path, AfterValidator(_readable)]
+
+
+class Deployment(BaseModel):
+    """A deployment of Azure OpenAI; in the settings its bare name will do."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1)
+    endpoint: HttpsUrl | None = None
+    """Where it is deployed, if not at AZURE_OPENAI_ENDPOINT."""
+
+
+Deployments = Annotated[list[Annotated[Deployment, BeforeValidator(_deployment)]], Field(min_length=1)]
+
+
+class ConnectionSettings(BaseSettings):
+    """What producers and workers share: how to be somebody, and where the queues are."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, extra="ignore", frozen=True, hide_input_in_errors=False
+    )
+
+    servicebus_namespace: Annotated[str, AfterValidator(_host)]
+    """The namespace's host name. Its role assignments, not a key, say who may do what."""
+
+    servicebus_endpoint: Annotated[str, AfterValidator(_host_and_port)] | None = None
+    """host:port to connect to while the namespace keeps its real name: a private endpoint, a local Azure."""
+
+    ca_file: ReadableFile | None = None
+    """PEM file of the authorities that every client trusts instead of the public ones: TLS inspection,
+    a local Azure."""
+
+    jobs_queue: str = Field("jobs", min_length=1, max_length=260)
+    results_queue: str = Field("results", min_length=1, max_length=260)
+
+    credential: Literal["auto", "workload", "managed", "cli", "default"] = "auto"
+    """Who we are. `auto`: the workload identity where AZURE_FEDERATED_TOKEN_FILE is set, else the Azure CLI's
+    login. `default`: azure-identity's chain without its environment credential, which takes secrets."""
+
+    enable_azure_proxy: bool = False
+    """AKS identity bindings: exchange tokens through the cluster's proxy; only with the workload identity."""
+
+    token_timeout: float = Field(10.0, gt=0, le=60)
+    """Seconds for one token request. The SDK's own default of 300 would stall a refresh for minutes."""
+
+
+class WorkerSettings(ConnectionSettings):
+    """The knobs of `aoai-worker run`."""
+
+    openai_endpoint: HttpsUrl = Field(
+        validation_alias=AliasChoices("AZURE_OPENAI_ENDPOINT", "openai_endpoint")
+    )
+    """The account's endpoint, such as https://my-account.openai.azure.com."""
+
+    openai_scope: str = Field(
+        "https://cognitiveservices.azure.com/.default", pattern=r"^https://\S+/\.default$"
+    )
+    """The scope of the tokens for Azure OpenAI. Newer documents also name https://ai.azure.com/.default."""
+
+    models: dict[str, Deployments] | Literal["passthrough"]
+    """Which models jobs may ask for, and the ordered deployments that carry each: the first whose gate is open
+    is used. `passthrough` takes the job's model as the name of a deployment: producers choose any."""
+
+    slots: int = Field(64, ge=1, le=4_096)
+    """Jobs in flight at once in this pod."""
+
+    attempts: int = Field(6, ge=1, le=50)
+    """Calls that may fail before a job's last failure becomes its result; throttles do not count."""
+
+    call_timeout: float = Field(600.0, gt=0, le=3_600)
+    """Seconds for one call; 600 is the openai SDK's own default, long answers of reasoning models need it."""
+
+    max_age: float = Field(86_400.0, gt=0)
+    """Seconds from enqueuing to the deadline of a job that names none; 24 h as the Batch API."""
+
+    parking: float = Field(900.0, gt=0)
+    """Seconds a job may wait at closed gates in this pod before it is handed back to the queue."""
+
+    grace: float = Field(25.0, ge=0)
+    """Seconds from SIGTERM until unfinished jobs are handed back. Keep it 5 s below the pod's
+    terminationGracePeriodSeconds, whose own default is 30."""
+
+    http_host: str = "0.0.0.0"
+    http_port: int = Field(9_090, ge=0, le=65_535)
+    """Where /metrics, /livez, /readyz and /statez are served; 0 takes any free port."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    pod: str = Field(default_factory=socket.gethostname)
+    """The name under which this process signs its results; the host name, in a pod the pod's name."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment wins over the file, so one pod can be tried with another value."""
+        file = os.environ.get(f"{PREFIX}CONFIG")
+        sources = [init_settings, env_settings]
+        if file:
+            sources.append(InitSettingsSource(settings_cls, _read_yaml(Path(file))))
+        return tuple(sources)
+
+
+S = TypeVar("S", bound=ConnectionSettings)
+
+
+def load(kind: type[S], environment: Mapping[str, str] | None = None) -> S:
+    """Read the settings from this process's environment.
+
+    Raises InvalidSettings with every problem at once.
+    """
+    environment = os.environ if environment is None else environment
+    problems = [*smuggled_keys(environment), *_unknown_settings(environment)]
+    try:
+        settings = kind()
+    except ValidationError as error:
+        problems += [_explain(kind, detail) for detail in _without_alternatives(error.errors())]
+    except SettingsError as error:
+        problems.append(f"{error}: the value is not JSON ({error.__cause__})")
+    except InvalidSettings as error:
+        problems += error.problems
+    else:
+        if not problems:
+            return settings
+    raise InvalidSettings(problems)
+
+
+def smuggled_keys(environment: Mapping[str, str]) -> Iterator[str]:
+    """One line for each variable that would bring a key into a keyless worker; values are not shown."""
+    for name in SMUGGLED_KEYS:
+        if environment.get(name):
+            yield f"{name} is set; this worker is keyless and refuses to run beside a key. Unset it."
+    for name in CONNECTION_STRINGS:
+        value = environment.get(name)
+        if value and "usedevelopmentemulator=true" not in value.lower():
+            yield (
+                f"{name} is set to a connection string, which holds a key; only the development emulator's "
+                f"is allowed. Unset it and set {PREFIX}SERVICEBUS_NAMESPACE."
+            )
+
+
+def _unknown_settings(environment: Mapping[str, str]) -> Iterator[str]:
+    known = {f"{PREFIX}{field.upper()}" for field in WorkerSettings.model_fields} | {f"{PREFIX}CONFIG"}
+    known |= set(CONNECTION_STRINGS)
+    for name in sorted(environment):
+        if name.startswith(PREFIX) and name not in known and not name.startswith(_KUBERNETES_SERVICE_LINKS):
+            nearest = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {nearest[0]}?" if nearest else "the README lists the settings."
+            yield f"{name} is not a setting; {hint}"
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    name = f"{PREFIX}CONFIG={path}"
+    try:
+        document = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InvalidSettings([f"{name}: the file cannot be read: {error.strerror}"]) from error
+    except yaml.YAMLError as error:
+        raise InvalidSettings([f"{name}: the file is not YAML: {error}"]) from error
+    if not isinstance(document, dict):
+        raise InvalidSettings([f"{name}: the file must hold a mapping of settings, such as `slots: 64`"])
+    unknown = [str(key) for key in document if key not in WorkerSettings.model_fields]
+    if unknown:
+        allowed = ", ".join(sorted(WorkerSettings.model_fields))
+        raise InvalidSettings([f"{name}: no such setting: {', '.join(unknown)}; allowed are {allowed}"])
+    return {str(key): value for key, value in document.items()}
+
+
+def _without_alternatives(details: Sequence[Any]) -> list[Any]:
+    """One alternative of a setting is enough to explain it: not also that it is not `passthrough`."""
+    seen: set[str] = set()
+    kept = []
+    for detail in details:
+        first, *rest = (str(part) for part in detail["loc"])
+        if first not in seen or not any(part.startswith("literal[") for part in rest):
+            kept.append(detail)
+        seen.add(first)
+    return kept
+
+
+def _explain(kind: type[ConnectionSettings], detail: Any) -> str:
+    """`NAME=value: what is allowed`, from one of pydantic's errors."""
+    first, *rest = detail["loc"]
+    name = str(first) if str(first).startswith("AZURE_") else f"{PREFIX}{str(first).upper()}"
+    where = "".join(f"[{part}]" for part in rest if not str(part).startswith(("list[", "dict[", "literal")))
+    if detail["type"] == "missing":
+        field = kind.model_fields.get(str(first))
+        purpose = _PURPOSES.get(str(first)) or (field.description if field else None)
+        return f"{name}{where} is missing: {purpose or 'it has no default'}"
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    return f"{name}{where}={detail['input']!r}: must be {_allowed(message)}"
+
+
+def _allowed(message: str) -> str:
+    for beginning in ("Input should be ", "List should have ", "String should have ", "a valid "):
+        message = message.removeprefix(beginning)
+    return message
+
+
+_PURPOSES = {
+    "servicebus_namespace": "the Service Bus namespace, such as my-namespace.servicebus.windows.net",
+    "AZURE_OPENAI_ENDPOINT": "the account's endpoint, such as https://my-account.openai.azure.com",
+    "models": 'the models and their deployments, such as {"gpt-4o-mini": ["my-deployment"]}, or passthrough',
+}

@@ -8,6 +8,7 @@
     │   ├── RefusedByService     a 4xx that is about this job: final
     │   ├── Unavailable          5xx, time-out, lost connection, broken answer: an attempt is counted
     │   └── SetupWrong           our identity, role or deployment is wrong: receiving stops
+    ├── Expired                  the job's deadline passed before it was answered
     ├── TokenUnavailable         no valid token and none to be had now
     ├── SinkUnavailable          the result could not be written now; the answer is kept
     ├── ResultTooLarge           the sink can never take this line
@@ -55,33 +56,29 @@ class NotAJob(WorkerError):
 class CallFailed(WorkerError):
     """A call to a deployment brought no answer.
 
-    `status` is the HTTP status, None when there was none; `body` and `request_id` are what the service said.
+    `status` is the HTTP status, None when there was none; `body` (JSON on one line, or empty) and `request_id`
+    are what the service said; `retry_after` is the wait in seconds that it asked for.
     """
 
     def __init__(
-        self, detail: str, *, status: int | None = None, body: bytes = b"", request_id: str | None = None
+        self,
+        detail: str,
+        *,
+        status: int | None = None,
+        body: bytes = b"",
+        request_id: str | None = None,
+        retry_after: float | None = None,
     ) -> None:
         super().__init__(detail)
         self.detail = detail
         self.status = status
         self.body = body
         self.request_id = request_id
+        self.retry_after = retry_after
 
 
 class Throttled(CallFailed):
-    """429. `retry_after` is the service's own wait in seconds, None if it named none."""
-
-    def __init__(
-        self,
-        detail: str,
-        *,
-        retry_after: float | None,
-        status: int | None = 429,
-        body: bytes = b"",
-        request_id: str | None = None,
-    ) -> None:
-        super().__init__(detail, status=status, body=body, request_id=request_id)
-        self.retry_after = retry_after
+    """429: the deployment takes no more for now."""
 
 
 class RefusedByService(CallFailed):
@@ -94,6 +91,10 @@ class Unavailable(CallFailed):
 
 class SetupWrong(CallFailed):
     """Every job would fail like this: the identity, its role or the deployment is wrong."""
+
+
+class Expired(WorkerError):
+    """The job's deadline passed before it was answered."""
 
 
 class TokenUnavailable(WorkerError):
@@ -114,7 +115,8 @@ class ResultTooLarge(WorkerError):
     """The line is larger than the sink can ever take. Sizes in bytes; None where the sink did not say."""
 
     def __init__(self, *, size: int, allowed: int | None) -> None:
-        super().__init__(f"the result has {size:,} bytes; the sink takes at most {allowed or 'fewer'}")
+        limit = "fewer" if allowed is None else f"at most {allowed:,}"
+        super().__init__(f"the result has {size:,} bytes; the sink takes {limit}")
         self.size = size
         self.allowed = allowed
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from worker.jobs import Envelope, Job
-from worker.outcomes import HandBackReason, Outcome, Response, Settlement
+from worker.outcomes import Outcome, Response, Settlement
 
 
 class Delivery(Protocol):
@@ -34,7 +34,8 @@ class Source(Protocol):
     async def settle(self, delivery: Delivery, settlement: Settlement) -> None:
         """Tell the broker, exactly once, and return when it has confirmed.
 
-        Many may wait at once; a confirmation takes tens of milliseconds, throughput does not suffer.
+        Many may wait at once; a confirmation takes tens of milliseconds, throughput does not suffer, and no
+        wait is longer than half a minute.
         Raises LockLost, or SourceUnavailable when no confirmation came: the message may come again.
         """
 
@@ -44,6 +45,16 @@ class Model(Protocol):
 
     async def complete(self, job: Job, target: "Target") -> Response:
         """One call. Returns the answer of a 200 whose body is whole; raises a CallFailed for all else."""
+
+
+class Tokens(Protocol):
+    """Bearer tokens by scope. Both raise TokenUnavailable."""
+
+    async def bearer(self, scope: str) -> str:
+        """One that is valid now; it never waits for the refresh of a token that still is."""
+
+    async def replace(self, scope: str, rejected: str) -> str:
+        """One that is newer than the one which a service has just rejected."""
 
 
 class Sink(Protocol):
@@ -126,15 +137,23 @@ class ResultWritten:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JobEnded:
-    """A delivery reached its outcome. `wait` is queue to start, `total` queue to end, in seconds."""
+class JobStarted:
+    """A job leaves the queue for its first call. `waited`: seconds since it was enqueued."""
 
     queue: str
-    job_id: str
+    waited: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobEnded:
+    """A delivery reached its outcome, `seconds` after it was enqueued and after so many calls."""
+
+    queue: str
+    message_id: str | None
     outcome: Outcome
     deployment: str | None
-    wait: float
-    total: float
+    calls: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,8 +224,9 @@ class Draining:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drained:
+    """Nothing is held any more; `handed_back` jobs were not done within the grace period."""
+
     handed_back: int
-    reason: HandBackReason = HandBackReason.SHUTDOWN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,6 +246,7 @@ Event = (
     | IntakeClosed
     | IntakeOpened
     | ResultWritten
+    | JobStarted
     | JobEnded
     | Settled
     | LocksRenewed

@@ -19,6 +19,7 @@ from worker.outcomes import Answered, Concluded, Failed, Refused, Usage
 RESULT_SCHEMA = 1
 UNBATCHED = "unbatched"
 BATCH_ID = re.compile(r"[A-Za-z0-9._-]{1,48}")
+REPLAYED = re.compile(r"~r(\d{1,4})$")
 MAX_ID_LENGTH = 128
 """Service Bus's limit for a message-id, and so for a job id."""
 MAX_NESTING = 200
@@ -63,6 +64,7 @@ class Job:
 
     id: str
     batch_id: str
+    queue: str
     line: JobLine
     enqueued_at: float
     deadline: float
@@ -115,10 +117,11 @@ def decode(envelope: Envelope, *, max_age: float) -> Job:
     return Job(
         id=_job_id(envelope),
         batch_id=_batch_id(envelope.correlation_id),
+        queue=envelope.queue,
         line=line,
         enqueued_at=envelope.enqueued_at,
         deadline=_deadline(envelope, max_age),
-        replay=_replay(envelope.properties.get("replay")),
+        replay=_replay(envelope),
     )
 
 
@@ -128,6 +131,12 @@ def make_job_id(batch_id: str, custom_id: str) -> str:
     if plain.isascii() and plain.isprintable() and len(plain) <= MAX_ID_LENGTH:
         return plain
     return f"{batch_id}/sha256-{hashlib.sha256(custom_id.encode()).hexdigest()[:32]}"
+
+
+def result_id(job: Job) -> str:
+    """The message-id of the job's result: one for each replay, as each replay's result supersedes the last."""
+    plain = f"{job.id}~r{job.replay}" if job.replay else job.id
+    return plain if len(plain) <= MAX_ID_LENGTH else f"sha256-{hashlib.sha256(plain.encode()).hexdigest()}"
 
 
 def encode_result(job: Job, outcome: Concluded, record: Record) -> bytes:
@@ -211,9 +220,7 @@ def _parse_object(raw: bytes) -> JsonObject:
             "Send one line of a Batch input file as it is.",
         ) from error
     if not isinstance(document, dict):
-        raise _invalid(
-            f"the body is {_shown(document)}; it must be one JSON object, a line of a Batch input file"
-        )
+        raise _invalid(f"the body is {_shown(document)}; it must be one JSON object, a line of a Batch input file")
     if _nested_deeper_than(document, MAX_NESTING):
         raise _invalid(f"the body nests deeper than {MAX_NESTING} levels; flatten it")
     return document
@@ -257,9 +264,7 @@ def _job_id(envelope: Envelope) -> str:
     if job_id is None:
         return f"{envelope.queue}/{envelope.sequence_number}"
     if not isinstance(job_id, str) or len(job_id) > MAX_ID_LENGTH:
-        raise _invalid(
-            f"the job id is {_shown(job_id)}; it must be text of at most {MAX_ID_LENGTH} characters"
-        )
+        raise _invalid(f"the job id is {_shown(job_id)}; it must be text of at most {MAX_ID_LENGTH} characters")
     return job_id
 
 
@@ -290,12 +295,12 @@ def _deadline(envelope: Envelope, max_age: float) -> float:
     return moment.timestamp()
 
 
-def _replay(value: object) -> int:
-    if value is None:
+def _replay(envelope: Envelope) -> int:
+    """A replayed dead letter has the message-id `<id>~r<n>`, as the old id would be swallowed as a duplicate."""
+    if "job-id" not in envelope.properties or envelope.message_id is None:
         return 0
-    if isinstance(value, int) and value >= 0:
-        return value
-    raise _invalid(f'the property "replay" is {_shown(value)}; it must be a whole number from 0')
+    found = REPLAYED.search(envelope.message_id)
+    return int(found[1]) if found else 0
 
 
 def _invalid(description: str) -> NotAJob:
@@ -308,3 +313,39 @@ def _shown(value: object) -> str:
         return "missing"
     text = orjson.dumps(value, default=str).decode()
     return text if len(text) <= 60 else f"{text[:60]}... ({len(text):,} characters)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultLine:
+    """What a collector reads of a result. `raw` is the line itself, without its newline.
+
+    `failed`: a call that was never answered, or answered with a status from 400.
+    """
+
+    job_id: str
+    batch_id: str
+    replay: int
+    failed: bool
+    raw: bytes
+
+
+def decode_result(raw: bytes) -> ResultLine:
+    """Raises ValueError when this is not a result of a worker."""
+    document = orjson.loads(raw)
+    try:
+        worker, response = document["worker"], document["response"]
+        failed = document["error"] is not None or response is None or int(response["status_code"]) >= 400
+        return ResultLine(
+            job_id=str(worker["job_id"]),
+            batch_id=str(worker["batch_id"]),
+            replay=int(worker.get("replay", 0)),
+            failed=failed,
+            raw=_on_one_line(raw),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a result of a worker: {error!r}") from error
+
+
+def _on_one_line(raw: bytes) -> bytes:
+    """A line break between JSON tokens is only white space; inside a string it cannot stand."""
+    return raw.replace(b"\r", b" ").replace(b"\n", b" ") if b"\n" in raw or b"\r" in raw else raw

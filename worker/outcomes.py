@@ -26,7 +26,6 @@ class HandBackReason(StrEnum):
     SHUTDOWN = "shutdown"
     PARKED = "parked"
     SETUP = "setup"
-    FAULT = "fault"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +85,11 @@ class Unfinished:
 
 
 @dataclass(frozen=True, slots=True)
+class Faulted:
+    """We failed at it ourselves; after enough such deliveries the broker dead-letters the message."""
+
+
+@dataclass(frozen=True, slots=True)
 class Lost:
     """The lock lapsed; the other holder decides."""
 
@@ -93,7 +97,7 @@ class Lost:
 Concluded = Answered | Refused | Failed
 """The outcomes that are written as a result line."""
 
-Outcome = Concluded | Unreadable | Unfinished | Lost
+Outcome = Concluded | Unreadable | Unfinished | Faulted | Lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +119,16 @@ class Release:
 
 
 @dataclass(frozen=True, slots=True)
+class Abandon:
+    """The message is available again at once and its delivery count rises."""
+
+
+@dataclass(frozen=True, slots=True)
 class Lapse:
     """Nothing is said to the broker: the lock is no longer ours."""
 
 
-Settlement = Complete | DeadLetter | Release | Lapse
+Settlement = Complete | DeadLetter | Release | Abandon | Lapse
 
 
 def settlement_of(outcome: Outcome) -> Settlement:
@@ -130,7 +139,28 @@ def settlement_of(outcome: Outcome) -> Settlement:
             return DeadLetter(reason=reason, description=description)
         case Unfinished():
             return Release()
+        case Faulted():
+            return Abandon()
         case Lost():
             return Lapse()
         case _:
             assert_never(outcome)
+
+
+def label_of(outcome: Outcome) -> str:
+    """The outcome as metrics and logs name it; a closed list."""
+    match outcome:
+        case Answered():
+            return "answered"
+        case Refused():
+            return "refused"
+        case Failed(code=code):
+            return code.value
+        case Unreadable():
+            return "dead_lettered"
+        case Unfinished():
+            return "handed_back"
+        case Faulted():
+            return "faulted"
+        case Lost():
+            return "lock_lost"

@@ -107,9 +107,7 @@ Deployments = Annotated[list[Annotated[Deployment, BeforeValidator(_deployment)]
 class ConnectionSettings(BaseSettings):
     """What producers and workers share: how to be somebody, and where the queues are."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX, extra="ignore", frozen=True, hide_input_in_errors=False
-    )
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True, hide_input_in_errors=False)
 
     servicebus_namespace: Annotated[str, AfterValidator(_host)]
     """The namespace's host name. Its role assignments, not a key, say who may do what."""
@@ -138,18 +136,14 @@ class ConnectionSettings(BaseSettings):
 class WorkerSettings(ConnectionSettings):
     """The knobs of `aoai-worker run`."""
 
-    openai_endpoint: HttpsUrl = Field(
-        validation_alias=AliasChoices("AZURE_OPENAI_ENDPOINT", "openai_endpoint")
-    )
+    openai_endpoint: HttpsUrl = Field(validation_alias=AliasChoices("AZURE_OPENAI_ENDPOINT", "openai_endpoint"))
     """The account's endpoint, such as https://my-account.openai.azure.com."""
 
-    openai_scope: str = Field(
-        "https://cognitiveservices.azure.com/.default", pattern=r"^https://\S+/\.default$"
-    )
+    openai_scope: str = Field("https://cognitiveservices.azure.com/.default", pattern=r"^https://\S+/\.default$")
     """The scope of the tokens for Azure OpenAI. Newer documents also name https://ai.azure.com/.default."""
 
     models: dict[str, Deployments] | Literal["passthrough"]
-    """Which models jobs may ask for, and the ordered deployments that carry each: the first whose gate is open
+    """The models that jobs may ask for, each with its ordered deployments: the first whose gate is open
     is used. `passthrough` takes the job's model as the name of a deployment: producers choose any."""
 
     slots: int = Field(64, ge=1, le=4_096)

@@ -1,0 +1,26 @@
+"""The embedded Service Bus inside the test's own event loop."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from azure.servicebus._pyamqp.aio._client_async import AMQPClientAsync
+
+from tests.local_azure import Authority, Bus, bus_world, make_authority
+from worker.local.servicebus.server import serve
+from worker.local.tokens import AccessTokens, issuer_of
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return make_authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture
+async def bus(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bus]:
+    # Closing a receiver waits out a second's sleep of its keep-alive task, which no test here needs.
+    monkeypatch.setattr(AMQPClientAsync, "_keep_alive_async", lambda client: asyncio.sleep(0))
+    world = bus_world()
+    tokens = AccessTokens(authority.entra_public, issuer_of(world.tenant_id))
+    async with serve(world, tokens, tls=authority.tls()) as served:
+        yield Bus(served, world, authority)

@@ -1,0 +1,298 @@
+"""The producer's side against the embedded Service Bus: submit, status, collect, and going on when interrupted."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from azure.servicebus import ServiceBusMessage, ServiceBusReceivedMessage
+from azure.servicebus.exceptions import (
+    MessagingEntityNotFoundError,
+    ServiceBusAuthorizationError,
+    SessionLockLostError,
+)
+
+from tests.contract.conftest import Bus
+from worker.advice import explain
+from worker.client import (
+    BatchStatus,
+    BeingCollected,
+    InvalidBatch,
+    InvalidBatchId,
+    JobClient,
+    Progress,
+    make_batch_id,
+    read_batch_file,
+)
+from worker.jobs import decode_manifest
+from worker.settings import ConnectionSettings
+
+RESULTS = "chat"
+
+
+def settings(bus: Bus, *, jobs: str = "jobs", results: str = RESULTS) -> ConnectionSettings:
+    return ConnectionSettings(
+        servicebus_namespace=bus.world.namespace,
+        servicebus_endpoint=f"localhost:{bus.served.tls_port}",
+        ca_file=bus.authority.ca_file,
+        jobs_queue=jobs,
+        results_queue=results,
+    )
+
+
+@pytest.fixture
+async def client(bus: Bus) -> AsyncIterator[JobClient]:
+    async with JobClient(settings(bus), bus.credential()) as opened:
+        yield opened
+
+
+def write_batch(path: Path, names: Iterable[str], *, padding: int = 0) -> Path:
+    body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "x" * padding}]}
+    lines = [
+        json.dumps({"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body})
+        for name in names
+    ]
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+async def answer(
+    bus: Bus, batch_id: str, statuses: dict[str, int], *, queue: str = RESULTS, replay: int = 0
+) -> None:
+    """What a worker writes for these jobs."""
+    async with bus.client() as worker, worker.get_queue_sender(queue) as sender:
+        for name, status in statuses.items():
+            line = {
+                "custom_id": name,
+                "response": {"status_code": status, "request_id": "r", "body": {}},
+                "error": None,
+                "worker": {"job_id": f"{batch_id}/{name}", "batch_id": batch_id, "replay": replay},
+            }
+            message_id = f"{batch_id}/{name}" + (f"~r{replay}" if replay else "")
+            message = ServiceBusMessage(json.dumps(line), message_id=message_id, session_id=batch_id)
+            await sender.send_messages(message)
+
+
+async def receive_all(bus: Bus, queue: str, **options: Any) -> list[ServiceBusReceivedMessage]:
+    found = []
+    async with bus.client() as reader, reader.get_queue_receiver(queue, **options) as receiver:
+        while messages := await receiver.receive_messages(500, max_wait_time=0.3):
+            found += messages
+            await asyncio.gather(*map(receiver.complete_message, messages))
+    return found
+
+
+def read_ids(path: Path) -> list[str]:
+    return [json.loads(line)["custom_id"] for line in path.read_bytes().splitlines()]
+
+
+async def test_each_line_becomes_a_message_and_a_manifest_goes_ahead(
+    bus: Bus, client: JobClient, tmp_path: Path
+) -> None:
+    path = write_batch(tmp_path / "jobs.jsonl", ["a", "ä"])
+    batch = read_batch_file(path)
+    submission = await client.submit(
+        batch, batch_id="b1", time_to_live=timedelta(hours=1), deadline=datetime(2030, 1, 1, tzinfo=UTC)
+    )
+    first, second = await receive_all(bus, "jobs")
+    (manifest,) = await receive_all(bus, RESULTS, session_id="b1")
+    assert b"".join(first.body) == path.read_bytes().splitlines()[0]
+    assert (first.message_id, first.correlation_id, first.content_type) == ("b1/a", "b1", "application/json")
+    assert (first.time_to_live, first.application_properties) == (
+        timedelta(hours=1),
+        {b"deadline": b"2030-01-01T00:00:00.000Z"},
+    )
+    assert str(second.message_id).startswith("b1/sha256-")
+    assert (manifest.message_id, manifest.subject) == ("b1/manifest", "batch-manifest")
+    told = decode_manifest(b"".join(manifest.body))
+    assert (told.batch_id, told.total, told.sha256) == ("b1", 2, submission.sha256)
+
+
+async def test_a_file_submitted_twice_is_one_batch(bus: Bus, client: JobClient, tmp_path: Path) -> None:
+    batch = read_batch_file(write_batch(tmp_path / "jobs.jsonl", ["a", "b"]))
+    first, second = await client.submit(batch), await client.submit(batch)
+    assert first.batch_id == second.batch_id == make_batch_id(batch)
+    assert len(await receive_all(bus, "jobs")) == 2
+    assert len(await receive_all(bus, RESULTS, session_id=first.batch_id)) == 1
+
+
+async def test_a_batch_of_many_transfers_arrives_whole_and_in_order(
+    bus: Bus, client: JobClient, tmp_path: Path
+) -> None:
+    told: list[Progress] = []
+    names = [f"{number}" for number in range(700)]
+    batch = read_batch_file(write_batch(tmp_path / "jobs.jsonl", names, padding=1_000))
+    await client.submit(batch, batch_id="b1", on_progress=told.append)
+    assert [str(message.message_id) for message in await receive_all(bus, "jobs")] == [f"b1/{n}" for n in names]
+    assert len(told) > 2
+    assert told[-1] == Progress(done=700, total=700)
+
+
+async def test_a_line_too_large_for_this_queue_is_named(bus: Bus, tmp_path: Path) -> None:
+    batch = read_batch_file(write_batch(tmp_path / "jobs.jsonl", ["a"], padding=2_000))
+    async with JobClient(settings(bus, jobs="small"), bus.credential()) as client:
+        with pytest.raises(InvalidBatch, match="line 1: the queue takes at most"):
+            await client.submit(batch)
+
+
+async def test_status_counts_without_taking_anything(bus: Bus, client: JobClient, tmp_path: Path) -> None:
+    await client.submit(read_batch_file(write_batch(tmp_path / "jobs.jsonl", ["a", "b", "c"])), batch_id="b1")
+    assert await client.status("b1") == BatchStatus(batch_id="b1", total=3)
+    await answer(bus, "b1", {"a": 200, "b": 400})
+    for _ in range(2):
+        status = await client.status("b1")
+        assert (status.total, status.succeeded, status.failed, status.complete) == (3, 1, 1, False)
+    await answer(bus, "b1", {"c": 200})
+    assert (await client.status("b1")).complete
+
+
+async def test_status_looks_at_more_results_than_one_peek_brings(bus: Bus, client: JobClient) -> None:
+    await answer(bus, "b1", {f"{number}": 200 for number in range(300)})
+    assert (await client.status("b1")).succeeded == 300
+
+
+async def test_an_unknown_batch_has_no_total(client: JobClient) -> None:
+    assert await client.status("nobody") == BatchStatus(batch_id="nobody")
+
+
+async def test_a_batch_under_collection_is_told_as_such(bus: Bus, client: JobClient, tmp_path: Path) -> None:
+    async with bus.client() as other, other.get_queue_receiver(RESULTS, session_id="b1"):
+        assert await client.status("b1") == BatchStatus(batch_id="b1", being_collected_by_other=True)
+        with pytest.raises(BeingCollected, match="lapses"):
+            await client.collect("b1", tmp_path / "out")
+    assert not (tmp_path / "out.partial").exists()
+
+
+async def test_a_collection_goes_on_until_the_batch_is_whole(bus: Bus, client: JobClient, tmp_path: Path) -> None:
+    out, errors = tmp_path / "out", tmp_path / "err"
+    await client.submit(read_batch_file(write_batch(tmp_path / "jobs.jsonl", ["a", "b", "c"])), batch_id="b1")
+    await answer(bus, "b1", {"a": 200, "b": 400})
+    first = await client.collect("b1", out, errors)
+    assert (first.complete, first.missing, first.succeeded, first.failed) == (False, 1, 1, 1)
+    assert not out.exists()
+    await answer(bus, "b1", {"c": 200})
+    second = await client.collect("b1", out, errors)
+    assert (second.complete, second.missing) == (True, 0)
+    assert (read_ids(out), read_ids(errors)) == (["a", "c"], ["b"])
+    assert await client.status("b1") == BatchStatus(batch_id="b1")
+
+
+async def test_following_waits_for_the_last_result(bus: Bus, client: JobClient, tmp_path: Path) -> None:
+    await client.submit(read_batch_file(write_batch(tmp_path / "jobs.jsonl", ["a", "b"])), batch_id="b1")
+    first_is_here = asyncio.Event()
+
+    def watch(now: Progress) -> None:
+        if now.done == 1:
+            first_is_here.set()
+
+    async with asyncio.TaskGroup() as group:
+        collecting = group.create_task(client.collect("b1", tmp_path / "out", follow=True, on_progress=watch))
+        await answer(bus, "b1", {"a": 200})
+        await first_is_here.wait()
+        await answer(bus, "b1", {"b": 200})
+    assert collecting.result().complete
+    assert read_ids(tmp_path / "out") == ["a", "b"]
+
+
+async def test_following_outlives_the_lock_of_its_session(bus: Bus, tmp_path: Path) -> None:
+    """The lock lasts half a second; it is renewed, and where it is lost the session is opened again."""
+    async with JobClient(settings(bus, results="brief-chat"), bus.credential()) as client:
+        batch = read_batch_file(write_batch(tmp_path / "jobs.jsonl", ["a", "b"]))
+        await client.submit(batch, batch_id="b1")
+        rounds = 0
+        three_rounds = asyncio.Event()
+
+        def count(_: Progress) -> None:
+            nonlocal rounds
+            rounds += 1
+            if rounds == 3:
+                three_rounds.set()
+
+        async with asyncio.TaskGroup() as group:
+            collecting = group.create_task(client.collect("b1", tmp_path / "out", follow=True, on_progress=count))
+            await three_rounds.wait()
+            await answer(bus, "b1", {"a": 200, "b": 200}, queue="brief-chat")
+        assert collecting.result().complete
+
+
+async def test_a_session_lost_between_the_disk_and_the_queue_loses_and_doubles_nothing(
+    bus: Bus, client: JobClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await client.submit(read_batch_file(write_batch(tmp_path / "jobs.jsonl", ["a", "b"])), batch_id="b1")
+    await answer(bus, "b1", {"a": 200, "b": 200})
+    losses = iter([True, True])
+    complete = client_module_complete()
+
+    async def lose_first(session: Any, received: Any) -> None:
+        if received and next(losses, False):
+            raise SessionLockLostError()
+        await complete(session, received)
+
+    monkeypatch.setattr("worker.client._BusSession.complete", lose_first)
+    assert (await client.collect("b1", tmp_path / "out")).complete
+    assert read_ids(tmp_path / "out") == ["a", "b"]
+
+
+def client_module_complete() -> Any:
+    from worker.client import _BusSession
+
+    return _BusSession.complete
+
+
+async def test_an_interrupted_collection_is_resumed_by_the_next(
+    bus: Bus, client: JobClient, tmp_path: Path
+) -> None:
+    names = [f"{number}" for number in range(600)]
+    await client.submit(read_batch_file(write_batch(tmp_path / "jobs.jsonl", names)), batch_id="b1")
+    await answer(bus, "b1", dict.fromkeys(names, 200))
+    some_are_here = asyncio.Event()
+
+    def watch(now: Progress) -> None:
+        if now.done:
+            some_are_here.set()
+
+    interrupted = asyncio.ensure_future(client.collect("b1", tmp_path / "out", follow=True, on_progress=watch))
+    await some_are_here.wait()
+    interrupted.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await interrupted
+    assert not (tmp_path / "out").exists()
+    assert (await client.collect("b1", tmp_path / "out")).complete
+    assert sorted(read_ids(tmp_path / "out")) == sorted(names)
+
+
+async def test_a_foreign_message_is_dead_lettered_for_inspection(
+    bus: Bus, client: JobClient, tmp_path: Path
+) -> None:
+    async with bus.client() as other, other.get_queue_sender(RESULTS) as sender:
+        await sender.send_messages(ServiceBusMessage("hello", session_id="b1"))
+    await client.collect("b1", tmp_path / "out")
+    (dead,) = await receive_all(bus, RESULTS, sub_queue="deadletter")
+    assert (dead.dead_letter_reason, b"".join(dead.body)) == ("InvalidResult", b"hello")
+
+
+async def test_a_wrong_batch_id_is_refused_before_anything_is_sent(client: JobClient, tmp_path: Path) -> None:
+    batch = read_batch_file(write_batch(tmp_path / "jobs.jsonl", ["a"]))
+    with pytest.raises(InvalidBatchId, match="1 to 48 letters"):
+        await client.submit(batch, batch_id="a/b")
+
+
+async def test_a_missing_role_is_named(bus: Bus, tmp_path: Path) -> None:
+    batch = read_batch_file(write_batch(tmp_path / "jobs.jsonl", ["a"]))
+    async with JobClient(settings(bus), bus.credential("stranger")) as client:
+        with pytest.raises(ServiceBusAuthorizationError) as caught:
+            await client.submit(batch)
+        assert '"Azure Service Bus Data Sender"' in explain(caught.value)
+        with pytest.raises(ServiceBusAuthorizationError) as caught:
+            await client.status("b1")
+        assert '"Azure Service Bus Data Receiver"' in explain(caught.value)
+
+
+async def test_a_queue_that_does_not_exist_is_told(bus: Bus, tmp_path: Path) -> None:
+    async with JobClient(settings(bus, results="nowhere"), bus.credential()) as client:
+        with pytest.raises(MessagingEntityNotFoundError) as caught:
+            await client.status("b1")
+    assert explain(caught.value).startswith("The queue does not exist")

@@ -1,0 +1,148 @@
+"""The embedded Azure OpenAI answers the real openai client, on both surfaces, as the service does."""
+
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx2
+import openai
+import pytest
+from aiohttp.test_utils import TestServer
+from openai import AsyncAzureOpenAI, AsyncOpenAI
+from openai.types.chat import ChatCompletion
+
+from worker.local.entra import load_entra
+from worker.local.openai_service.__main__ import load_account
+from worker.local.openai_service.account import Account
+from worker.local.openai_service.app import build_app
+from worker.local.process import server_context
+from worker.local.state import StateDirectory
+from worker.local.supervisor import prepare_state
+from worker.local.world import default_world
+
+WORLD = default_world()
+ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+
+
+class Bench:
+    """An account on loopback, in this loop, with tokens fresh from the embedded Entra."""
+
+    def __init__(self, state: StateDirectory, account: Account, http: httpx2.AsyncClient, endpoint: str) -> None:
+        self.account = account
+        self._state = state
+        self._http = http
+        self._endpoint = endpoint
+
+    async def token(self, identity: str = "worker") -> str:
+        form = {
+            "client_id": WORLD.identity(identity).client_id,
+            "scope": "https://cognitiveservices.azure.com/.default",
+            "grant_type": "client_credentials",
+            "client_assertion": self._state.projected_token(identity).read_text(),
+            "client_assertion_type": ASSERTION_TYPE,
+        }
+        return str(load_entra(self._state).grant(WORLD.tenant_id, form)["access_token"])
+
+    async def strangers_token(self) -> str:
+        return await self.token("stranger")
+
+    def v1(self) -> AsyncOpenAI:
+        return AsyncOpenAI(
+            base_url=f"{self._endpoint}/openai/v1/", api_key=self.token, http_client=self._http, max_retries=0
+        )
+
+    def azure(self) -> AsyncAzureOpenAI:
+        return AsyncAzureOpenAI(
+            azure_endpoint=self._endpoint,
+            api_version="2024-10-21",
+            azure_ad_token_provider=self.token,
+            http_client=self._http,
+            max_retries=0,
+        )
+
+    def stranger(self) -> AsyncOpenAI:
+        return AsyncOpenAI(
+            base_url=f"{self._endpoint}/openai/v1/",
+            api_key=self.strangers_token,
+            http_client=self._http,
+            max_retries=0,
+        )
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    state = StateDirectory(tmp_path)
+    prepare_state(state, WORLD)
+    account = load_account(state)
+    server = TestServer(build_app(account), scheme="https")
+    await server.start_server(ssl=server_context(state))
+    trust = ssl.create_default_context(cafile=str(state.ca))
+    try:
+        async with httpx2.AsyncClient(verify=trust) as http:
+            yield Bench(state, account, http, f"https://localhost:{server.port}")
+    finally:
+        await server.close()
+
+
+async def ask(client: AsyncOpenAI, question: str, model: str = "gpt-4o-mini") -> ChatCompletion:
+    return await client.chat.completions.create(model=model, messages=[{"role": "user", "content": question}])
+
+
+async def test_both_clients_get_the_same_answer_to_the_same_question(bench: Bench) -> None:
+    one, other = await ask(bench.v1(), "What is 17 + 25?"), await ask(bench.azure(), "What is 17 + 25?")
+    content = one.choices[0].message.content
+    assert content is not None
+    assert content.startswith("17 + 25 = 42")
+    assert other.choices[0].message.content == content
+    assert one.usage is not None
+    assert one.usage.total_tokens == one.usage.prompt_tokens + one.usage.completion_tokens
+
+
+async def test_the_answer_carries_azures_extra_fields_and_headers(bench: Bench) -> None:
+    raw = await bench.v1().chat.completions.with_raw_response.create(
+        model="gpt-4o-mini", messages=[{"role": "user", "content": "hi"}]
+    )
+    answer = raw.parse()
+    assert raw.request_id == raw.headers["apim-request-id"]
+    assert raw.headers["x-ms-deployment-name"] == "gpt-4o-mini"
+    assert answer.model_extra is not None
+    assert answer.model_extra["prompt_filter_results"][0]["prompt_index"] == 0
+
+
+async def test_a_blocked_prompt_is_a_bad_request_with_the_code_content_filter(bench: Bench) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        await ask(bench.azure(), "[[content-filter]]")
+    assert refused.value.code == "content_filter"
+
+
+async def test_a_missing_deployment_is_not_found(bench: Bench) -> None:
+    for client in (bench.v1(), bench.azure()):
+        with pytest.raises(openai.NotFoundError) as refused:
+            await ask(client, "hi", "gpt-9")
+        assert refused.value.code == "DeploymentNotFound"
+
+
+async def test_a_throttle_is_a_rate_limit_error_with_its_header(bench: Bench) -> None:
+    bench.account.faults.set(b'{"status": 429, "count": 1, "retry_after_ms": 800}')
+    with pytest.raises(openai.RateLimitError) as refused:
+        await ask(bench.v1(), "hi")
+    assert refused.value.response.headers["retry-after-ms"] == "800"
+    assert (await ask(bench.v1(), "hi")).choices
+
+
+async def test_the_sdk_retries_a_failure_by_the_header_it_was_sent(bench: Bench) -> None:
+    bench.account.faults.set(b'{"status": 429, "count": 2, "retry_after_ms": 1}')
+    assert (await ask(bench.v1().with_options(max_retries=2), "hi")).choices
+
+
+async def test_a_principal_without_the_role_is_an_authentication_error(bench: Bench) -> None:
+    with pytest.raises(openai.AuthenticationError) as refused:
+        await ask(bench.stranger(), "hi")
+    assert refused.value.code == "PermissionDenied"
+
+
+async def test_a_key_smuggled_into_the_headers_is_refused(bench: Bench) -> None:
+    client = bench.v1().with_options(default_headers={"api-key": "0" * 32})
+    with pytest.raises(openai.PermissionDeniedError) as refused:
+        await ask(client, "hi")
+    assert refused.value.code == "AuthenticationTypeDisabled"

@@ -1,0 +1,188 @@
+"""What tests of the embedded Azure need to stand before it: keys, a credential of their own, SDK clients.
+
+Values only; the fixtures are in the `conftest.py` of the folder that uses them.
+"""
+
+import ipaddress
+import ssl
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from azure.core.credentials import AccessToken
+from azure.servicebus import TransportType
+from azure.servicebus.aio import ServiceBusClient
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import NameOID
+
+from worker.local.servicebus.server import Served
+from worker.local.tokens import TokenIssuer
+from worker.local.world import Identity, QueueSpec, RoleAssignment, World
+
+
+@dataclass(frozen=True)
+class Authority:
+    """The keys of this run: Entra's, and a certificate for `localhost` with its CA."""
+
+    entra_private: bytes
+    entra_public: bytes
+    ca_file: Path
+    certificate_file: Path
+    key_file: Path
+
+    def tls(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.certificate_file, self.key_file)
+        return context
+
+
+def make_authority(folder: Path) -> Authority:
+    """Writes the keys and certificates into `folder`."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    ca_key, server_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test CA")])
+    ca = certificate(ca_name, ca_name, ca_key, ca_key, is_ca=True)
+    server = certificate(
+        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")]), ca_name, server_key, ca_key, is_ca=False
+    )
+    (folder / "ca.pem").write_bytes(ca.public_bytes(serialization.Encoding.PEM))
+    (folder / "server.pem").write_bytes(server.public_bytes(serialization.Encoding.PEM))
+    (folder / "server.key").write_bytes(private_pem(server_key))
+    return Authority(
+        entra_private=private_pem(key),
+        entra_public=key.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        ),
+        ca_file=folder / "ca.pem",
+        certificate_file=folder / "server.pem",
+        key_file=folder / "server.key",
+    )
+
+
+def private_pem(key: Any) -> bytes:
+    pem: bytes = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return pem
+
+
+def certificate(subject: x509.Name, issuer: x509.Name, key: Any, signer: Any, *, is_ca: bool) -> x509.Certificate:
+    now = datetime.now(UTC)
+    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(minutes=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .sign(signer, hashes.SHA256())
+    )
+
+
+@dataclass
+class SignedCredential:
+    """Signs tokens itself. `claimed_lifetime` is what the SDK is told, `lifetimes` the truth, one after the other."""
+
+    private_key: bytes
+    tenant_id: str
+    identity: Identity
+    audience: str | None = None
+    lifetimes: list[float] = field(default_factory=lambda: [3600.0])
+    claimed_lifetime: float = 3600.0
+    asked: int = 0
+
+    async def get_token(self, *scopes: str, **options: Any) -> AccessToken:
+        lifetime = self.lifetimes[min(self.asked, len(self.lifetimes) - 1)]
+        self.asked += 1
+        token = TokenIssuer(self.private_key, self.tenant_id, lifetime).issue(
+            audience=self.audience or scopes[0].removesuffix("/.default"),
+            client_id=self.identity.client_id,
+            object_id=self.identity.object_id,
+        )
+        return AccessToken(token, int(time.time() + self.claimed_lifetime))
+
+    async def close(self) -> None: ...
+
+    async def __aenter__(self) -> "SignedCredential":
+        return self
+
+    async def __aexit__(self, *error: object) -> None: ...
+
+
+@dataclass(frozen=True)
+class Bus:
+    """The embedded Service Bus, and how to get clients of it."""
+
+    served: Served
+    world: World
+    authority: Authority
+
+    def credential(self, identity: str = "owner", **options: Any) -> SignedCredential:
+        return SignedCredential(
+            private_key=self.authority.entra_private,
+            tenant_id=self.world.tenant_id,
+            identity=self.world.identity(identity),
+            **options,
+        )
+
+    def client(self, identity: str = "owner", *, credential: Any = None, **options: Any) -> ServiceBusClient:
+        """A client over TLS, as in a pod."""
+        return ServiceBusClient(
+            self.world.namespace,
+            credential or self.credential(identity),
+            **{
+                "custom_endpoint_address": f"sb://localhost:{self.served.tls_port}",
+                "transport_type": TransportType.Amqp,
+                "connection_verify": str(self.authority.ca_file),
+                "retry_backoff_factor": 0.01,
+                "socket_timeout": 0.05,
+                **options,
+            },
+        )
+
+
+def bus_world() -> World:
+    names = ("owner", "sender", "receiver", "stranger")
+    people = {
+        name: Identity(
+            name=name,
+            client_id=f"00000000-0000-4000-8000-00000000000{number}",
+            object_id=f"11111111-0000-4000-8000-00000000000{number}",
+            subject=f"system:serviceaccount:default:{name}",
+        )
+        for number, name in enumerate(names)
+    }
+    return World(
+        identities=tuple(people.values()),
+        role_assignments=(
+            RoleAssignment(
+                object_id=people["owner"].object_id, role="Azure Service Bus Data Owner", scope="servicebus"
+            ),
+            RoleAssignment(
+                object_id=people["sender"].object_id,
+                role="Azure Service Bus Data Sender",
+                scope="servicebus/jobs",
+            ),
+            RoleAssignment(
+                object_id=people["receiver"].object_id,
+                role="Azure Service Bus Data Receiver",
+                scope="servicebus/jobs",
+            ),
+        ),
+        queues=(
+            QueueSpec(name="jobs"),
+            QueueSpec(name="brief", lock_duration=0.5, max_delivery_count=3),
+            QueueSpec(name="chat", requires_session=True),
+            QueueSpec(name="brief-chat", requires_session=True, lock_duration=0.5),
+            QueueSpec(name="small", max_message_bytes=2_000),
+            QueueSpec(name="narrow", max_size_bytes=3_000),
+        ),
+    )

@@ -1,0 +1,93 @@
+"""A worker without a world: the real core between fakes, under virtual time."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from worker.consumer import Consumer
+from worker.interfaces import Target
+from worker.jobs import Job
+from worker.limits import Gates, Intake, Setup
+from worker.outcomes import Response
+from worker.processor import Patience, Processor
+from worker.retry import RetryPolicy
+from worker.testing import EventList, FakeModel, FakeQueue, FakeSink, answer
+from worker.waits import loop_time
+
+EPOCH = 1_795_000_000.0
+"""The wall clock's reading when the loop's clock reads 0."""
+
+Behaviour = Callable[[Job, Target], Awaitable[Response]]
+
+
+def wall_clock() -> float:
+    return EPOCH + loop_time()
+
+
+def target(deployment: str) -> Target:
+    return Target(deployment=deployment, endpoint="https://account.openai.azure.com")
+
+
+class Bench:
+    """`behaviour` is the service. The jitter is the whole of each backoff, so waits are exact."""
+
+    def __init__(
+        self,
+        behaviour: Behaviour | None = None,
+        *,
+        slots: int = 4,
+        routes: Mapping[str, Sequence[Target]] | None = None,
+        passthrough: bool = False,
+        attempts: int = 6,
+        patience: Patience | None = None,
+        grace: float = 25.0,
+        sink: FakeSink | None = None,
+    ) -> None:
+        self.events = EventList()
+        self.queue = FakeQueue(clock=wall_clock)
+        self.sink = sink or FakeSink()
+        self.model = FakeModel(behaviour or answers)
+        known = None if passthrough else routes or {"gpt-4o-mini": [target("mini")]}
+        self.gates = Gates(known, endpoint="https://account.openai.azure.com", observer=self.events)
+        self.intake = Intake(slots, self.events, gates_open_at=self.gates.opens_at)
+        self.setup = Setup(self.intake)
+        self.processor = Processor(
+            source=self.queue,
+            model=self.model,
+            sink=self.sink,
+            gates=self.gates,
+            setup=self.setup,
+            intake=self.intake,
+            policy=RetryPolicy(attempts=attempts),
+            patience=patience or Patience(),
+            observer=self.events,
+            pod="pod-1",
+            clock=wall_clock,
+            chance=lambda: 1.0,
+        )
+        self.consumer = Consumer(
+            source=self.queue,
+            processor=self.processor,
+            intake=self.intake,
+            observer=self.events,
+            chance=lambda: 1.0,
+            grace=grace,
+        )
+
+    async def run_for(self, seconds: float) -> None:
+        """Work for so long, then stop and drain."""
+        asyncio.get_running_loop().call_later(seconds, self.intake.stop)
+        await self.consumer.run()
+
+    async def work(self, *, until: Callable[[], bool] | None = None) -> None:
+        """Work until everything sent is settled, and stop."""
+        done = until or (lambda: not len(self.queue) and not self.queue.locked)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.consumer.run())
+            while not done():
+                await asyncio.sleep(0.01)  # virtual
+            self.intake.stop()
+
+
+async def answers(job: Job, target: Target) -> Response:
+    await asyncio.sleep(0.2)
+    return answer(f"to {job.line.custom_id}")

@@ -1,0 +1,136 @@
+"""What `submit` finds out about a file before it sends a line."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from worker.batch_files import MAX_LINE_BYTES, InvalidBatch, read_batch_file, read_jobs
+
+
+def make_line(custom_id: str = "q1", **changes: Any) -> bytes:
+    line = {
+        "custom_id": custom_id,
+        "method": "POST",
+        "url": "/v1/chat/completions",
+        "body": {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hi"}]},
+    }
+    return json.dumps(line | changes).encode()
+
+
+def write(path: Path, lines: Iterable[bytes], end: bytes = b"\n") -> Path:
+    path.write_bytes(b"".join(line + end for line in lines))
+    return path
+
+
+def problems_of(path: Path) -> list[tuple[int, str]]:
+    with pytest.raises(InvalidBatch) as caught:
+        read_batch_file(path)
+    return [(problem.line, problem.problem) for problem in caught.value.problems]
+
+
+def test_a_good_file_is_counted_and_hashed(tmp_path: Path) -> None:
+    lines = [make_line("a"), make_line("b")]
+    batch = read_batch_file(write(tmp_path / "jobs.jsonl", lines))
+    assert batch.total == 2
+    assert batch.sha256 == hashlib.sha256(b"".join(line + b"\n" for line in lines)).hexdigest()
+
+
+def test_the_end_of_lines_and_of_the_file_do_not_change_a_batch(tmp_path: Path) -> None:
+    lines = [make_line("a"), make_line("b")]
+    unix = read_batch_file(write(tmp_path / "unix.jsonl", lines))
+    dos = read_batch_file(write(tmp_path / "dos.jsonl", lines, end=b"\r\n"))
+    (tmp_path / "cut.jsonl").write_bytes(b"\n".join(lines))
+    assert unix.sha256 == dos.sha256 == read_batch_file(tmp_path / "cut.jsonl").sha256
+
+
+def test_a_line_is_sent_as_it_stands_in_the_file(tmp_path: Path) -> None:
+    line = make_line("ä").replace(b": ", b" :  ")
+    batch = read_batch_file(write(tmp_path / "jobs.jsonl", [line]))
+    assert list(read_jobs(batch)) == [(1, "ä", line)]
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (b"{not json}", "is not JSON"),
+        (b"[1, 2]", "must be one JSON object"),
+        (b'{"custom_id": "\xff"}', "is not JSON in UTF-8"),
+        (b"", "the line is blank"),
+        (b"   ", "the line is blank"),
+        (make_line(url="/v1/images/generations"), "/v1/images/generations"),
+        (make_line(method="GET"), '"method" is "GET"'),
+        (make_line(body={"messages": []}), '"body.model" is missing'),
+        (make_line(custom_id=""), '"custom_id"'),
+        (make_line(body={"model": "m", "x": "y" * MAX_LINE_BYTES}), "more than 261,120 bytes"),
+        (b"\xef\xbb\xbf" + make_line(), "UTF-8 without BOM"),
+    ],
+)
+def test_a_wrong_line_is_named_with_its_number_and_what_is_wrong(tmp_path: Path, line: bytes, told: str) -> None:
+    ((number, problem),) = problems_of(write(tmp_path / "jobs.jsonl", [make_line("a"), line, make_line("b")]))
+    assert number == 2
+    assert told in problem
+
+
+def test_a_repeated_custom_id_names_the_first_line_that_has_it(tmp_path: Path) -> None:
+    lines = [make_line(name) for name in ("a", "b", "a", "a")]
+    assert problems_of(write(tmp_path / "jobs.jsonl", lines)) == [
+        (3, "custom_id 'a' is already on line 1; make it unique"),
+        (4, "custom_id 'a' is already on line 1; make it unique"),
+    ]
+
+
+def test_all_problems_are_told_at_once_in_the_order_of_the_lines(tmp_path: Path) -> None:
+    lines = [make_line("a"), b"x", make_line("a"), b"", make_line("b")]
+    assert [line for line, _ in problems_of(write(tmp_path / "jobs.jsonl", lines))] == [2, 3, 4]
+
+
+def test_of_many_problems_the_first_50_are_told_and_all_are_counted(tmp_path: Path) -> None:
+    path = write(tmp_path / "jobs.jsonl", [b"x"] * 1_000)
+    with pytest.raises(InvalidBatch) as caught:
+        read_batch_file(path)
+    assert caught.value.count == 1_000
+    assert [problem.line for problem in caught.value.problems] == list(range(1, 51))
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    assert problems_of(write(tmp_path / "jobs.jsonl", [])) == [
+        (0, "the file is empty; it must have one job a line")
+    ]
+
+
+def test_a_utf_16_file_is_one_problem(tmp_path: Path) -> None:
+    (tmp_path / "jobs.jsonl").write_bytes(make_line().decode().encode("utf-16"))
+    assert problems_of(tmp_path / "jobs.jsonl") == [(0, "the file is UTF-16; save it as UTF-8")]
+
+
+def test_an_endless_line_is_passed_over_without_being_held(tmp_path: Path) -> None:
+    long = b"x" * (3 * MAX_LINE_BYTES)
+    assert [line for line, _ in problems_of(write(tmp_path / "jobs.jsonl", [long, b"x", make_line()]))] == [1, 2]
+
+
+@pytest.mark.parametrize("changed", [make_line("a"), make_line("b")], ids=["rewritten", "other"])
+def test_a_file_that_changes_after_the_check_is_not_sent(tmp_path: Path, changed: bytes) -> None:
+    path = write(tmp_path / "jobs.jsonl", [make_line("a")])
+    batch = read_batch_file(path)
+    write(path, [changed, changed])
+    with pytest.raises(InvalidBatch, match="has changed"):
+        list(read_jobs(batch))
+
+
+@settings(max_examples=50, deadline=None)
+@given(names=st.lists(st.text(min_size=1, max_size=3), min_size=1, max_size=12))
+def test_a_file_is_refused_exactly_if_a_custom_id_is_repeated(
+    tmp_path_factory: pytest.TempPathFactory, names: list[str]
+) -> None:
+    path = write(tmp_path_factory.mktemp("batch") / "jobs.jsonl", [make_line(name) for name in names])
+    repeated = [number for number, name in enumerate(names, start=1) if name in names[: number - 1]]
+    if repeated:
+        assert [line for line, _ in problems_of(path)] == repeated
+    else:
+        assert [custom_id for _, custom_id, _ in read_jobs(read_batch_file(path))] == names

@@ -1,0 +1,315 @@
+"""Collecting: each job's result exactly once in the files, whatever is killed when."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from worker.client import Progress, Received, Taking
+from worker.jobs import Manifest, encode_manifest
+from worker.result_files import ResultFiles, UnusableOutput
+
+
+def make_result(name: str, *, status: int = 200, replay: int = 0, batch_id: str = "b1") -> bytes:
+    worker = {"job_id": f"{batch_id}/{name}", "batch_id": batch_id, "replay": replay}
+    response = {"status_code": status, "request_id": "r", "body": {"said": name}} if status else None
+    error = None if response else {"code": "expired", "message": "too late"}
+    return json.dumps(
+        {"id": "x", "custom_id": name, "response": response, "error": error, "worker": worker}
+    ).encode()
+
+
+def manifest(total: int) -> Received:
+    body = encode_manifest(Manifest(batch_id="b1", total=total, sha256="", submitted_at=""))
+    return Received(is_manifest=True, body=body)
+
+
+def result(name: str, *, status: int = 200, replay: int = 0) -> Received:
+    return Received(is_manifest=False, body=make_result(name, status=status, replay=replay))
+
+
+class Killed(BaseException):
+    """What kill -9 does to the process, as far as one process can act it."""
+
+
+@dataclass
+class FakeSession:
+    """A results session: what is not completed comes again to the next holder."""
+
+    queue: list[Received]
+    group: int = 100
+    refused: list[str] = field(default_factory=list)
+    before: "Steps | None" = None
+    _taken: list[Received] = field(default_factory=list)
+
+    async def receive(self) -> Sequence[Received]:
+        self._step()
+        here = [one for one in self.queue if not any(one is taken for taken in self._taken)][: self.group]
+        self._taken += here
+        return here
+
+    async def complete(self, received: Sequence[Received]) -> None:
+        for one in received:
+            self._step()
+            self._remove(one)
+
+    async def refuse(self, received: Received, description: str) -> None:
+        self._remove(received)
+        self.refused.append(description)
+
+    def _remove(self, one: Received) -> None:
+        self.queue[:] = [other for other in self.queue if other is not one]
+
+    def _step(self) -> None:
+        if self.before:
+            self.before.take()
+
+
+@dataclass
+class Steps:
+    """Raises Killed when they are used up."""
+
+    left: int
+
+    def take(self) -> None:
+        if self.left == 0:
+            raise Killed
+        self.left -= 1
+
+
+async def collect(
+    session: FakeSession, out: Path, errors: Path | None = None, told: list[Progress] | None = None
+) -> ResultFiles:
+    with ResultFiles("b1", out, errors) as files:
+        report = (lambda _: None) if told is None else told.append
+        await Taking(files, follow=False, report=report).take(session)
+    return files
+
+
+def read_ids(path: Path) -> list[str]:
+    return [json.loads(line)["custom_id"] for line in path.read_bytes().splitlines()]
+
+
+def names(path: Path) -> set[str]:
+    return {entry.name for entry in path.iterdir()}
+
+
+async def test_a_whole_batch_is_split_into_answers_and_errors(tmp_path: Path) -> None:
+    queue = [manifest(3), result("a"), result("b", status=400), result("c", status=0)]
+    files = await collect(FakeSession(queue), tmp_path / "out", tmp_path / "err")
+    assert (read_ids(tmp_path / "out"), read_ids(tmp_path / "err")) == (["a"], ["b", "c"])
+    assert (len(files), files.failed, files.published, queue) == (3, 2, True, [])
+
+
+async def test_without_a_file_for_errors_all_is_in_one(tmp_path: Path) -> None:
+    await collect(FakeSession([manifest(2), result("a"), result("b", status=400)]), tmp_path / "out")
+    assert read_ids(tmp_path / "out") == ["a", "b"]
+    assert names(tmp_path) == {"out"}
+
+
+async def test_a_batch_without_errors_leaves_an_empty_error_file(tmp_path: Path) -> None:
+    await collect(FakeSession([manifest(1), result("a")]), tmp_path / "out", tmp_path / "err")
+    assert (tmp_path / "err").read_bytes() == b""
+
+
+async def test_an_unfinished_batch_has_partial_files_only_and_keeps_its_manifest(tmp_path: Path) -> None:
+    queue = [manifest(2), result("a")]
+    files = await collect(FakeSession(queue), tmp_path / "out", tmp_path / "err")
+    assert not files.published
+    assert names(tmp_path) == {"out.partial"}
+    assert [one.is_manifest for one in queue] == [True]
+
+
+async def test_the_next_collection_goes_on_where_the_last_one_ended(tmp_path: Path) -> None:
+    queue = [manifest(2), result("a")]
+    await collect(FakeSession(queue), tmp_path / "out")
+    queue.append(result("b"))
+    await collect(FakeSession(queue), tmp_path / "out")
+    assert read_ids(tmp_path / "out") == ["a", "b"]
+
+
+async def test_nothing_is_left_behind_when_nothing_was_there(tmp_path: Path) -> None:
+    await collect(FakeSession([]), tmp_path / "out", tmp_path / "err")
+    assert names(tmp_path) == set()
+
+
+async def test_a_batch_that_was_whole_before_is_whole_again(tmp_path: Path) -> None:
+    queue = [manifest(1), result("a")]
+    await collect(FakeSession(list(queue)), tmp_path / "out")
+    files = await collect(FakeSession(queue), tmp_path / "out")  # killed before the manifest was completed
+    assert (files.published, queue, names(tmp_path)) == (True, [], {"out"})
+    assert read_ids(tmp_path / "out") == ["a"]
+
+
+async def test_a_replayed_result_supersedes_even_in_a_batch_that_was_whole(tmp_path: Path) -> None:
+    out, errors = tmp_path / "out", tmp_path / "err"
+    await collect(FakeSession([manifest(2), result("a", status=0), result("b")]), out, errors)
+    await collect(FakeSession([result("a", replay=1)]), out, errors)
+    assert (read_ids(out), read_ids(errors)) == (["b", "a"], [])
+
+
+async def test_an_older_replay_does_not_supersede(tmp_path: Path) -> None:
+    queue = [manifest(1), result("a", replay=2), result("a", status=0, replay=1)]
+    files = await collect(FakeSession(queue), tmp_path / "out", tmp_path / "err")
+    assert (read_ids(tmp_path / "out"), files.failed, queue) == (["a"], 0, [])
+
+
+async def test_what_is_neither_result_nor_manifest_is_refused_and_does_not_stop_the_rest(
+    tmp_path: Path,
+) -> None:
+    queue = [
+        Received(is_manifest=True, body=b"no"),
+        manifest(1),
+        Received(is_manifest=False, body=b'{"worker": 1}'),
+        result("a"),
+    ]
+    session = FakeSession(queue)
+    await collect(session, tmp_path / "out")
+    assert (len(session.refused), queue, read_ids(tmp_path / "out")) == (2, [], ["a"])
+
+
+async def test_a_pretty_printed_result_becomes_one_line(tmp_path: Path) -> None:
+    pretty = json.dumps(json.loads(make_result("a")), indent=1).replace("\n", "\r\n").encode()
+    await collect(FakeSession([manifest(1), Received(is_manifest=False, body=pretty)]), tmp_path / "out")
+    assert json.loads((tmp_path / "out").read_bytes()) == json.loads(make_result("a"))
+    assert (tmp_path / "out").read_bytes().count(b"\n") == 1
+
+
+async def test_progress_tells_the_total_once_the_manifest_has_come(tmp_path: Path) -> None:
+    told: list[Progress] = []
+    queue = [result("a"), manifest(2), result("b", status=500)]
+    await collect(FakeSession(queue, group=1), tmp_path / "out", told=told)
+    assert told == [
+        Progress(done=1, total=None),
+        Progress(done=1, total=2),
+        Progress(done=2, total=2, failed=1),
+    ]
+
+
+async def test_a_torn_last_line_is_cut_off_and_collected_again(tmp_path: Path) -> None:
+    (tmp_path / "out.partial").write_bytes(make_result("a") + b"\n" + make_result("b")[:20])
+    await collect(FakeSession([manifest(2), result("b")]), tmp_path / "out")
+    assert read_ids(tmp_path / "out") == ["a", "b"]
+
+
+async def test_errors_collected_before_a_file_for_them_was_named_move_there(tmp_path: Path) -> None:
+    queue = [manifest(3), result("a"), result("b", status=400)]
+    await collect(FakeSession(queue), tmp_path / "out")
+    queue.append(result("c"))
+    await collect(FakeSession(queue), tmp_path / "out", tmp_path / "err")
+    assert (read_ids(tmp_path / "out"), read_ids(tmp_path / "err")) == (["a", "c"], ["b"])
+
+
+async def test_an_empty_file_of_that_name_is_not_taken_for_a_whole_batch(tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    queue = [manifest(2), result("a", status=400)]
+    await collect(FakeSession(queue), tmp_path / "out", tmp_path / "err")
+    files = await collect(FakeSession(queue), tmp_path / "out", tmp_path / "err")
+    assert not files.published
+
+
+@pytest.mark.parametrize("name", ["out", "out.partial"])
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (make_result("a", batch_id="other") + b"\n", "holds results of batch other, not of b1"),
+        (b"dear diary\n", "line 1 is not a result"),
+    ],
+)
+async def test_a_file_of_something_else_is_left_alone(tmp_path: Path, name: str, content: bytes, told: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UnusableOutput, match=told):
+        await collect(FakeSession([manifest(1), result("a")]), tmp_path / "out")
+    assert (tmp_path / name).read_bytes() == content
+
+
+async def test_two_collections_into_one_file_are_refused(tmp_path: Path) -> None:
+    with ResultFiles("b1", tmp_path / "out", None), pytest.raises(UnusableOutput, match="another collect"):
+        await collect(FakeSession([]), tmp_path / "out")
+
+
+def test_answers_and_errors_need_two_files(tmp_path: Path) -> None:
+    with pytest.raises(UnusableOutput, match="name two files"):
+        ResultFiles("b1", tmp_path / "out", tmp_path / "x" / ".." / "out")
+
+
+@contextmanager
+def disk_that_dies(steps: Steps, torn: st.DataObject, synced: dict[int, int]) -> Iterator[None]:
+    """Every fsync and every rename may be the last; of what was not synced any beginning is left.
+
+    `synced`: bytes on the disk, by inode.
+    """
+    fsync, replace = os.fsync, Path.replace
+
+    def fsync_or_die(descriptor: int) -> None:
+        found = os.fstat(descriptor)
+        try:
+            steps.take()
+        except Killed:
+            kept = synced.get(found.st_ino, 0)
+            if os.path.isfile(f"/proc/self/fd/{descriptor}") and kept < found.st_size:
+                os.truncate(f"/proc/self/fd/{descriptor}", torn.draw(st.integers(kept, found.st_size)))
+            raise
+        fsync(descriptor)
+        synced[found.st_ino] = found.st_size
+
+    def replace_or_die(path: Path, target: Path) -> Path:
+        steps.take()
+        return replace(path, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", fsync_or_die)
+        patch.setattr(Path, "replace", replace_or_die)
+        yield
+
+
+jobs_with_results = st.lists(
+    st.tuples(st.sampled_from("abcdefgh"), st.sampled_from([200, 400, 0]), st.integers(0, 2)),
+    min_size=1,
+    max_size=14,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    sent=jobs_with_results,
+    manifest_at=st.integers(0, 14),
+    group=st.integers(1, 5),
+    kills=st.lists(st.integers(0, 25), max_size=6),
+    torn=st.data(),
+)
+async def test_each_job_is_collected_exactly_once_however_often_the_collector_is_killed(
+    tmp_path_factory: pytest.TempPathFactory,
+    sent: list[tuple[str, int, int]],
+    manifest_at: int,
+    group: int,
+    kills: list[int],
+    torn: st.DataObject,
+) -> None:
+    folder = tmp_path_factory.mktemp("collect")
+    out, errors = folder / "out", folder / "err"
+    expected: dict[str, tuple[int, int]] = {}
+    for name, status, replay in sent:
+        if name not in expected or replay > expected[name][0]:
+            expected[name] = (replay, status)
+    queue = [result(name, status=status, replay=replay) for name, status, replay in sent]
+    queue.insert(manifest_at, manifest(len(expected)))
+    synced: dict[int, int] = {}
+    for kill in kills:
+        steps = Steps(kill)
+        try:
+            with disk_that_dies(steps, torn, synced):
+                await collect(FakeSession(queue, group=group, before=steps), out, errors)
+        except Killed:
+            assert not out.exists() or len(read_ids(out) + read_ids(errors)) >= len(expected)
+    await collect(FakeSession(queue, group=group), out, errors)
+    await collect(FakeSession(queue, group=group), out, errors)  # takes what came after the last one was whole
+    assert queue == []
+    assert sorted(read_ids(out)) == sorted(n for n, (_, status) in expected.items() if status == 200)
+    assert sorted(read_ids(errors)) == sorted(n for n, (_, status) in expected.items() if status != 200)

@@ -1,0 +1,443 @@
+"""The life of one job, row by row of the failure table. Out of scope: what the SDKs do (contract tests)."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from tests.unit.bench import Bench, answers, target
+from worker.errors import (
+    CallFailed,
+    DeadLetterReason,
+    RefusedByService,
+    SetupWrong,
+    Throttled,
+    Unavailable,
+)
+from worker.interfaces import (
+    BackedOff,
+    Delivery,
+    GateClosed,
+    IntakeClosed,
+    IntakeOpened,
+    JobEnded,
+    JobFaulted,
+    Settled,
+    Target,
+)
+from worker.jobs import Job
+from worker.outcomes import (
+    Abandon,
+    Complete,
+    HandBackReason,
+    Lost,
+    Release,
+    Response,
+    Settlement,
+    Unfinished,
+)
+from worker.processor import Patience
+from worker.testing import FakeSink, answer, job_line
+from worker.waits import loop_time
+
+pytestmark = pytest.mark.looptime
+
+
+class FailsFirst:
+    """Raises the given errors in turn, then answers at once."""
+
+    def __init__(self, *errors: CallFailed) -> None:
+        self.errors = list(errors)
+        self.times: list[float] = []
+
+    async def __call__(self, job: Job, target: Target) -> Response:
+        self.times.append(loop_time())
+        if self.errors:
+            raise self.errors.pop(0)
+        return answer()
+
+
+def unavailable(status: int | None = 503) -> Unavailable:
+    return Unavailable("gone", status=status, body=b'{"error":{"code":"x"}}', request_id="r")
+
+
+async def never_answers(job: Job, target: Target) -> Response:
+    await asyncio.Event().wait()
+    raise AssertionError("unreachable")
+
+
+async def test_an_answered_job_is_written_before_its_message_is_completed() -> None:
+    bench = Bench()
+    bench.queue.send(job_line("a"), message_id="batch/a")
+    await bench.work()
+    assert bench.queue.settled == [("batch/a", Complete())]
+    result = bench.sink.results["batch/a"]
+    assert result["custom_id"] == "a"
+    assert result["error"] is None
+    assert result["response"] == {
+        "status_code": 200,
+        "request_id": "req-1",
+        "body": {"object": "chat.completion", "choices": [{"index": 0, "message": {"content": "to a"}}]},
+    }
+
+
+async def test_the_result_says_who_did_the_job_and_how_long_it_took() -> None:
+    bench = Bench(FailsFirst(unavailable()))
+    bench.queue.send(job_line("a"), message_id="batch/a")
+    await bench.work()
+    worker = bench.sink.results["batch/a"]["worker"]
+    assert isinstance(worker, dict)
+    assert worker["attempts"] == 2
+    assert worker["deployment"] == "mini"
+    assert worker["endpoint"] == "https://account.openai.azure.com"
+    assert worker["pod"] == "pod-1"
+    assert worker["usage"] == {"prompt": 10, "completion": 2, "cached": 0}
+    assert worker["batch_id"] == "batch"
+    assert worker["schema"] == 1
+
+
+async def test_what_is_not_a_job_is_dead_lettered_with_its_reason_and_costs_no_call() -> None:
+    bench = Bench()
+    bench.queue.send(b"not json", message_id="m")
+    await bench.work()
+    [(envelope, settlement)] = bench.queue.dead
+    assert settlement is not None
+    assert envelope.message_id == "m"
+    assert settlement.reason == DeadLetterReason.INVALID_JSON
+    assert "Send one line of a Batch input file" in settlement.description
+    assert bench.model.calls == []
+    assert bench.sink.lines == {}
+
+
+async def test_a_refusal_by_the_service_becomes_the_result_and_is_not_called_again() -> None:
+    refusal = RefusedByService("no", status=400, body=b'{"error":{"code":"content_filter"}}', request_id="req-9")
+    bench = Bench(FailsFirst(refusal))
+    bench.queue.send(job_line("a"), message_id="batch/a")
+    await bench.work()
+    assert bench.sink.results["batch/a"]["response"] == {
+        "status_code": 400,
+        "request_id": "req-9",
+        "body": {"error": {"code": "content_filter"}},
+    }
+    assert bench.sink.results["batch/a"]["error"] is None
+    assert len(bench.model.calls) == 1
+    assert bench.queue.settled == [("batch/a", Complete())]
+
+
+async def test_a_model_that_is_not_listed_becomes_an_error_line_that_names_what_is_allowed() -> None:
+    bench = Bench()
+    bench.queue.send(job_line("a", model="gpt-unlisted"), message_id="batch/a")
+    await bench.work()
+    assert bench.model.calls == []
+    assert bench.sink.results["batch/a"]["response"] is None
+    assert bench.sink.results["batch/a"]["error"] == {
+        "code": "model_not_allowed",
+        "message": "the model 'gpt-unlisted' is not one that this worker may call; allowed are: gpt-4o-mini",
+    }
+
+
+async def test_under_passthrough_the_model_names_the_deployment() -> None:
+    bench = Bench(passthrough=True)
+    bench.queue.send(job_line("a", model="any-deployment"), message_id="batch/a")
+    await bench.work()
+    assert bench.model.calls == [("a", "any-deployment")]
+
+
+async def test_under_passthrough_producers_cannot_open_gates_without_end() -> None:
+    bench = Bench(passthrough=True)
+    for number in range(70):
+        bench.queue.send(job_line(f"{number}", model=f"m{number}"), message_id=f"batch/{number}")
+    await bench.work()
+    errors = [result["error"] for result in bench.sink.results.values() if result["error"]]
+    assert len(errors) == 70 - 64
+    assert {error["code"] for error in errors if isinstance(error, dict)} == {"model_not_allowed"}
+
+
+async def test_a_failure_on_the_way_backs_off_twice_as_long_each_time() -> None:
+    service = FailsFirst(unavailable(), unavailable(None), unavailable(500))
+    bench = Bench(service)
+    bench.queue.send(job_line("a"), message_id="batch/a")
+    await bench.work()
+    assert service.times == [0, 1, 3, 7]
+    assert [event.seconds for event in bench.events.of(BackedOff)] == [1, 2, 4]
+    assert bench.queue.settled == [("batch/a", Complete())]
+
+
+async def test_a_failure_that_names_its_own_wait_is_not_asked_earlier() -> None:
+    service = FailsFirst(Unavailable("busy", status=503, retry_after=9))
+    bench = Bench(service)
+    bench.queue.send(job_line("a"), message_id="batch/a")
+    await bench.work()
+    assert service.times == [0, 9]
+
+
+async def test_when_attempts_are_used_up_the_last_status_becomes_the_result() -> None:
+    bench = Bench(FailsFirst(unavailable(502), unavailable(503)), attempts=2)
+    bench.queue.send(job_line("a"), message_id="batch/a")
+    await bench.work()
+    assert bench.sink.results["batch/a"]["response"] == {
+        "status_code": 503,
+        "request_id": "r",
+        "body": {"error": {"code": "x"}},
+    }
+    assert len(bench.model.calls) == 2
+
+
+async def test_when_the_service_never_said_anything_the_result_is_an_error() -> None:
+    bench = Bench(FailsFirst(unavailable(None), unavailable(None)), attempts=2)
+    bench.queue.send(job_line("a"), message_id="batch/a")
+    await bench.work()
+    assert bench.sink.results["batch/a"]["error"] == {
+        "code": "attempts_exhausted",
+        "message": "no answer in 2 calls; the last: gone",
+    }
+
+
+async def test_a_throttle_waits_as_long_as_the_service_asks_and_is_not_an_attempt() -> None:
+    service = FailsFirst(*[Throttled("slow down", status=429, retry_after=3) for _ in range(8)])
+    bench = Bench(service, attempts=1)
+    bench.queue.send(job_line("a"), message_id="batch/a")
+    await bench.work()
+    assert service.times == [3 * call for call in range(9)]
+    assert bench.queue.settled == [("batch/a", Complete())]
+
+
+async def test_a_throttle_closes_the_gate_of_its_deployment_only() -> None:
+    async def mini_is_busy(job: Job, target: Target) -> Response:
+        if target.deployment == "mini" and loop_time() < 5:
+            raise Throttled("slow down", status=429, retry_after=5)
+        return await answers(job, target)
+
+    bench = Bench(mini_is_busy, routes={"gpt-4o-mini": [target("mini")], "gpt-4o": [target("large")]})
+    bench.queue.send(job_line("a", model="gpt-4o-mini"), message_id="batch/a")
+    bench.queue.send(job_line("b", model="gpt-4o"), message_id="batch/b")
+    bench.queue.send(job_line("c", model="gpt-4o-mini"), message_id="batch/c")
+    await bench.work()
+    assert bench.queue.settled[0][0] == "batch/b"
+    assert bench.model.calls == [("a", "mini"), ("b", "large"), ("a", "mini"), ("c", "mini")]
+    assert len(bench.events.of(GateClosed)) == 1
+
+
+async def test_a_job_goes_to_the_next_deployment_of_its_model_while_the_first_is_closed() -> None:
+    async def first_is_full(job: Job, target: Target) -> Response:
+        if target.deployment == "provisioned":
+            raise Throttled("full", status=429, retry_after=60)
+        return await answers(job, target)
+
+    bench = Bench(first_is_full, routes={"gpt-4o-mini": [target("provisioned"), target("standard")]})
+    for name in "ab":
+        bench.queue.send(job_line(name), message_id=f"batch/{name}")
+    await bench.work()
+    assert [deployment for _, deployment in bench.model.calls].count("standard") == 2
+    assert loop_time() < 60
+
+
+async def test_a_job_that_would_be_parked_too_long_is_handed_back_at_once() -> None:
+    bench = Bench(
+        FailsFirst(*[Throttled("later", status=429, retry_after=100) for _ in range(9)]),
+        patience=Patience(parking=250),
+    )
+    bench.queue.send(job_line("a"), message_id="batch/a")
+    await bench.run_for(350)
+    first = bench.events.of(JobEnded)[0]
+    assert first.outcome == Unfinished(reason=HandBackReason.PARKED)
+    assert bench.queue.settled[0] == ("batch/a", Release())
+
+
+async def test_a_throttle_that_names_no_time_closes_the_gate_for_ten_seconds() -> None:
+    service = FailsFirst(Throttled("slow down", status=429))
+    bench = Bench(service)
+    bench.queue.send(job_line("a"), message_id="batch/a")
+    await bench.work()
+    assert service.times == [0, 10]
+
+
+async def test_a_job_whose_deadline_has_passed_is_not_called() -> None:
+    bench = Bench()
+    bench.queue.send(job_line("a"), message_id="batch/a", properties={"deadline": "2020-01-01T00:00:00Z"})
+    await bench.work()
+    assert bench.model.calls == []
+    error = bench.sink.results["batch/a"]["error"]
+    assert isinstance(error, dict)
+    assert error["code"] == "expired"
+    assert bench.queue.settled == [("batch/a", Complete())]
+
+
+async def test_a_job_that_no_deployment_takes_before_its_deadline_expires_without_waiting_for_it() -> None:
+    bench = Bench(
+        FailsFirst(*[Throttled("later", status=429, retry_after=100) for _ in range(9)]),
+        patience=Patience(max_age=150),
+    )
+    bench.queue.send(job_line("a"), message_id="batch/a")
+    await bench.work()
+    error = bench.sink.results["batch/a"]["error"]
+    assert error == {
+        "code": "expired",
+        "message": "no deployment was open before the deadline, after 2 calls",
+    }
+    assert loop_time() <= 101
+
+
+async def test_no_attempt_is_begun_after_the_deadline() -> None:
+    service = FailsFirst(*[unavailable() for _ in range(9)])
+    bench = Bench(service, patience=Patience(max_age=5))
+    bench.queue.send(job_line("a"), message_id="batch/a")
+    await bench.work()
+    assert service.times == [0, 1, 3]
+    assert bench.sink.results["batch/a"]["response"] is not None
+
+
+async def test_a_wrong_setup_stops_receiving_and_one_job_probes_until_it_is_mended() -> None:
+    mended_at = 12.0
+
+    async def forbidden(job: Job, target: Target) -> Response:
+        await asyncio.sleep(0.1)
+        if loop_time() < mended_at:
+            raise SetupWrong("403: no role", status=403)
+        return answer()
+
+    bench = Bench(forbidden, slots=3)
+    for name in "abcdef":
+        bench.queue.send(job_line(name), message_id=f"batch/{name}")
+    await bench.work()
+    closed = bench.events.of(IntakeClosed)
+    assert [(event.reason, event.detail) for event in closed] == [("setup", "403: no role")]
+    assert [event.reason for event in bench.events.of(IntakeOpened)] == ["setup"]
+    # three first calls, a probe after 5 s, another 10 s later; then everybody
+    assert len(bench.model.calls) == 3 + 1 + 1 + 5
+    assert {settlement for _, settlement in bench.queue.settled} == {Complete()}
+    assert loop_time() == pytest.approx(16, abs=1)
+
+
+async def test_jobs_held_for_a_wrong_setup_are_handed_back_and_later_probes_are_single() -> None:
+    async def forbidden(job: Job, target: Target) -> Response:
+        await asyncio.sleep(0.1)
+        raise SetupWrong("403: no role", status=403)
+
+    bench = Bench(forbidden, slots=4)
+    for name in "abcdefgh":
+        bench.queue.send(job_line(name), message_id=f"batch/{name}")
+    await bench.run_for(600)
+    assert {settlement for _, settlement in bench.queue.settled} == {Release()}
+    assert len(bench.queue) == 8
+    assert bench.sink.lines == {}
+    # 4 at first, then probes at 5, 15, 35, 75, 155, 315 s
+    assert len(bench.model.calls) == 4 + 6
+
+
+async def test_an_answer_is_kept_while_the_sink_is_down_and_nothing_more_is_received() -> None:
+    bench = Bench(slots=2)
+    bench.sink.down = True
+    for name in "abcd":
+        bench.queue.send(job_line(name), message_id=f"batch/{name}")
+    loop = asyncio.get_running_loop()
+    waiting_at_20 = asyncio.Event()
+
+    def look() -> None:
+        assert len(bench.queue) == 2, "two are held, the others must wait in the queue"
+        bench.sink.down = False
+        waiting_at_20.set()
+
+    loop.call_at(20, look)
+    await bench.work()
+    assert waiting_at_20.is_set()
+    assert len(bench.model.calls) == 4, "no answer is paid for twice"
+    assert sorted(bench.sink.lines) == ["batch/a", "batch/b", "batch/c", "batch/d"]
+
+
+async def test_a_result_that_the_sink_can_never_take_becomes_an_error_line() -> None:
+    async def long_answer(job: Job, target: Target) -> Response:
+        return answer("x" * 10_000)
+
+    bench = Bench(long_answer, sink=FakeSink(largest=2_000))
+    bench.queue.send(job_line("a"), message_id="batch/a")
+    await bench.work()
+    error = bench.sink.results["batch/a"]["error"]
+    assert isinstance(error, dict)
+    assert error["code"] == "answer_too_large"
+    assert "2,000" in error["message"]
+    assert bench.queue.settled == [("batch/a", Complete())]
+
+
+async def test_a_lost_lock_cancels_the_call_and_nothing_is_said_to_the_broker() -> None:
+    bench = Bench(never_answers)
+    bench.queue.send(job_line("a"), message_id="batch/a")
+    loop = asyncio.get_running_loop()
+    loop.call_at(5, lambda: bench.queue.locked[0].lose())
+    await bench.run_for(10)
+    [ended] = bench.events.of(JobEnded)
+    assert ended.outcome == Lost()
+    assert bench.model.in_flight == 0
+    assert bench.queue.settled == []
+    assert bench.sink.lines == {}
+
+
+async def test_a_job_redelivered_after_its_lock_was_lost_has_one_result() -> None:
+    bench = Bench(slots=1)
+    bench.queue.send(job_line("a"), message_id="batch/a")
+    asyncio.get_running_loop().call_at(0.1, lambda: bench.queue.lapse(bench.queue.locked[0]))
+    await bench.work()
+    assert list(bench.sink.lines) == ["batch/a"]
+    assert bench.queue.settled == [("batch/a", Complete())]
+
+
+async def test_a_settlement_that_is_not_confirmed_is_reported_and_the_result_stays() -> None:
+    bench = Bench()
+    bench.queue.mute = True
+    bench.queue.send(job_line("a"), message_id="batch/a")
+    await bench.run_for(5)
+    assert [event.confirmed for event in bench.events.of(Settled)] == [False]
+    assert list(bench.sink.lines) == ["batch/a"]
+
+
+async def test_a_fault_of_our_own_costs_one_job_and_raises_its_delivery_count() -> None:
+    async def has_a_bug(job: Job, target: Target) -> Response:
+        if job.line.custom_id == "a":
+            raise ZeroDivisionError("a bug")
+        return answer()
+
+    bench = Bench(has_a_bug)
+    bench.queue.send(job_line("a"), message_id="batch/a")
+    bench.queue.send(job_line("b"), message_id="batch/b")
+    await bench.work(until=lambda: "batch/b" in bench.sink.lines)
+    assert ("batch/a", Abandon()) in bench.queue.settled
+    assert isinstance(bench.events.of(JobFaulted)[0].error, ZeroDivisionError)
+
+
+class ConfirmsLate(Bench):
+    """Its queue confirms settlements only when told to."""
+
+    def __init__(self) -> None:
+        super().__init__(slots=1)
+        self.confirmed = asyncio.Event()
+        self.processor.source = self
+
+    async def receive(self, count: int, *, wait: float) -> Sequence[Delivery]:
+        return await self.queue.receive(count, wait=wait)
+
+    async def settle(self, delivery: Delivery, settlement: Settlement) -> None:
+        await self.confirmed.wait()
+        await self.queue.settle(delivery, settlement)
+
+
+async def test_the_slot_is_free_before_the_settlement_is_confirmed() -> None:
+    bench = ConfirmsLate()
+    bench.queue.send(job_line("a"), message_id="batch/a")
+    bench.queue.send(job_line("b"), message_id="batch/b")
+    loop = asyncio.get_running_loop()
+    written_by_then: list[str] = []
+    loop.call_at(20, lambda: written_by_then.extend(bench.sink.lines))
+    loop.call_at(30, bench.confirmed.set)
+    await bench.work()
+    assert written_by_then == ["batch/a", "batch/b"]
+    assert [settlement for _, settlement in bench.queue.settled] == [Complete(), Complete()]
+
+
+async def test_a_replayed_job_writes_a_result_of_its_own() -> None:
+    bench = Bench()
+    bench.queue.send(job_line("a"), message_id="batch/a~r2", properties={"job-id": "batch/a"})
+    await bench.work()
+    assert list(bench.sink.lines) == ["batch/a~r2"]
+    worker = bench.sink.results["batch/a~r2"]["worker"]
+    assert isinstance(worker, dict)
+    assert (worker["job_id"], worker["replay"]) == ("batch/a", 2)

@@ -1,0 +1,101 @@
+"""What a person at a terminal is told when Azure says no: what failed, why, and the next step."""
+
+import re
+from collections.abc import Iterator
+
+from azure.core.exceptions import AzureError
+from azure.servicebus.exceptions import (
+    MessagingEntityDisabledError,
+    MessagingEntityNotFoundError,
+    OperationTimeoutError,
+    ServiceBusAuthenticationError,
+    ServiceBusAuthorizationError,
+    ServiceBusCommunicationError,
+    ServiceBusConnectionError,
+    ServiceBusQuotaExceededError,
+    ServiceBusServerBusyError,
+)
+
+from worker.errors import TokenUnavailable, WorkerError
+
+ROLES = {
+    "Send": "Azure Service Bus Data Sender",
+    "Listen": "Azure Service Bus Data Receiver",
+}
+"""The role that carries each of Service Bus's claims."""
+
+
+def explain(error: BaseException) -> str:
+    """One readable message for an error of the client; the innermost cause that is known decides."""
+    for cause in _causes(error):
+        told = _tell(cause)
+        if told:
+            return told
+    return _first_line(error)
+
+
+def _tell(error: BaseException) -> str | None:
+    match error:
+        case TokenUnavailable():
+            return (
+                f"There is no token for {error.scope}: {error.detail}\n"
+                "Next: on a laptop log in with `az login`; in a pod check that its service account names the "
+                "client id and that the identity has a federated credential for it."
+            )
+        case ServiceBusAuthorizationError():
+            return f"Service Bus refuses: {_first_line(error)}\nNext: {_missing_role(str(error))}"
+        case ServiceBusAuthenticationError():
+            return (
+                f"Service Bus does not accept the token: {_first_line(error)}\n"
+                "Next: check that the identity's tenant (AZURE_TENANT_ID) is the namespace's."
+            )
+        case MessagingEntityNotFoundError():
+            return (
+                f"The queue does not exist: {_first_line(error)}\n"
+                "Next: check AOAI_WORKER_SERVICEBUS_NAMESPACE, AOAI_WORKER_JOBS_QUEUE and "
+                "AOAI_WORKER_RESULTS_QUEUE."
+            )
+        case MessagingEntityDisabledError():
+            return f"The queue is disabled: {_first_line(error)}\nNext: enable it in the portal."
+        case ServiceBusQuotaExceededError():
+            return f"The queue is full: {_first_line(error)}\nNext: let the workers catch up, then submit again."
+        case ServiceBusServerBusyError():
+            return f"Service Bus throttles: {_first_line(error)}\nNext: wait a minute, then the same command again."
+        case ServiceBusConnectionError() | ServiceBusCommunicationError() | OperationTimeoutError():
+            return (
+                f"Service Bus cannot be reached: {_first_line(error)}\n"
+                "Next: check AOAI_WORKER_SERVICEBUS_NAMESPACE, AOAI_WORKER_SERVICEBUS_ENDPOINT and the "
+                "network: port 5671 must be open; for a private endpoint or TLS inspection set "
+                "AOAI_WORKER_CA_FILE. The same command again is safe: what was sent is not sent twice."
+            )
+        case OSError(filename=str(name), strerror=str(reason)):
+            return f"{name}: {reason}"
+        case WorkerError():
+            return str(error)
+        case _:
+            return None
+
+
+def _missing_role(text: str) -> str:
+    claims = [claim for claim in re.findall(r"'(\w+)' claim", text) if claim in ROLES]
+    if claims:
+        return f'give this identity the role "{ROLES[claims[0]]}" on the queue; it takes effect within minutes.'
+    return (
+        f'submitting needs the role "{ROLES["Send"]}" on both queues, status and collect "{ROLES["Listen"]}" '
+        "on the results queue; a new role takes effect within minutes."
+    )
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """From the innermost outwards: the SDK wraps what it was given."""
+    chain: list[BaseException] = []
+    following: BaseException | None = error
+    while following is not None and following not in chain:
+        chain.append(following)
+        inner = following.inner_exception if isinstance(following, AzureError) else None
+        following = inner or following.__cause__
+    yield from reversed(chain)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

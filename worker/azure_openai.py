@@ -1,0 +1,275 @@
+"""The deployments of Azure OpenAI on their v1 surface: one lean call, and what its failures mean.
+
+The openai client does the talking, with retries off (tenacity owns them) and answers as bytes: building its
+models would cost as much CPU as the rest of a job. `classify` decides what a status means; `read_answer` what
+counts as an answer.
+"""
+
+import asyncio
+import socket
+import time
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+import httpx2
+import openai
+import orjson
+from openai._vendor.httpx_aiohttp.transport import AiohttpTransport
+
+from worker.errors import (
+    CallFailed,
+    RefusedByService,
+    SetupWrong,
+    Throttled,
+    TokenUnavailable,
+    Unavailable,
+)
+from worker.interfaces import Target, Tokens
+from worker.jobs import Job, Operation
+from worker.outcomes import Response, Usage
+from worker.tls import trust
+
+PATHS = {Operation.CHAT_COMPLETIONS: "/chat/completions"}
+
+RETRIED_STATUSES = frozenset({408, 409, 424})
+"""4xx that speak of the moment and not of the request; the openai SDK retries 408 and 409 too."""
+
+CONNECT_TIMEOUT = 10.0
+
+MAX_ERROR_TEXT = 2_000
+"""Characters of an error body that is not JSON, such as a proxy's page, kept in the result."""
+
+KEEP_ALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
+"""Seconds, seconds, probes. NAT drops silent flows after 4 min, and long answers are silent."""
+
+
+class AzureOpenAI:
+    """A `Model`: every endpoint's client over one connector. Use it as a context manager.
+
+    `timeout`: seconds for one call, all in all. `connections`: at most so many at once.
+    `passthrough`: producers name deployments, so a missing one is the job's fault and not ours.
+    """
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        *,
+        scope: str,
+        ca_file: Any = None,
+        timeout: float = 600.0,
+        connections: int = 64,
+        passthrough: bool = False,
+    ) -> None:
+        self._tokens = tokens
+        self._scope = scope
+        self._timeout = timeout
+        self._passthrough = passthrough
+        connector = aiohttp.TCPConnector(
+            ssl=trust(ca_file), limit=connections, ttl_dns_cache=60, socket_factory=_keep_alive_socket
+        )
+        self._http = httpx2.AsyncClient(
+            transport=AiohttpTransport(client=aiohttp.ClientSession(connector=connector, trust_env=True)),
+            timeout=httpx2.Timeout(timeout, connect=CONNECT_TIMEOUT),
+        )
+        self._clients: dict[str, openai.AsyncOpenAI] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._http.aclose()
+
+    async def complete(self, job: Job, target: Target) -> Response:
+        body = {key: value for key, value in job.line.body.items() if key not in ("stream", "stream_options")}
+        body["model"] = target.deployment
+        answer = await self._ask(target, PATHS[job.line.operation], orjson.dumps(body))
+        return read_answer(answer.content, _request_id(answer.headers))
+
+    async def prove(self, target: Target) -> None:
+        """Raise SetupWrong where the deployment does not exist or we may not call it, free of charge.
+
+        A request without messages is refused by the deployment itself, after identity, role and name have been
+        checked. Raises Unavailable when nothing can be said now.
+        """
+        try:
+            await self._ask(
+                target,
+                PATHS[Operation.CHAT_COMPLETIONS],
+                b'{"messages":[],"model":%b}' % (orjson.dumps(target.deployment)),
+            )
+        except (RefusedByService, Throttled):
+            return
+
+    async def _ask(self, target: Target, path: str, body: bytes) -> httpx2.Response:
+        """Post, once more with a fresh token after a 401. Raises CallFailed."""
+        try:
+            return await self._post(target, path, body)
+        except openai.AuthenticationError as error:
+            rejected = error.request.headers.get("authorization", "").removeprefix("Bearer ")
+        try:
+            await self._tokens.replace(self._scope, rejected)
+            return await self._post(target, path, body)
+        except TokenUnavailable as error:
+            raise SetupWrong(str(error)) from error
+        except openai.AuthenticationError as error:
+            raise self._explain(error, target) from error
+
+    async def _post(self, target: Target, path: str, body: bytes) -> httpx2.Response:
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await self._client(target.endpoint).post(
+                    path,
+                    cast_to=httpx2.Response,
+                    content=body,
+                    options={"headers": {"Content-Type": "application/json"}},
+                )
+        except openai.AuthenticationError:
+            raise
+        except openai.APIStatusError as error:
+            raise self._explain(error, target) from error
+        except TokenUnavailable as error:
+            raise SetupWrong(str(error)) from error
+        except TimeoutError as error:
+            raise Unavailable(f"no whole answer within {self._timeout:g} s") from error
+        except openai.APIConnectionError as error:
+            raise Unavailable(f"connection to {target.endpoint}: {error.__cause__ or error}") from error
+        except (httpx2.HTTPError, aiohttp.ClientError, OSError) as error:
+            raise Unavailable(f"connection to {target.endpoint}: {error!r}") from error
+
+    def _explain(self, error: openai.APIStatusError, target: Target) -> CallFailed:
+        return classify(
+            error.status_code,
+            error.response.headers,
+            error.response.content,
+            target=target,
+            passthrough=self._passthrough,
+        )
+
+    def _client(self, endpoint: str) -> openai.AsyncOpenAI:
+        client = self._clients.get(endpoint)
+        if client is None:
+            client = self._clients[endpoint] = openai.AsyncOpenAI(
+                base_url=f"{endpoint}/openai/v1/",
+                api_key=self._bearer,
+                http_client=self._http,
+                max_retries=0,
+            )
+        return client
+
+    async def _bearer(self) -> str:
+        return await self._tokens.bearer(self._scope)
+
+
+def classify(
+    status: int, headers: Mapping[str, str], body: bytes, *, target: Target, passthrough: bool
+) -> CallFailed:
+    """What an error status of a deployment means for the job and for the worker."""
+    kind = _kind(status, passthrough)
+    detail = f"{status} from {target.deployment} at {target.endpoint}: {_message(body)}"
+    return kind(
+        detail,
+        status=status,
+        body=_one_line(body, status),
+        request_id=_request_id(headers),
+        retry_after=retry_after(headers, time.time()),
+    )
+
+
+def read_answer(body: bytes, request_id: str | None) -> Response:
+    """The answer of a 200. Raises Unavailable where it is not a whole chat completion."""
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        document = None
+    if not isinstance(document, dict) or not document.get("choices"):
+        raise Unavailable(f"the answer of {len(body):,} bytes is not a chat completion: {body[:100]!r}")
+    # a line of the output file must be one line; the service's own answers are
+    line = body if b"\n" not in body else orjson.dumps(document)
+    return Response(status=200, request_id=request_id, body=line, usage=_usage(document.get("usage")))
+
+
+def _usage(usage: Any) -> Usage | None:
+    if not isinstance(usage, dict):
+        return None
+    details = usage.get("prompt_tokens_details") or {}
+    return Usage(
+        prompt=usage.get("prompt_tokens", 0),
+        completion=usage.get("completion_tokens", 0),
+        cached=details.get("cached_tokens", 0),
+    )
+
+
+def retry_after(headers: Mapping[str, str], now: float) -> float | None:
+    """The wait that the service asks for in seconds; None where it names none, or nonsense such as -1 and 0.
+
+    `retry-after-ms` is the more exact; `retry-after` may hold seconds or an HTTP date.
+    """
+    for name, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        seconds = _number(headers.get(name))
+        if seconds is not None and seconds > 0:
+            return seconds * scale
+    try:
+        until = parsedate_to_datetime(headers.get("retry-after") or "").timestamp()
+    except (TypeError, ValueError):
+        return None
+    return until - now if until > now else None
+
+
+def _kind(status: int, passthrough: bool) -> type[CallFailed]:
+    if status == 429:
+        return Throttled
+    if status >= 500 or status in RETRIED_STATUSES:
+        return Unavailable
+    if status in (401, 403) or (status == 404 and not passthrough):
+        return SetupWrong
+    return RefusedByService
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        number = float(text or "")
+    except ValueError:
+        return None
+    return number if number < 1e9 else None
+
+
+def _request_id(headers: Mapping[str, str]) -> str | None:
+    return headers.get("x-request-id") or headers.get("apim-request-id")
+
+
+def _message(body: bytes) -> str:
+    try:
+        return str(orjson.loads(body)["error"]["message"])[:300]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return body[:100].decode(errors="replace")
+
+
+def _one_line(body: bytes, status: int) -> bytes:
+    """The service's error as JSON on one line; what is not JSON becomes the message of an error object."""
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        text = body[:MAX_ERROR_TEXT].decode(errors="replace")
+        document = {"error": {"code": str(status), "message": text}}
+    else:
+        if b"\n" not in body:
+            return body
+    return orjson.dumps(document)
+
+
+def _keep_alive_socket(address: Any) -> socket.socket:
+    family, kind, protocol, *_ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEP_ALIVE.items():
+        if hasattr(socket, name):  # not every platform of developers has them
+            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return made

@@ -1,0 +1,169 @@
+"""A Batch input file on the producer's side: checked whole before the first line is sent.
+
+A file of a million lines costs some tens of megabytes here: lines are read one at a time, and of each only a
+hash of its custom_id is kept.
+"""
+
+import hashlib
+import os
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import BinaryIO
+
+from worker.errors import DeadLetterReason, NotAJob, WorkerError
+from worker.jobs import JobLine, parse_line
+
+MAX_MESSAGE_BYTES = 262_144
+"""Service Bus's standard tier; premium takes more, but a file should run on both."""
+ENVELOPE_BYTES = 1_024
+"""Room for all that a message has beside its body: ids of at most 128 and 48 bytes, type, deadline, batch frame."""
+MAX_LINE_BYTES = MAX_MESSAGE_BYTES - ENVELOPE_BYTES
+SHOWN_PROBLEMS = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineProblem:
+    """What is wrong with a line. Lines count from 1; 0 is the file as a whole."""
+
+    line: int
+    problem: str
+
+    def __str__(self) -> str:
+        return f"line {self.line:,}: {self.problem}" if self.line else self.problem
+
+
+class InvalidBatch(WorkerError):
+    """The file is not a Batch input file. Of `count` problems the first few are in `problems`, by line."""
+
+    def __init__(self, path: Path, problems: Sequence[LineProblem], *, count: int | None = None) -> None:
+        self.path = path
+        self.count = count or len(problems)
+        self.problems = tuple(sorted(problems, key=lambda problem: problem.line)[:SHOWN_PROBLEMS])
+        super().__init__("\n".join([f"{path} is not a Batch input file", *map(str, self.problems)]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchFile:
+    """A file whose every line is a job. `sha256` is of the lines, each ended by one newline.
+
+    `size` (bytes) and `modified` (ns) tell whether the file is still the one that was checked.
+    """
+
+    path: Path
+    total: int
+    sha256: str
+    size: int
+    modified: int
+
+
+def read_batch_file(path: Path) -> BatchFile:
+    """Check every line. Raises InvalidBatch with what is wrong on which lines, or OSError."""
+    wrong, repeated = _Problems(), _Problems()
+    digest = hashlib.sha256()
+    identities: array[int] = array("q")
+    total = 0
+    with path.open("rb") as file:
+        stat = os.fstat(file.fileno())
+        _refuse_utf16(path, file)
+        for total, line in _numbered(file):
+            digest.update(line + b"\n")
+            try:
+                identities.append(hash(_read_job(line).custom_id))
+            except NotAJob as error:
+                wrong.add(total, error.description)
+        for number, first, custom_id in _duplicates(file, _repeated(identities)):
+            repeated.add(number, f"custom_id {custom_id!r} is already on line {first:,}; make it unique")
+    if not total:
+        wrong.add(0, "the file is empty; it must have one job a line")
+    if count := wrong.count + repeated.count:
+        raise InvalidBatch(path, [*wrong.kept, *repeated.kept], count=count)
+    return BatchFile(
+        path=path, total=total, sha256=digest.hexdigest(), size=stat.st_size, modified=stat.st_mtime_ns
+    )
+
+
+def read_jobs(batch: BatchFile) -> Iterator[tuple[int, str, bytes]]:
+    """Line number, custom_id and line of each job. Raises InvalidBatch if the file is no longer the one read."""
+    with batch.path.open("rb") as file:
+        _require_unchanged(batch, file)
+        for number, line in _numbered(file):
+            try:
+                yield number, parse_line(line).custom_id, line
+            except NotAJob as error:
+                raise InvalidBatch(batch.path, [LineProblem(line=number, problem=error.description)]) from error
+        _require_unchanged(batch, file)
+
+
+class _Problems:
+    """Counts all, keeps the first few."""
+
+    def __init__(self) -> None:
+        self.kept: list[LineProblem] = []
+        self.count = 0
+
+    def add(self, line: int, problem: str) -> None:
+        self.count += 1
+        if len(self.kept) < SHOWN_PROBLEMS:
+            self.kept.append(LineProblem(line=line, problem=problem))
+
+
+def _numbered(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Lines from 1, without their ends. Of an endless line no more is read into memory than shows it is one."""
+    file.seek(0)
+    number = 0
+    while line := file.readline(MAX_LINE_BYTES + 3):
+        number += 1
+        end = line
+        while not end.endswith(b"\n") and (end := file.readline(MAX_LINE_BYTES)):
+            pass
+        yield number, line.removesuffix(b"\n").removesuffix(b"\r")
+
+
+def _read_job(line: bytes) -> JobLine:
+    """Raises NotAJob, also for what is a job but cannot be sent as a message."""
+    if not line.strip():
+        raise NotAJob(DeadLetterReason.INVALID_JSON, "the line is blank; remove it")
+    if line.startswith(b"\xef\xbb\xbf"):
+        raise NotAJob(DeadLetterReason.INVALID_JSON, "a byte order mark; save the file as UTF-8 without BOM")
+    if len(line) > MAX_LINE_BYTES:
+        raise NotAJob(
+            DeadLetterReason.INVALID_JOB,
+            f"more than {MAX_LINE_BYTES:,} bytes, which a message on Service Bus's standard tier cannot carry "
+            "beside its own fields; shorten the job",
+        )
+    return parse_line(line)
+
+
+def _repeated(identities: "array[int]") -> set[int]:
+    return {one for one, next_one in pairwise(sorted(identities)) if one == next_one}
+
+
+def _duplicates(file: BinaryIO, suspects: set[int]) -> Iterator[tuple[int, int, str]]:
+    """Line, first line and custom_id of what is there twice. Reads the file again, and only for suspects."""
+    if not suspects:
+        return
+    first_lines: dict[str, int] = {}
+    for number, line in _numbered(file):
+        try:
+            custom_id = _read_job(line).custom_id
+        except NotAJob:
+            continue
+        if hash(custom_id) in suspects and (first := first_lines.setdefault(custom_id, number)) != number:
+            yield number, first, custom_id
+
+
+def _refuse_utf16(path: Path, file: BinaryIO) -> None:
+    if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+        raise InvalidBatch(path, [LineProblem(line=0, problem="the file is UTF-16; save it as UTF-8")])
+
+
+def _require_unchanged(batch: BatchFile, file: BinaryIO) -> None:
+    stat = os.fstat(file.fileno())
+    if (stat.st_size, stat.st_mtime_ns) != (batch.size, batch.modified):
+        raise InvalidBatch(
+            batch.path,
+            [LineProblem(line=0, problem="the file has changed since it was checked; submit it again")],
+        )

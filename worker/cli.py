@@ -1,0 +1,282 @@
+"""The command `aoai-worker`: the worker, the local Azure, and the producer's submit, status and collect.
+
+Standard output carries only what one would pipe; the rest goes to standard error. Exit codes: 0 done, 1 something
+outside failed, 2 the input or the settings are wrong, 3 the batch is not complete, 130 interrupted. What a command
+needs is imported by that command, so that `--help` is quick.
+"""
+
+import asyncio
+import importlib.util
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from azure.core.exceptions import AzureError
+
+if TYPE_CHECKING:
+    from worker.batch_files import InvalidBatch
+    from worker.client import BatchStatus, Collection, Progress, Submission
+
+FAILED = 1
+WRONG_INPUT = 2
+INCOMPLETE = 3
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="aoai-worker",
+    help="A keyless streaming batch worker for Azure OpenAI, fed through Azure Service Bus.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+InputFile = Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="A Batch input file.")]
+BatchId = Annotated[str, typer.Argument(help="What submit printed.")]
+
+
+def main() -> None:
+    app()
+
+
+@app.command()
+def run() -> None:
+    """Work: take jobs from the queue, call Azure OpenAI, write the results. Configured by the environment."""
+    with _readable_errors():
+        from worker import app as worker
+        from worker.settings import WorkerSettings, load
+
+        code = worker.run(load(WorkerSettings))
+    raise typer.Exit(code)
+
+
+@app.command()
+def local(
+    write_env: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write here the environment of a worker's pod.")
+    ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep keys, certificates and tokens here; else in a temporary directory."),
+    ] = None,
+    world: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What exists: identities, roles, queues, deployments, as JSON."),
+    ] = None,
+) -> None:
+    """Run an Azure on this machine: Entra, Service Bus and Azure OpenAI, for trying out and for tests."""
+    if importlib.util.find_spec("worker.local") is None:
+        _complain(
+            "The local Azure is not part of this installation (the production image leaves it out).\n"
+            "Next: use a checkout of the repository, with its extra: pip install -e '.[local]'"
+        )
+        raise typer.Exit(FAILED)
+    with _readable_errors():
+        from worker.local import supervisor
+
+        code = supervisor.run(write_env=write_env, state=state, world=world)
+    raise typer.Exit(code)
+
+
+@app.command()
+def submit(
+    file: InputFile,
+    batch: Annotated[
+        str | None, typer.Option(metavar="ID", help="The batch id; else one made from what the file holds.")
+    ] = None,
+) -> None:
+    """Send a Batch input file, one message a line. Prints the batch id.
+
+    Every line is checked before the first is sent. The same file under the same id is sent once only: what Service
+    Bus has seen within its duplicate-detection window it drops, so submitting again after a failure is safe.
+    """
+    with _readable_errors():
+        submission = asyncio.run(_submit(file, batch))
+    _complain(
+        f"{submission.total:,} jobs submitted. "
+        f"Next: aoai-worker collect {submission.batch_id} -o OUT.jsonl --follow"
+    )
+    typer.echo(submission.batch_id)
+
+
+@app.command()
+def status(
+    batch: BatchId,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> None:
+    """Tell how many results wait to be collected. Takes nothing from the queue."""
+    with _readable_errors():
+        found = asyncio.run(_status(batch))
+    typer.echo(json.dumps(_as_document(found)) if as_json else describe(found))
+
+
+@app.command()
+def collect(
+    batch: BatchId,
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="OUT.jsonl", help="The Batch output file.")],
+    errors: Annotated[
+        Path | None, typer.Option(metavar="ERR.jsonl", help="Results that are errors; else they are in OUT too.")
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Wait until the batch is complete.")] = False,
+) -> None:
+    """Move the results of a batch from the queue into a file.
+
+    The file has the suffix .partial until every job has its result. Interrupted or killed, the same command goes on
+    where it was. Exit code 3 while results are missing.
+    """
+    with _readable_errors():
+        collection = asyncio.run(_collect(batch, out, errors, follow))
+    _complain(describe_collection(collection, out, errors))
+    if not collection.complete:
+        raise typer.Exit(INCOMPLETE)
+
+
+async def _submit(file: Path, batch_id: str | None) -> "Submission":
+    from worker.client import JobClient, read_batch_file
+
+    batch = read_batch_file(file)
+    async with JobClient.from_environment() as client:
+        with _progress("submitted") as report:
+            return await client.submit(batch, batch_id=batch_id, on_progress=report)
+
+
+async def _status(batch_id: str) -> "BatchStatus":
+    from worker.client import JobClient
+
+    async with JobClient.from_environment() as client:
+        return await client.status(batch_id)
+
+
+async def _collect(batch_id: str, out: Path, errors: Path | None, follow: bool) -> "Collection":
+    from worker.client import JobClient
+
+    async with JobClient.from_environment() as client:
+        with _progress("collected") as report:
+            return await client.collect(batch_id, out, errors, follow=follow, on_progress=report)
+
+
+def describe(status: "BatchStatus") -> str:
+    if status.being_collected_by_other:
+        return f"{status.batch_id}: being collected by another process, which alone sees the results"
+    done = status.succeeded + status.failed
+    counts = f"{status.succeeded:,} succeeded, {status.failed:,} failed"
+    if status.total is None:
+        return (
+            f"{status.batch_id}: {done:,} results wait to be collected ({counts}); no manifest, so either nothing "
+            "was submitted under this id or the batch has been collected"
+        )
+    if status.complete:
+        return f"{status.batch_id}: complete, {done:,} results wait to be collected ({counts})"
+    return f"{status.batch_id}: {done:,} of {status.total:,} results wait to be collected ({counts})"
+
+
+def describe_collection(collection: "Collection", out: Path, errors: Path | None) -> str:
+    done = collection.succeeded + collection.failed
+    counts = f"{collection.succeeded:,} succeeded, {collection.failed:,} failed"
+    if collection.complete:
+        where = f"{out} and {errors}" if errors else str(out)
+        return f"{collection.batch_id}: complete, {done:,} results ({counts}) in {where}"
+    if collection.missing is None:
+        missing = "its manifest has not come, so it is not known how many are missing; was it submitted?"
+    else:
+        missing = f"{collection.missing:,} of {collection.total:,} are missing"
+    return (
+        f"{collection.batch_id}: {done:,} results so far ({counts}); {missing}\n"
+        "Next: the same command again, or with --follow, goes on where this one ended."
+    )
+
+
+def _as_document(status: "BatchStatus") -> dict[str, Any]:
+    return {
+        "batch_id": status.batch_id,
+        "total": status.total,
+        "succeeded": status.succeeded,
+        "failed": status.failed,
+        "complete": status.complete,
+        "being_collected_by_other": status.being_collected_by_other,
+    }
+
+
+@contextmanager
+def _progress(verb: str) -> "Iterator[Callable[[Progress], None]]":
+    """A bar where somebody watches; elsewhere a line for each tenth."""
+    if not sys.stderr.isatty():
+        yield _Lines(verb)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(verb, total=None)
+        yield lambda now: bar.update(task, completed=now.done, total=now.total, description=_label(verb, now))
+
+
+class _Lines:
+    """Progress for a log: a line when another tenth is done."""
+
+    def __init__(self, verb: str) -> None:
+        self._verb = verb
+        self._told = ""
+
+    def __call__(self, now: "Progress") -> None:
+        tenths = now.done * 10 // now.total if now.total else 0
+        text = f"{_label(self._verb, now)}: {tenths * 10} %" if now.total else _label(self._verb, now)
+        if text != self._told:
+            self._told = text
+            _complain(f"{text} ({now.done:,})")
+
+
+def _label(verb: str, now: "Progress") -> str:
+    if now.held:
+        return "waiting for another collector to end"
+    if now.total is None:
+        return "waiting for the batch's manifest"
+    return verb
+
+
+@contextmanager
+def _readable_errors() -> Iterator[None]:
+    """Every expected failure as a message and an exit code; a traceback is a fault of ours."""
+    from worker.errors import InvalidSettings, WorkerError
+
+    # the SDK logs what it raises as well, with tracebacks, and logging prints that where nobody listens
+    logging.getLogger("azure").addHandler(logging.NullHandler())
+    try:
+        yield
+    except InvalidSettings as error:
+        _complain("\n".join(["The settings are wrong:", *(f"  {problem}" for problem in error.problems)]))
+        raise typer.Exit(WRONG_INPUT) from error
+    except (WorkerError, OSError, AzureError) as error:
+        raise _ended_by(error) from error
+    except KeyboardInterrupt:
+        _complain("Interrupted. The same command again goes on where this one ended.")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _ended_by(error: Exception) -> typer.Exit:
+    from worker.advice import explain
+    from worker.batch_files import InvalidBatch
+    from worker.client import InvalidBatchId, UnusableOutput
+
+    if isinstance(error, InvalidBatch):
+        _complain(describe_problems(error))
+    else:
+        _complain(explain(error))
+    wrong_input = isinstance(error, (InvalidBatch, InvalidBatchId, UnusableOutput))
+    return typer.Exit(WRONG_INPUT if wrong_input else FAILED)
+
+
+def describe_problems(error: "InvalidBatch") -> str:
+    lines = [f"{error.path} cannot be submitted; nothing was sent:", *(f"  {one}" for one in error.problems)]
+    if error.count > len(error.problems):
+        lines.append(f"  ... and {error.count - len(error.problems):,} more")
+    return "\n".join(lines)
+
+
+def _complain(text: str) -> None:
+    typer.echo(text, err=True)

@@ -1,0 +1,34 @@
+"""`python -m worker.local.openai_service --state DIR [--port 0]`: the embedded Azure OpenAI as a process."""
+
+import argparse
+from pathlib import Path
+
+from worker.local.openai_service.account import Account
+from worker.local.openai_service.app import build_app
+from worker.local.process import run_to_the_end, serve
+from worker.local.state import StateDirectory
+from worker.local.tokens import AccessTokens, issuer_of
+from worker.local.world import World
+
+
+def load_account(state: StateDirectory) -> Account:
+    """The account of the state directory. Raises OSError or ValueError when a file is missing or wrong."""
+    world = World.load(state.world)
+    tokens = AccessTokens(state.entra_public_key.read_bytes(), issuer_of(world.tenant_id))
+    return Account(world, tokens)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m worker.local.openai_service", description="The embedded Azure OpenAI."
+    )
+    parser.add_argument("--state", type=Path, required=True, help="state directory, made by the supervisor")
+    parser.add_argument("--port", type=int, default=0, help="port on loopback; 0 takes a free one")
+    arguments = parser.parse_args()
+    state = StateDirectory(arguments.state)
+    app = build_app(load_account(state))
+    run_to_the_end(lambda: serve(app, service="openai", state=state, port=arguments.port))
+
+
+if __name__ == "__main__":
+    main()

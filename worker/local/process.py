@@ -1,0 +1,100 @@
+"""How a process of the embedded Azure lives: it serves on loopback, says where, and ends with its parent.
+
+One JSON line on standard output says that it is ready and on which ports. SIGTERM, SIGINT or the end of
+standard input (a pipe from the supervisor, which closes however the supervisor dies) stops it.
+"""
+
+import asyncio
+import importlib
+import json
+import os
+import signal
+import ssl
+import stat
+import sys
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any
+
+from aiohttp import web
+
+from worker.local.state import StateDirectory
+
+LOOPBACK = "127.0.0.1"
+# A handler that is told to hang must not hold up the stop.
+_GRACE = 0.1
+
+
+def run_to_the_end(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run `main` on uvloop where it is installed, on asyncio's own loop elsewhere."""
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(main())
+
+
+async def serve(app: web.Application, *, service: str, state: StateDirectory, port: int) -> None:
+    """Serve `app` over TLS on loopback until told to stop. Port 0 takes a free one."""
+    # handler_cancellation: a request whose client gave up costs nothing more.
+    runner = web.AppRunner(
+        app, access_log=None, handler_cancellation=True, shutdown_timeout=_GRACE, keepalive_timeout=300
+    )
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, LOOPBACK, port, ssl_context=server_context(state), backlog=2_048)
+        await site.start()
+        announce(service, port=runner.addresses[0][1])
+        await until_stopped()
+    finally:
+        await runner.cleanup()
+
+
+def server_context(state: StateDirectory) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(state.server_certificate, state.server_key)
+    return context
+
+
+def announce(service: str, **ports: int) -> None:
+    """Tell the supervisor that `service` is ready."""
+    sys.stdout.write(json.dumps({"service": service, **ports}) + "\n")
+    sys.stdout.flush()
+
+
+async def until_stopped() -> None:
+    """Return at SIGTERM, at SIGINT, or when standard input is a pipe and its other end is gone."""
+    loop = asyncio.get_running_loop()
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    transport = await _watch_parent(loop, stopped)
+    try:
+        await stopped.wait()
+    finally:
+        if transport is not None:
+            transport.close()
+
+
+class _ParentWatch(asyncio.Protocol):
+    def __init__(self, gone: asyncio.Event) -> None:
+        self._gone = gone
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._gone.set()
+
+
+async def _watch_parent(loop: asyncio.AbstractEventLoop, gone: asyncio.Event) -> asyncio.ReadTransport | None:
+    if sys.stdin is None:
+        return None
+    mode = os.fstat(sys.stdin.fileno()).st_mode
+    # A terminal or /dev/null is nobody's pipe: started by hand, it lives until a signal.
+    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
+        return None
+    transport, _ = await loop.connect_read_pipe(lambda: _ParentWatch(gone), sys.stdin)
+    return transport
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    with suppress(ImportError):
+        factory: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module("uvloop").new_event_loop
+        return factory
+    return None

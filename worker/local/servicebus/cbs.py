@@ -1,0 +1,39 @@
+"""`$cbs`: where a client puts its tokens (claims-based security), one operation, `put-token`."""
+
+from collections.abc import Callable
+from typing import Final
+
+from worker.local.amqp.codec import Int
+from worker.local.amqp.messages import EncodedMessage
+from worker.local.servicebus.access import Access, AccessRefused
+from worker.local.servicebus.requests import Response
+
+CBS: Final = "$cbs"
+
+
+class TokenDesk:
+    """Answers put-token. `on_granted` runs after each token that was good, before the answer leaves."""
+
+    def __init__(self, access: Access, on_granted: Callable[[], None]) -> None:
+        self._access = access
+        self._on_granted = on_granted
+
+    def answer(self, request: EncodedMessage) -> Response:
+        """Raises DecodeError."""
+        properties = request.application_properties()
+        operation, audience, token = properties.get("operation"), properties.get("name"), request.value()
+        if operation != "put-token":
+            return _response(400, f"operation {operation!r} is not known here; 'put-token' is")
+        if not isinstance(audience, str) or not isinstance(token, str):
+            return _response(400, "put-token needs the application property 'name' and the token as amqp-value")
+        try:
+            self._access.put_token(audience, token)
+        except AccessRefused as refusal:
+            return _response(401, refusal.description)
+        self._on_granted()
+        return _response(202, "Accepted")
+
+
+def _response(status: int, description: str) -> Response:
+    # No `error-condition`: with one, the SDK drops the status and the description.
+    return Response(application_properties={"status-code": Int(status), "status-description": description})

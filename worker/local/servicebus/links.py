@@ -1,0 +1,300 @@
+"""Links to entities: messages in, deliveries and their settlements out, and sessions waited for.
+
+`Dispatch` shares what becomes available in one entity among its receivers. The settlement table is `_settle`.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+from uuid import UUID
+
+from worker.local.amqp.codec import DecodeError, Long, Symbol
+from worker.local.amqp.links import Delivery, IncomingLink, OutgoingLink
+from worker.local.amqp.performatives import (
+    SETTLE_MODE_SETTLED,
+    Accepted,
+    DeliveryState,
+    Error,
+    Modified,
+    Outcome,
+    Rejected,
+    Released,
+)
+from worker.local.servicebus.broker import BrokerError, Queue, Session
+from worker.local.servicebus.contents import (
+    DEAD_LETTER_DESCRIPTION,
+    DEAD_LETTER_REASON,
+    encode_delivery,
+    read_messages,
+)
+from worker.local.servicebus.messages import NOT_ALLOWED, SESSION_LOCK_LOST
+
+SESSION_FILTER: Final = Symbol("com.microsoft:session-filter")
+LOCKED_UNTIL_UTC: Final = Symbol("com.microsoft:locked-until-utc")
+TIMEOUT: Final = Symbol("com.microsoft:timeout")
+SESSION_PATIENCE: Final = 65.0
+"""Seconds a receiver waits for the next available session if it does not say how long."""
+_TICKS_AT_EPOCH: Final = 621_355_968_000_000_000
+_TICKS_PER_SECOND: Final = 10_000_000
+_CHUNK: Final = 100
+
+
+def error_of(refusal: BrokerError) -> Error:
+    return Error(condition=refusal.condition, description=refusal.description)
+
+
+class Inlet:
+    """The node behind a sender's link to a queue."""
+
+    def __init__(self, link: IncomingLink, queue: Queue, on_detached: Callable[[], None]) -> None:
+        self._link = link
+        self._queue = queue
+        self._on_detached = on_detached
+
+    def on_delivery(self, delivery: Delivery) -> None:
+        state = self._send(delivery)
+        if not delivery.settled:
+            self._link.settle(delivery.delivery_id, state)
+
+    def on_detached(self) -> None:
+        self._on_detached()
+
+    def _send(self, delivery: Delivery) -> Outcome:
+        try:
+            self._queue.send(read_messages(delivery.payload, delivery.message_format))
+        except BrokerError as refusal:
+            return Rejected(error=error_of(refusal))
+        except DecodeError as error:
+            return Rejected(error=Error(condition="amqp:decode-error", description=str(error)))
+        return Accepted()
+
+
+class Outlet:
+    """The node behind a receiver's link to an entity, or to one session of it."""
+
+    def __init__(
+        self, link: OutgoingLink, dispatch: "Dispatch", session: Session | None, on_detached: Callable[[], None]
+    ) -> None:
+        self.link = link
+        self.queue = dispatch.queue
+        self.session = session
+        self._dispatch = dispatch
+        self._on_detached = on_detached
+        self._deletes = link.attach.snd_settle_mode == SETTLE_MODE_SETTLED
+        self._tokens: dict[int, UUID] = {}
+        dispatch.add(self)
+
+    def on_ready(self) -> None:
+        self.deliver(self.link.credit)
+
+    def on_disposition(self, delivery_id: int, state: DeliveryState | None, settled: bool) -> None:
+        token = self._tokens.get(delivery_id)
+        if token is None or (not settled and not isinstance(state, Outcome)):
+            return
+        del self._tokens[delivery_id]
+        answer = _settle(self.queue, token, state)
+        if not settled:
+            self.link.settle(delivery_id, answer)
+
+    def on_detached(self) -> None:
+        """Locks outlive the link, as in Service Bus; a session does not."""
+        self._dispatch.remove(self)
+        self._tokens.clear()
+        if self.session is not None:
+            self.session.release()
+        self._on_detached()
+
+    def deliver(self, most: int) -> bool:
+        """Sends up to `most` messages, as many as there are and the link has room for; False if it sent none."""
+        sent = 0
+        try:
+            while sent < most and self.link.ready:
+                count = self._deliver_some(min(most - sent, self.link.credit, _CHUNK))
+                sent += count
+                if not count:
+                    break
+        except BrokerError as refusal:
+            self.link.detach(error_of(refusal))
+        return sent > 0
+
+    def check_session(self) -> None:
+        """Detaches the link when its session was lost, by time."""
+        if self.session is not None and not self.session.held:
+            self.link.detach(
+                Error(
+                    condition=SESSION_LOCK_LOST,
+                    description=f"The lock of session '{self.session.id}' has expired; accept it anew.",
+                )
+            )
+
+    def _deliver_some(self, count: int) -> int:
+        if self._deletes:
+            messages = self.queue.take_and_delete(count, session=self.session)
+            for message in messages:
+                self.link.send(encode_delivery(message), message_tag(message.sequence_number), settled=True)
+            return len(messages)
+        taken = self.queue.take(count, session=self.session)
+        for locked in taken:
+            payload = encode_delivery(locked.message, locked.locked_until)
+            self._tokens[self.link.send(payload, locked.token.bytes_le, settled=False)] = locked.token
+        return len(taken)
+
+
+def message_tag(sequence_number: int) -> bytes:
+    """A delivery tag for a message without lock: 16 bytes, as a lock token's."""
+    return sequence_number.to_bytes(16, "little")
+
+
+def _settle(queue: Queue, token: UUID, state: DeliveryState | None) -> Outcome:
+    """Does what the state says, and says what to answer: the same outcome, or why it could not be."""
+    try:
+        match state:
+            case Accepted():
+                queue.complete(token)
+            case Modified(undeliverable_here=True):
+                queue.defer(token)
+            case Modified(delivery_failed=True):
+                queue.abandon(token)
+            case Rejected(error=error):
+                reason, description = _dead_letter_reason(error)
+                queue.dead_letter(token, reason, description)
+                return Rejected()
+            case _:
+                queue.release(token)
+    except BrokerError as refusal:
+        return Rejected(error=error_of(refusal))
+    return state if isinstance(state, Outcome) else Released()
+
+
+def _dead_letter_reason(error: Error | None) -> tuple[str | None, str | None]:
+    info = (error and error.info) or {}
+    reason, description = info.get(DEAD_LETTER_REASON), info.get(DEAD_LETTER_DESCRIPTION)
+    return (
+        reason if isinstance(reason, str) else None,
+        description if isinstance(description, str) else None,
+    )
+
+
+class Dispatch:
+    """One entity's receivers, and those who wait for one of its sessions. What becomes available goes round."""
+
+    def __init__(self, queue: Queue, loop: asyncio.AbstractEventLoop) -> None:
+        self.queue = queue
+        self._loop = loop
+        self._outlets: deque[Outlet] = deque()
+        self._waiting: deque[SessionWait] = deque()
+        self._pending: asyncio.Handle | None = None
+        self._unsubscribe = queue.subscribe(self._wake)
+
+    def close(self) -> None:
+        self._unsubscribe()
+        if self._pending is not None:
+            self._pending.cancel()
+
+    def add(self, outlet: Outlet) -> None:
+        self._outlets.append(outlet)
+
+    def remove(self, outlet: Outlet) -> None:
+        self._outlets.remove(outlet)
+
+    def wait(self, waiting: "SessionWait") -> None:
+        self._waiting.append(waiting)
+
+    def give_up(self, waiting: "SessionWait") -> None:
+        if waiting in self._waiting:
+            self._waiting.remove(waiting)
+
+    def _wake(self) -> None:
+        # The broker is in the middle of a call: act when it has returned.
+        if self._pending is None and (self._outlets or self._waiting):
+            self._pending = self._loop.call_soon(self._share)
+
+    def _share(self) -> None:
+        self._pending = None
+        for outlet in tuple(self._outlets):
+            outlet.check_session()
+        while self._waiting and self._waiting[0].try_accept():
+            self._waiting.popleft()
+        self._outlets.rotate(-1)
+        ready = [outlet for outlet in self._outlets if outlet.link.ready]
+        while ready:
+            share = 1 if len(ready) > 1 else ready[0].link.credit
+            ready = [outlet for outlet in ready if outlet.deliver(share) and outlet.link.ready]
+
+
+class SessionWait:
+    """A receiver that wants a session: a certain one, or (None) the next available, for which it waits."""
+
+    def __init__(
+        self,
+        link: OutgoingLink,
+        dispatch: Dispatch,
+        session_id: str | None,
+        loop: asyncio.AbstractEventLoop,
+        on_accepted: Callable[[Session], None],
+    ) -> None:
+        self._link = link
+        self._dispatch = dispatch
+        self._session_id = session_id
+        self._on_accepted = on_accepted
+        self._timer: asyncio.TimerHandle | None = None
+        if not self.try_accept():
+            dispatch.wait(self)
+            self._timer = loop.call_later(_patience(link), self._refuse)
+
+    def try_accept(self) -> bool:
+        """True when there is nothing more to wait for: accepted, refused, or gone."""
+        if not self._link.attaching:
+            self._stop()
+            return True
+        try:
+            session = self._dispatch.queue.accept_session(self._session_id)
+        except BrokerError as refusal:
+            self._stop()
+            self._link.refuse(error_of(refusal))
+            return True
+        if session is None:
+            return False
+        self._stop()
+        self._on_accepted(session)
+        return True
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _refuse(self) -> None:
+        self._dispatch.give_up(self)
+        if self._link.attaching:
+            self._link.refuse(
+                Error(
+                    condition=TIMEOUT,
+                    description=f"The operation did not complete within {_patience(self._link):g} s: "
+                    f"'{self._dispatch.queue.name}' has no session available.",
+                )
+            )
+
+
+def _patience(link: OutgoingLink) -> float:
+    milliseconds = (link.attach.properties or {}).get(TIMEOUT)
+    return milliseconds / 1000 if isinstance(milliseconds, int) else SESSION_PATIENCE
+
+
+def session_filter(link: OutgoingLink) -> tuple[bool, str | None]:
+    """Whether a session is asked for, and which; None is the next available one.
+
+    Raises BrokerError for a session id that is no string.
+    """
+    filters = (link.attach.source and link.attach.source.filter) or {}
+    if SESSION_FILTER not in filters:
+        return False, None
+    session_id: Any = filters[SESSION_FILTER]
+    if session_id is not None and not isinstance(session_id, str):
+        raise BrokerError(NOT_ALLOWED, f"a session id is a string or null, not {session_id!r:.80}")
+    return True, session_id
+
+
+def session_terms(session: Session) -> dict[Symbol, Any]:
+    """The properties of the attach that grants a session. The SDK fails without them."""
+    return {LOCKED_UNTIL_UTC: Long(int(session.locked_until * _TICKS_PER_SECOND) + _TICKS_AT_EPOCH)}

@@ -1,0 +1,215 @@
+"""What is behind one connection: its tokens, and which node each of its links leads to.
+
+A link is refused unless its address is in this namespace, a token covers it, the entity exists and the token's
+owner has the role. When the token expires without a new one having been put, the link is detached.
+"""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from worker.local.amqp.connection import Connection
+from worker.local.amqp.links import IncomingLink, OutgoingLink
+from worker.local.amqp.messages import EncodedMessage
+from worker.local.amqp.performatives import Coordinator, Error
+from worker.local.servicebus.access import UNAUTHORIZED, Access, AccessRefused, Address, Claim
+from worker.local.servicebus.broker import Broker, BrokerError, Queue, Session
+from worker.local.servicebus.cbs import CBS, TokenDesk
+from worker.local.servicebus.links import (
+    SESSION_FILTER,
+    Dispatch,
+    Inlet,
+    Outlet,
+    SessionWait,
+    error_of,
+    session_filter,
+    session_terms,
+)
+from worker.local.servicebus.management import MANAGEMENT, Desk
+from worker.local.servicebus.messages import NOT_ALLOWED, SESSION_LOCK_LOST
+from worker.local.servicebus.requests import MAX_REQUEST, Requests, Response, Responses
+
+MAX_LINKS: Final = 1_000
+_MAX_TIMER: Final = 86_400.0
+
+
+class Peer:
+    """The `Container` of one connection. `dispatch_for` gives the one `Dispatch` of an entity."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        access: Access,
+        broker: Broker,
+        dispatch_for: Callable[[Queue], Dispatch],
+        clock: Callable[[], float],
+        on_closed: Callable[["Peer"], None],
+    ) -> None:
+        self.connection = connection
+        self._access = access
+        self._broker = broker
+        self._dispatch_for = dispatch_for
+        self._clock = clock
+        self._on_closed = on_closed
+        self._loop = asyncio.get_running_loop()
+        self._expiry: asyncio.TimerHandle | None = None
+        self._links: dict[IncomingLink | OutgoingLink, Address] = {}
+        self._outlets: dict[OutgoingLink, Outlet] = {}
+        self._responses: dict[tuple[object, str], Responses] = {}
+
+    # What the connection calls
+
+    def on_attach(self, link: IncomingLink | OutgoingLink) -> None:
+        try:
+            address = self._access.own(_address_of(link))
+            if address.path == CBS:
+                self._attach_cbs(link)
+            elif address.path.endswith(MANAGEMENT):
+                self._attach_management(link, address)
+            else:
+                self._attach_entity(link, address)
+        except AccessRefused as refusal:
+            link.refuse(Error(condition=UNAUTHORIZED, description=refusal.description))
+        except BrokerError as refusal:
+            link.refuse(error_of(refusal))
+
+    def on_closed(self) -> None:
+        if self._expiry is not None:
+            self._expiry.cancel()
+        self._on_closed(self)
+
+    # Nodes
+
+    def _attach_cbs(self, link: IncomingLink | OutgoingLink) -> None:
+        if isinstance(link, OutgoingLink):
+            self._accept_responses(link, CBS)
+        else:
+            desk = TokenDesk(self._access, self._watch_expiry)
+            link.accept(self._requests(link, CBS, desk.answer), max_message_size=MAX_REQUEST)
+
+    def _attach_management(self, link: IncomingLink | OutgoingLink, address: Address) -> None:
+        entity = Address(address.host, address.path.removesuffix(MANAGEMENT))
+        queue = self._entity(entity, Claim.SEND, Claim.LISTEN)
+        self._links[link] = entity
+        if isinstance(link, OutgoingLink):
+            self._accept_responses(link, address.path)
+        else:
+            desk = Desk(queue, partial(self._access.check, entity), self._held_session)
+            link.accept(self._requests(link, address.path, desk.answer), max_message_size=MAX_REQUEST)
+
+    def _attach_entity(self, link: IncomingLink | OutgoingLink, address: Address) -> None:
+        if isinstance(link, OutgoingLink):
+            self._attach_receiver(link, address)
+            return
+        queue = self._entity(address, Claim.SEND)
+        self._links[link] = address
+        inlet = Inlet(link, queue, partial(self._forget, link))
+        link.accept(inlet, max_message_size=queue.spec.max_message_bytes)
+
+    def _attach_receiver(self, link: OutgoingLink, address: Address) -> None:
+        queue = self._entity(address, Claim.LISTEN)
+        dispatch = self._dispatch_for(queue)
+        wanted, session_id = session_filter(link)
+        if not wanted:
+            if queue.spec.requires_session:
+                raise BrokerError(
+                    NOT_ALLOWED,
+                    "It is not possible for an entity that requires sessions to create a non-sessionful message "
+                    f"receiver. '{queue.name}' requires sessions.",
+                )
+            self._open(link, address, dispatch, None)
+        else:
+            SessionWait(
+                link, dispatch, session_id, self._loop, partial(self._open_session, link, address, dispatch)
+            )
+
+    def _open_session(self, link: OutgoingLink, address: Address, dispatch: Dispatch, session: Session) -> None:
+        try:
+            self._access.check_token(address)  # it may have waited longer than its token lives
+        except AccessRefused as refusal:
+            session.release()
+            link.refuse(Error(condition=UNAUTHORIZED, description=refusal.description))
+        else:
+            self._open(link, address, dispatch, session)
+
+    def _open(self, link: OutgoingLink, address: Address, dispatch: Dispatch, session: Session | None) -> None:
+        self._links[link] = address
+        outlet = Outlet(link, dispatch, session, partial(self._forget, link))
+        self._outlets[link] = outlet
+        if session is None:
+            link.accept(outlet)
+        else:
+            link.accept(outlet, filters={SESSION_FILTER: session.id}, properties=session_terms(session))
+
+    def _entity(self, address: Address, *claims: Claim) -> Queue:
+        """Raises AccessRefused or BrokerError. Whether an entity exists is told only to those with a token."""
+        if len(self._links) >= MAX_LINKS:
+            raise BrokerError("amqp:resource-limit-exceeded", f"a connection may have {MAX_LINKS} links")
+        self._access.check_token(address)
+        queue = self._broker.entity(address.path)
+        self._access.check(address, *claims)
+        return queue
+
+    # Requests and responses travel on two links of one session that have the same address.
+
+    def _accept_responses(self, link: OutgoingLink, path: str) -> None:
+        responses = Responses(link, partial(self._forget_responses, link, path))
+        self._responses[link.session, path] = responses
+        link.accept(responses)
+
+    def _requests(self, link: IncomingLink, path: str, answer: Callable[[EncodedMessage], Response]) -> Requests:
+        return Requests(
+            link,
+            answer,
+            lambda: self._responses.get((link.session, path)),
+            partial(self._forget, link),
+        )
+
+    def _forget_responses(self, link: OutgoingLink, path: str) -> None:
+        self._responses.pop((link.session, path), None)
+        self._forget(link)
+
+    def _forget(self, link: IncomingLink | OutgoingLink) -> None:
+        self._links.pop(link, None)
+        if isinstance(link, OutgoingLink):
+            self._outlets.pop(link, None)
+
+    def _held_session(self, queue: Queue, session_id: str) -> Session:
+        for outlet in self._outlets.values():
+            if outlet.queue is queue and outlet.session is not None and outlet.session.id == session_id:
+                return outlet.session
+        raise BrokerError(
+            SESSION_LOCK_LOST,
+            f"no receiver on this connection holds session {session_id!r} of '{queue.name}'; accept it first",
+        )
+
+    # Tokens end
+
+    def _watch_expiry(self) -> None:
+        if self._expiry is not None:
+            self._expiry.cancel()
+        at = self._access.next_expiry()
+        if at is not None:
+            pause = min(max(0.0, at - self._clock()), _MAX_TIMER)
+            self._expiry = self._loop.call_later(pause, self._expire)
+
+    def _expire(self) -> None:
+        for link, address in tuple(self._links.items()):
+            try:
+                self._access.check_token(address)
+            except AccessRefused as refusal:
+                link.detach(Error(condition=UNAUTHORIZED, description=refusal.description))
+        self._access.drop_expired()
+        self._watch_expiry()
+
+
+def _address_of(link: IncomingLink | OutgoingLink) -> str:
+    """Raises BrokerError for a link that leads nowhere."""
+    terminus = link.attach.source if isinstance(link, OutgoingLink) else link.attach.target
+    if isinstance(terminus, Coordinator):
+        raise BrokerError("amqp:not-implemented", "there are no transactions here")
+    if terminus is None or not terminus.address:
+        raise BrokerError("amqp:invalid-field", "a link needs the address of an entity as source or target")
+    return terminus.address

@@ -1,0 +1,215 @@
+"""Prometheus metrics: a listener to events. Labels come from configuration or closed lists, so they are bounded."""
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+
+from worker import interfaces as events
+from worker.interfaces import Event
+from worker.outcomes import Answered, FailureCode, label_of
+
+PREFIX = "aoai_worker"
+
+CALL_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 600)
+AGE_BUCKETS = (1, 5, 15, 60, 300, 900, 3_600, 14_400, 43_200, 86_400)
+WRITE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+TOKEN_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+OUTCOMES = ("answered", "refused", *FailureCode, "dead_lettered", "handed_back", "faulted", "lock_lost")
+SETTLEMENTS = ("Complete", "DeadLetter", "Release", "Abandon")
+INTAKE_REASONS = ("start-up", "setup", "sink", "source")
+
+
+class Metrics:
+    """An `Observer` with its own registry. Every series whose labels are known beforehand starts at zero."""
+
+    def __init__(self, *, queue: str, deployments: Iterable[str], scopes: Iterable[str], slots: int) -> None:
+        self.registry = CollectorRegistry()
+        self._children: dict[tuple[Any, ...], Any] = {}
+        self._define()
+        self._create_at_zero(queue, tuple(deployments), tuple(scope_label(scope) for scope in scopes))
+        self.slots.set(slots)
+        Info(f"{PREFIX}_build", "The version that runs", registry=self.registry).info(
+            {"version": version("aoai-worker")}
+        )
+        self._on: dict[type[Any], Callable[[Any], None]] = {
+            events.JobsReceived: self._jobs_received,
+            events.JobStarted: self._job_started,
+            events.CallEnded: self._call_ended,
+            events.GateClosed: self._gate_closed,
+            events.IntakeClosed: self._intake_closed,
+            events.IntakeOpened: self._intake_opened,
+            events.ResultWritten: self._result_written,
+            events.JobEnded: self._job_ended,
+            events.Settled: self._settled,
+            events.LocksRenewed: self._locks_renewed,
+            events.LocksNotRenewed: self._locks_not_renewed,
+            events.ReceiverRestarted: self._receiver_restarted,
+            events.TokenRefreshed: self._token_refreshed,
+            events.TokenRefreshFailed: self._token_refresh_failed,
+            events.JobFaulted: self._job_faulted,
+        }
+
+    def __call__(self, event: Event) -> None:
+        handler = self._on.get(type(event))
+        if handler is not None:
+            handler(event)
+
+    def watch(self, *, in_flight: Callable[[], float], held: Callable[[], float]) -> None:
+        """Gauges that are read when they are scraped."""
+        self.in_flight.set_function(in_flight)
+        self.held.set_function(held)
+        token_file = os.environ.get("AZURE_FEDERATED_TOKEN_FILE")
+        if token_file:
+            self._gauge("projected_token_age_seconds", "Age of the projected token file").set_function(
+                lambda: file_age(Path(token_file))
+            )
+
+    def _define(self) -> None:
+        counter, gauge, histogram = self._counter, self._gauge, self._histogram
+        self.received = counter("jobs_received", "Messages received", ["queue"])
+        self.redelivered = counter("jobs_redelivered", "Messages received again", ["queue"])
+        self.jobs = counter("jobs", "Deliveries by their outcome", ["queue", "deployment", "outcome"])
+        self.tokens = counter("tokens", "Tokens as the service counts them", ["deployment", "kind"])
+        self.calls = counter("calls", "Calls by HTTP status, none where there was none", ["deployment", "status"])
+        self.call_seconds = histogram("call_seconds", "Seconds of a call", ["deployment"], CALL_BUCKETS)
+        self.wait_seconds = histogram("queue_wait_seconds", "From enqueuing to start", ["queue"], AGE_BUCKETS)
+        self.job_seconds = histogram("job_seconds", "From enqueuing to the outcome", ["queue"], AGE_BUCKETS)
+        self.write_seconds = histogram("result_write_seconds", "Writing a result", [], WRITE_BUCKETS)
+        self.in_flight = gauge("jobs_in_flight", "Jobs whose result is not written yet")
+        self.held = gauge("deliveries_held", "Deliveries that are not settled yet")
+        self.slots = gauge("slots", "Jobs that may be in flight")
+        self.gate_closed = counter("gate_closed_seconds", "Time for which gates closed", ["deployment", "reason"])
+        self.intake = gauge("intake_closed", "1 while nothing is received for this reason", ["reason"])
+        self.settlements = counter("settlements", "Settlements by confirmation", ["settlement", "confirmed"])
+        self.renewals = counter("lock_renewals", "Locks renewed")
+        self.renewal_failures = counter("lock_renewal_failures", "Locks that a request failed to renew")
+        self.locks_lost = counter("locks_lost", "Locks lost before the message was settled")
+        self.restarts = counter("receiver_restarts", "Receivers retired after an error", ["queue"])
+        self.faults = counter("faults", "Deliveries that failed by a fault of the worker itself")
+        self.refreshes = counter("token_refreshes", "Token requests", ["scope", "outcome"])
+        self.refresh_failures = counter("token_refresh_failures", "By AADSTS code", ["scope", "code"])
+        self.refresh_seconds = histogram("token_refresh_seconds", "Token requests", ["scope"], TOKEN_BUCKETS)
+        self.token_expiry = gauge("token_expiry_timestamp_seconds", "When the token expires", ["scope"])
+        self.token_success = gauge("token_last_refresh_timestamp_seconds", "Last good refresh", ["scope"])
+
+    def _create_at_zero(self, queue: str, deployments: Iterable[str], scopes: Iterable[str]) -> None:
+        for metric in (self.received, self.redelivered, self.wait_seconds, self.job_seconds, self.restarts):
+            self._child(metric, queue)
+        for outcome in OUTCOMES:
+            self._child(self.jobs, queue, "none", outcome)
+        for deployment in deployments:
+            self._child(self.call_seconds, deployment)
+            self._child(self.gate_closed, deployment, "throttled")
+            for outcome in ("answered", "refused"):
+                self._child(self.jobs, queue, deployment, outcome)
+            for status in ("200", "429"):
+                self._child(self.calls, deployment, status)
+            for kind in ("prompt", "completion", "cached"):
+                self._child(self.tokens, deployment, kind)
+        for scope in scopes:
+            self._child(self.refresh_seconds, scope)
+            for outcome in ("ok", "failed"):
+                self._child(self.refreshes, scope, outcome)
+        for settlement in SETTLEMENTS:
+            for confirmed in ("true", "false"):
+                self._child(self.settlements, settlement, confirmed)
+        for reason in INTAKE_REASONS:
+            self._child(self.intake, reason)
+
+    def _jobs_received(self, event: events.JobsReceived) -> None:
+        self._child(self.received, event.queue).inc(event.count)
+        if event.redelivered:
+            self._child(self.redelivered, event.queue).inc(event.redelivered)
+
+    def _job_started(self, event: events.JobStarted) -> None:
+        self._child(self.wait_seconds, event.queue).observe(event.waited)
+
+    def _call_ended(self, event: events.CallEnded) -> None:
+        self._child(self.calls, event.deployment, event.status).inc()
+        self._child(self.call_seconds, event.deployment).observe(event.seconds)
+
+    def _gate_closed(self, event: events.GateClosed) -> None:
+        self._child(self.gate_closed, event.deployment, event.reason).inc(event.seconds)
+
+    def _intake_closed(self, event: events.IntakeClosed) -> None:
+        self._child(self.intake, event.reason).set(1)
+
+    def _intake_opened(self, event: events.IntakeOpened) -> None:
+        self._child(self.intake, event.reason).set(0)
+
+    def _result_written(self, event: events.ResultWritten) -> None:
+        self.write_seconds.observe(event.seconds)
+
+    def _job_ended(self, event: events.JobEnded) -> None:
+        deployment = event.deployment or "none"
+        self._child(self.jobs, event.queue, deployment, label_of(event.outcome)).inc()
+        self._child(self.job_seconds, event.queue).observe(event.seconds)
+        if isinstance(event.outcome, Answered) and (usage := event.outcome.response.usage):
+            self._child(self.tokens, deployment, "prompt").inc(usage.prompt)
+            self._child(self.tokens, deployment, "completion").inc(usage.completion)
+            self._child(self.tokens, deployment, "cached").inc(usage.cached)
+
+    def _settled(self, event: events.Settled) -> None:
+        name = type(event.settlement).__name__
+        self._child(self.settlements, name, "true" if event.confirmed else "false").inc()
+
+    def _locks_renewed(self, event: events.LocksRenewed) -> None:
+        self.renewals.inc(event.count)
+        self.locks_lost.inc(event.lost)
+
+    def _locks_not_renewed(self, event: events.LocksNotRenewed) -> None:
+        self.renewal_failures.inc(event.count)
+
+    def _receiver_restarted(self, event: events.ReceiverRestarted) -> None:
+        self._child(self.restarts, event.queue).inc()
+
+    def _job_faulted(self, event: events.JobFaulted) -> None:
+        self.faults.inc()
+
+    def _token_refreshed(self, event: events.TokenRefreshed) -> None:
+        scope = scope_label(event.scope)
+        self._child(self.refreshes, scope, "ok").inc()
+        self._child(self.refresh_seconds, scope).observe(event.seconds)
+        self._child(self.token_expiry, scope).set(event.expires_on)
+        self._child(self.token_success, scope).set(time.time())
+
+    def _token_refresh_failed(self, event: events.TokenRefreshFailed) -> None:
+        scope = scope_label(event.scope)
+        self._child(self.refreshes, scope, "failed").inc()
+        self._child(self.refresh_failures, scope, event.code).inc()
+
+    def _child(self, metric: Any, *labels: str) -> Any:
+        """The series itself; looking it up anew would cost more than counting."""
+        key = (metric, *labels)
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = metric.labels(*labels)
+        return child
+
+    def _counter(self, name: str, text: str, labels: Iterable[str] = ()) -> Counter:
+        return Counter(f"{PREFIX}_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, labels: Iterable[str] = ()) -> Gauge:
+        return Gauge(f"{PREFIX}_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, labels: Iterable[str], buckets: Iterable[float]) -> Histogram:
+        return Histogram(f"{PREFIX}_{name}", text, labels, buckets=tuple(buckets), registry=self.registry)
+
+
+def scope_label(scope: str) -> str:
+    """The resource's host: `servicebus.azure.net` for `https://servicebus.azure.net//.default`."""
+    return scope.removeprefix("https://").split("/", 1)[0]
+
+
+def file_age(path: Path) -> float:
+    """Seconds since the file was written; NaN while it cannot be seen."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return float("nan")

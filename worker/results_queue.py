@@ -1,0 +1,160 @@
+"""The `queue` sink: results as messages to a session-enabled queue with duplicate detection.
+
+One coroutine owns the sender, because two transfers at once can carry the same delivery-id; what piles up while
+it sends goes out together next time. Message-id = job id, so a result that is sent again is dropped by the queue.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import groupby
+from types import TracebackType
+from typing import Self
+
+from azure.servicebus import ServiceBusMessage, ServiceBusMessageBatch
+from azure.servicebus.aio import ServiceBusClient, ServiceBusSender
+from azure.servicebus.exceptions import MessageSizeExceededError, ServiceBusError
+
+from worker.errors import ResultTooLarge, SinkUnavailable, TokenUnavailable
+from worker.jobs import Job, result_id
+
+FAULTS = (ServiceBusError, OSError, ValueError, AttributeError, RuntimeError, TimeoutError, TokenUnavailable)
+"""What the SDK is known to raise when a link, a connection or a token fails; some are its own slips."""
+
+SEND_TIMEOUT = 30.0
+"""Seconds for one batch of results."""
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A result on its way; `done` is resolved when the queue has taken it."""
+
+    session: str
+    message: ServiceBusMessage
+    size: int
+    done: "asyncio.Future[None]"
+
+
+class ResultsQueue:
+    """A `Sink`. Use it as a context manager; at most one result for each slot is pending."""
+
+    def __init__(self, client: ServiceBusClient, queue: str) -> None:
+        self._client = client
+        self._queue = queue
+        self._pending: list[_Pending] = []
+        self._wanted = asyncio.Event()
+        self._sender: ServiceBusSender | None = None
+        self._sending: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._sending = asyncio.get_running_loop().create_task(self._send_forever(), name="results")
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._sending is not None:
+            self._sending.cancel()
+            await asyncio.wait({self._sending})
+        await self._close()
+
+    async def open(self) -> None:
+        """Prove that the queue exists and that we may send to it. Raises SinkUnavailable."""
+        try:
+            await self._open()
+        except FAULTS as error:
+            await self._close()
+            raise SinkUnavailable(self._describe(error)) from error
+
+    async def write(self, job: Job, line: bytes) -> None:
+        message = ServiceBusMessage(
+            line,
+            message_id=result_id(job),
+            session_id=job.batch_id,
+            correlation_id=job.batch_id,
+            content_type="application/json",
+        )
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._pending.append(_Pending(job.batch_id, message, len(line), done))
+        self._wanted.set()
+        await done
+
+    async def _send_forever(self) -> None:
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            pending = [entry for entry in self._pending if not entry.done.done()]
+            self._pending.clear()
+            # the messages of one batch must be of one session
+            for _, group in groupby(sorted(pending, key=_session), key=_session):
+                await self._send(list(group))
+
+    async def _send(self, entries: list[_Pending]) -> None:
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT):
+                await self._send_in_batches(entries)
+        except FAULTS as error:
+            await self._close()
+            _fail(entries, SinkUnavailable(self._describe(error)))
+
+    async def _send_in_batches(self, entries: Iterable[_Pending]) -> None:
+        sender = await self._open()
+        batch, aboard = await sender.create_message_batch(), list[_Pending]()
+        for entry in entries:
+            added = _add(batch, entry)
+            if not added and aboard:
+                await self._ship(sender, batch, aboard)
+                batch, aboard = await sender.create_message_batch(), []
+                added = _add(batch, entry)
+            if added:
+                aboard.append(entry)
+            else:
+                _fail([entry], ResultTooLarge(size=entry.size, allowed=batch.max_size_in_bytes))
+        if aboard:
+            await self._ship(sender, batch, aboard)
+
+    async def _ship(
+        self, sender: ServiceBusSender, batch: ServiceBusMessageBatch, aboard: Iterable[_Pending]
+    ) -> None:
+        await sender.send_messages(batch)
+        for entry in aboard:
+            if not entry.done.done():
+                entry.done.set_result(None)
+
+    async def _open(self) -> ServiceBusSender:
+        if self._sender is None:
+            self._sender = self._client.get_queue_sender(self._queue)
+            await self._sender.__aenter__()
+        return self._sender
+
+    async def _close(self) -> None:
+        sender, self._sender = self._sender, None
+        if sender is not None:
+            with contextlib.suppress(*FAULTS):  # it is being thrown away
+                await sender.close()
+
+    def _describe(self, error: BaseException) -> str:
+        detail = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        return f"queue {self._queue!r}: {detail}"
+
+
+def _session(entry: _Pending) -> str:
+    return entry.session
+
+
+def _add(batch: ServiceBusMessageBatch, entry: _Pending) -> bool:
+    try:
+        batch.add_message(entry.message)
+    except MessageSizeExceededError:
+        return False
+    return True
+
+
+def _fail(entries: Iterable[_Pending], error: Exception) -> None:
+    for entry in entries:
+        if not entry.done.done():
+            entry.done.set_exception(error)

@@ -1,0 +1,206 @@
+"""Fakes that keep the promises of `interfaces.py`, for this project's tests and for yours.
+
+`tests/contract` holds `FakeQueue` and `FakeSink` to the same promises as the real adapters. Time is the event
+loop's, so a virtual clock governs them too.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import count
+from typing import TypeVar
+
+import orjson
+
+from worker.errors import LockLost, ResultTooLarge, SinkUnavailable, SourceUnavailable
+from worker.interfaces import Delivery, Event, Target
+from worker.jobs import Envelope, Job, result_id
+from worker.outcomes import Abandon, Complete, DeadLetter, Release, Response, Settlement, Usage
+from worker.waits import Bell, loop_time
+
+
+class FakeDelivery:
+    """A message of a `FakeQueue`. `lose()` takes its lock away."""
+
+    def __init__(self, envelope: Envelope) -> None:
+        self.envelope = envelope
+        self.is_lost = False
+        self._callback: Callable[[], None] | None = None
+
+    def when_lost(self, callback: Callable[[], None]) -> None:
+        self._callback = callback
+        if self.is_lost:
+            callback()
+
+    def lose(self) -> None:
+        self.is_lost = True
+        if self._callback is not None:
+            self._callback()
+
+
+class FakeQueue:
+    """A `Source` in memory. `settled` tells what became of each delivery, in order.
+
+    `down`: receiving raises SourceUnavailable; `mute`: settlements are never confirmed. A message delivered too
+    often leaves the queue for `dead`, without a settlement of ours.
+    """
+
+    def __init__(self, name: str = "jobs", *, clock: Callable[[], float], max_delivery_count: int = 20) -> None:
+        self.name = name
+        self.max_delivery_count = max_delivery_count
+        self.down = False
+        self.mute = False
+        self.settled: list[tuple[str | None, Settlement]] = []
+        self.dead: list[tuple[Envelope, DeadLetter | None]] = []
+        self.locked: list[FakeDelivery] = []
+        self._clock = clock
+        self._waiting: list[Envelope] = []
+        self._numbers = count(1)
+        self._bell = Bell()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def send(
+        self,
+        body: bytes,
+        *,
+        message_id: str | None = None,
+        correlation_id: str | None = "batch",
+        properties: Mapping[str, object] | None = None,
+        delivery_count: int = 0,
+    ) -> None:
+        self._put(
+            Envelope(
+                body=body,
+                queue=self.name,
+                sequence_number=next(self._numbers),
+                enqueued_at=self._clock(),
+                message_id=message_id,
+                correlation_id=correlation_id,
+                delivery_count=delivery_count,
+                properties=properties or {},
+            )
+        )
+
+    async def receive(self, count: int, *, wait: float) -> Sequence[Delivery]:
+        if self.down:
+            raise SourceUnavailable(f"queue {self.name!r}: down")
+        if not self._waiting:
+            await self._bell.wait(loop_time() + wait)
+        taken = [FakeDelivery(envelope) for envelope in self._waiting[:count]]
+        del self._waiting[:count]
+        self.locked += taken
+        return taken
+
+    async def settle(self, delivery: Delivery, settlement: Settlement) -> None:
+        await asyncio.sleep(0)
+        assert isinstance(delivery, FakeDelivery)
+        if delivery.is_lost or delivery not in self.locked:
+            raise LockLost("the lock lapsed")
+        if self.mute:
+            raise SourceUnavailable("unconfirmed")
+        self.locked.remove(delivery)
+        self.settled.append((delivery.envelope.message_id, settlement))
+        self._follow(delivery.envelope, settlement)
+
+    def lapse(self, delivery: FakeDelivery) -> None:
+        """The broker's view of a lost lock: the message is available again, its count raised."""
+        self.locked.remove(delivery)
+        delivery.lose()
+        self._put(_redelivered(delivery.envelope, 1))
+
+    def _follow(self, envelope: Envelope, settlement: Settlement) -> None:
+        match settlement:
+            case Release():
+                self._put(_redelivered(envelope, 0))
+            case Abandon():
+                self._put(_redelivered(envelope, 1))
+            case DeadLetter():
+                self.dead.append((envelope, settlement))
+            case Complete():
+                pass
+
+    def _put(self, envelope: Envelope) -> None:
+        if envelope.delivery_count >= self.max_delivery_count:
+            self.dead.append((envelope, None))
+            return
+        self._waiting.append(envelope)
+        self._waiting.sort(key=lambda waiting: waiting.sequence_number)
+        self._bell.ring()
+
+
+class FakeSink:
+    """A `Sink` in memory: the first line of a result's id stays. `down`: writing raises SinkUnavailable."""
+
+    def __init__(self, *, largest: int | None = None) -> None:
+        self.lines: dict[str, bytes] = {}
+        self.writes = 0
+        self.down = False
+        self._largest = largest
+
+    @property
+    def results(self) -> dict[str, Mapping[str, object]]:
+        return {name: orjson.loads(line) for name, line in self.lines.items()}
+
+    async def write(self, job: Job, line: bytes) -> None:
+        await asyncio.sleep(0)
+        if self.down:
+            raise SinkUnavailable("the sink is down")
+        if self._largest is not None and len(line) > self._largest:
+            raise ResultTooLarge(size=len(line), allowed=self._largest)
+        self.writes += 1
+        self.lines.setdefault(result_id(job), line)
+
+
+E = TypeVar("E")
+Behaviour = Callable[[Job, Target], Awaitable[Response]]
+
+
+class FakeModel:
+    """A `Model` that behaves as the given coroutine function says; `calls` tells what was asked where."""
+
+    def __init__(self, behaviour: Behaviour) -> None:
+        self.calls: list[tuple[str, str]] = []
+        self.in_flight = 0
+        self.peak = 0
+        self._behaviour = behaviour
+
+    async def complete(self, job: Job, target: Target) -> Response:
+        self.calls.append((job.line.custom_id, target.deployment))
+        self.in_flight += 1
+        self.peak = max(self.peak, self.in_flight)
+        try:
+            return await self._behaviour(job, target)
+        finally:
+            self.in_flight -= 1
+
+
+class EventList:
+    """An `Observer` that remembers."""
+
+    def __init__(self) -> None:
+        self.all: list[Event] = []
+
+    def __call__(self, event: Event) -> None:
+        self.all.append(event)
+
+    def of(self, kind: type[E]) -> list[E]:
+        return [event for event in self.all if isinstance(event, kind)]
+
+
+def answer(text: str = "yes", *, prompt: int = 10, completion: int = 2) -> Response:
+    """A chat completion that answers `text`."""
+    body = {"object": "chat.completion", "choices": [{"index": 0, "message": {"content": text}}]}
+    usage = Usage(prompt=prompt, completion=completion)
+    return Response(status=200, request_id="req-1", body=orjson.dumps(body), usage=usage)
+
+
+def job_line(custom_id: str = "a", *, model: str = "gpt-4o-mini", content: str = "Is it?") -> bytes:
+    """One line of a Batch input file."""
+    body = {"model": model, "messages": [{"role": "user", "content": content}]}
+    return orjson.dumps({"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body})
+
+
+def _redelivered(envelope: Envelope, more: int) -> Envelope:
+    return replace(envelope, delivery_count=envelope.delivery_count + more)

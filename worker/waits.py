@@ -1,0 +1,82 @@
+"""Waiting that ends when it should: a bell to wake waiters, an interrupt to end a block from outside."""
+
+import asyncio
+import math
+from types import TracebackType
+from typing import Self
+
+from worker.errors import Interrupted
+
+
+def loop_time() -> float:
+    return asyncio.get_running_loop().time()
+
+
+class Bell:
+    """Wakes all who wait on it."""
+
+    def __init__(self) -> None:
+        self._waiting: set[asyncio.Future[None]] = set()
+
+    def ring(self) -> None:
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def wait(self, until: float = math.inf) -> None:
+        """Return when it rings, or when the loop's clock reaches `until`."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+        timer = loop.call_at(until, _finish, waiter) if until < math.inf else None
+        self._waiting.add(waiter)
+        try:
+            await waiter
+        finally:
+            self._waiting.discard(waiter)
+            if timer is not None:
+                timer.cancel()
+
+
+def _finish(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+class Interrupt:
+    """`async with interrupt:` runs a block that `interrupt.by(error)` ends with that error.
+
+    Made as `asyncio.timeout` is: the task is cancelled, and the cancellation that we caused, and only that one,
+    becomes the error. The first reason stands. Used once.
+    """
+
+    def __init__(self) -> None:
+        self._task: asyncio.Task[object] | None = None
+        self._cancellations = 0
+        self._error: Interrupted | None = None
+
+    def by(self, error: Interrupted) -> None:
+        """Before the block it keeps it from starting; after it nothing happens."""
+        if self._error is None:
+            self._error = error
+            if self._task is not None:
+                self._task.cancel()
+
+    async def __aenter__(self) -> Self:
+        if self._error is not None:
+            raise self._error
+        self._task = asyncio.current_task()
+        assert self._task is not None, "an interrupt belongs into a task"
+        self._cancellations = self._task.cancelling()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        task, self._task = self._task, None
+        if task is None or self._error is None:
+            return
+        if task.uncancel() <= self._cancellations and exc_type is asyncio.CancelledError:
+            raise self._error from exc_value

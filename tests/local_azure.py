@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
-from worker.local.servicebus.server import Served
+from worker.local.servicebus.server import ServiceBus
 from worker.local.tokens import TokenIssuer
 from worker.local.world import Identity, QueueSpec, RoleAssignment, World
 
@@ -89,7 +89,7 @@ def certificate(subject: x509.Name, issuer: x509.Name, key: Any, signer: Any, *,
 
 @dataclass
 class SignedCredential:
-    """Signs tokens itself. `claimed_lifetime` is what the SDK is told, `lifetimes` the truth, one after the other."""
+    """Signs tokens itself. `claimed_lifetime` is what the SDK is told, `lifetimes` the truth, each in its turn."""
 
     private_key: bytes
     tenant_id: str
@@ -121,9 +121,12 @@ class SignedCredential:
 class Bus:
     """The embedded Service Bus, and how to get clients of it."""
 
-    served: Served
+    tls_port: int | None
+    plain_port: int | None
     world: World
     authority: Authority
+    service: ServiceBus | None = None
+    """Inside this process, or None when it has one of its own."""
 
     def credential(self, identity: str = "owner", **options: Any) -> SignedCredential:
         return SignedCredential(
@@ -139,7 +142,7 @@ class Bus:
             self.world.namespace,
             credential or self.credential(identity),
             **{
-                "custom_endpoint_address": f"sb://localhost:{self.served.tls_port}",
+                "custom_endpoint_address": f"sb://localhost:{self.tls_port}",
                 "transport_type": TransportType.Amqp,
                 "connection_verify": str(self.authority.ca_file),
                 "retry_backoff_factor": 0.01,
@@ -180,6 +183,7 @@ def bus_world() -> World:
         queues=(
             QueueSpec(name="jobs"),
             QueueSpec(name="brief", lock_duration=0.5, max_delivery_count=3),
+            QueueSpec(name="held", lock_duration=2.0),
             QueueSpec(name="chat", requires_session=True),
             QueueSpec(name="brief-chat", requires_session=True, lock_duration=0.5),
             QueueSpec(name="small", max_message_bytes=2_000),

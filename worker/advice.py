@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from azure.core.exceptions import AzureError
 from azure.servicebus.exceptions import (
+    MessageSizeExceededError,
     MessagingEntityDisabledError,
     MessagingEntityNotFoundError,
     OperationTimeoutError,
@@ -27,6 +28,8 @@ ROLES = {
 
 def explain(error: BaseException) -> str:
     """One readable message for an error of the client; the innermost cause that is known decides."""
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
     for cause in _causes(error):
         told = _tell(cause)
         if told:
@@ -37,11 +40,7 @@ def explain(error: BaseException) -> str:
 def _tell(error: BaseException) -> str | None:
     match error:
         case TokenUnavailable():
-            return (
-                f"There is no token for {error.scope}: {error.detail}\n"
-                "Next: on a laptop log in with `az login`; in a pod check that its service account names the "
-                "client id and that the identity has a federated credential for it."
-            )
+            return f"There is no token for {error.scope}: {error.detail}\nNext: {_way_to_a_token(error)}"
         case ServiceBusAuthorizationError():
             return f"Service Bus refuses: {_first_line(error)}\nNext: {_missing_role(str(error))}"
         case ServiceBusAuthenticationError():
@@ -61,6 +60,8 @@ def _tell(error: BaseException) -> str | None:
             return f"The queue is full: {_first_line(error)}\nNext: let the workers catch up, then submit again."
         case ServiceBusServerBusyError():
             return f"Service Bus throttles: {_first_line(error)}\nNext: wait a minute, then the same command again."
+        case MessageSizeExceededError():
+            return f"A line is larger than the queue takes: {_first_line(error)}\nNext: shorten it."
         case ServiceBusConnectionError() | ServiceBusCommunicationError() | OperationTimeoutError():
             return (
                 f"Service Bus cannot be reached: {_first_line(error)}\n"
@@ -68,12 +69,22 @@ def _tell(error: BaseException) -> str | None:
                 "network: port 5671 must be open; for a private endpoint or TLS inspection set "
                 "AOAI_WORKER_CA_FILE. The same command again is safe: what was sent is not sent twice."
             )
-        case OSError(filename=str(name), strerror=str(reason)):
-            return f"{name}: {reason}"
         case WorkerError():
             return str(error)
         case _:
             return None
+
+
+def _way_to_a_token(error: TokenUnavailable) -> str:
+    if error.code in ("none", "timeout"):  # Entra did not say no: it was not asked
+        return (
+            "on a laptop log in with `az login`; in a pod check AZURE_FEDERATED_TOKEN_FILE and that "
+            "AZURE_AUTHORITY_HOST can be reached; behind TLS inspection set AOAI_WORKER_CA_FILE."
+        )
+    return (
+        "check AZURE_CLIENT_ID and AZURE_TENANT_ID, and that the identity has a federated credential for this "
+        "service account."
+    )
 
 
 def _missing_role(text: str) -> str:

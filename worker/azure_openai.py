@@ -28,7 +28,7 @@ from worker.errors import (
     Unavailable,
 )
 from worker.interfaces import Target, Tokens
-from worker.jobs import Job, Operation
+from worker.jobs import Job, Operation, on_one_line
 from worker.outcomes import Response, Usage
 from worker.tls import trust
 
@@ -185,26 +185,35 @@ def classify(
 
 def read_answer(body: bytes, request_id: str | None) -> Response:
     """The answer of a 200. Raises Unavailable where it is not a whole chat completion."""
+    what = f"the answer of {len(body):,} bytes is not a whole chat completion"
     try:
         document = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        document = None
+    except orjson.JSONDecodeError as error:
+        raise Unavailable(f"{what}: {error}{_beginning(body)}") from None
     if not isinstance(document, dict) or not document.get("choices"):
-        raise Unavailable(f"the answer of {len(body):,} bytes is not a chat completion: {body[:100]!r}")
-    # a line of the output file must be one line; the service's own answers are
-    line = body if b"\n" not in body else orjson.dumps(document)
-    return Response(status=200, request_id=request_id, body=line, usage=_usage(document.get("usage")))
+        raise Unavailable(f"{what}: it has no choices")
+    return Response(status=200, request_id=request_id, body=on_one_line(body), usage=_usage(document.get("usage")))
+
+
+def _beginning(body: bytes) -> str:
+    """What a proxy's page begins with; nothing of what could be half an answer, as this goes to the log."""
+    return "" if body.lstrip()[:1] in (b"", b"{") else f"; it begins with {body[:60]!r}"
 
 
 def _usage(usage: Any) -> Usage | None:
+    """Counts that are missing, or none such as a string or -1, are 0."""
     if not isinstance(usage, dict):
         return None
-    details = usage.get("prompt_tokens_details") or {}
+    details = usage.get("prompt_tokens_details")
     return Usage(
-        prompt=usage.get("prompt_tokens", 0),
-        completion=usage.get("completion_tokens", 0),
-        cached=details.get("cached_tokens", 0),
+        prompt=_count(usage.get("prompt_tokens")),
+        completion=_count(usage.get("completion_tokens")),
+        cached=_count(details.get("cached_tokens")) if isinstance(details, dict) else 0,
     )
+
+
+def _count(value: Any) -> int:
+    return value if type(value) is int and value > 0 else 0
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:
@@ -255,14 +264,11 @@ def _message(body: bytes) -> str:
 def _one_line(body: bytes, status: int) -> bytes:
     """The service's error as JSON on one line; what is not JSON becomes the message of an error object."""
     try:
-        document = orjson.loads(body)
+        orjson.loads(body)
     except orjson.JSONDecodeError:
         text = body[:MAX_ERROR_TEXT].decode(errors="replace")
-        document = {"error": {"code": str(status), "message": text}}
-    else:
-        if b"\n" not in body:
-            return body
-    return orjson.dumps(document)
+        return orjson.dumps({"error": {"code": str(status), "message": text}})
+    return on_one_line(body)
 
 
 def _keep_alive_socket(address: Any) -> socket.socket:

@@ -85,13 +85,13 @@ def read_batch_file(path: Path) -> BatchFile:
     )
 
 
-def read_jobs(batch: BatchFile) -> Iterator[tuple[int, str, bytes]]:
-    """Line number, custom_id and line of each job. Raises InvalidBatch if the file is no longer the one read."""
+def read_jobs(batch: BatchFile) -> Iterator[tuple[str, bytes]]:
+    """custom_id and line of each job. Raises InvalidBatch if the file is no longer the one read."""
     with batch.path.open("rb") as file:
         _require_unchanged(batch, file)
         for number, line in _numbered(file):
             try:
-                yield number, parse_line(line).custom_id, line
+                yield parse_line(line).custom_id, line
             except NotAJob as error:
                 raise InvalidBatch(batch.path, [LineProblem(line=number, problem=error.description)]) from error
         _require_unchanged(batch, file)

@@ -47,10 +47,10 @@ def main() -> None:
 def run() -> None:
     """Work: take jobs from the queue, call Azure OpenAI, write the results. Configured by the environment."""
     with _readable_errors():
-        from worker import app as worker
+        from worker.app import run as work
         from worker.settings import WorkerSettings, load
 
-        code = worker.run(load(WorkerSettings))
+        code = work(load(WorkerSettings))
     raise typer.Exit(code)
 
 

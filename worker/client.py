@@ -164,7 +164,7 @@ class JobClient:
         self._settings = settings
         self._credential = credential
         self._stack = AsyncExitStack()
-        self._opened: ServiceBusClient | None = None
+        self._links: _Links | None = None
 
     @classmethod
     def from_environment(cls) -> Self:
@@ -176,12 +176,15 @@ class JobClient:
             credential = await self._be_somebody(stack)
             # the broker's own refusal, at once; the SDK would wrap it and retry for 11 seconds
             await credential.get_token(SERVICEBUS_SCOPE)
-            self._opened = await stack.enter_async_context(connect(self._settings, credential))
+            self._links = _Links(
+                senders=await stack.enter_async_context(connect(self._settings, credential)),
+                sessions=await stack.enter_async_context(connect(self._settings, credential, retries=0)),
+            )
             self._stack = stack.pop_all()
         return self
 
     async def __aexit__(self, *details: Any) -> None:
-        self._opened = None
+        self._links = None
         await self._stack.aclose()
 
     async def submit(
@@ -202,12 +205,12 @@ class JobClient:
         """
         batch_id = require_batch_id(batch_id or make_batch_id(batch))
         report = on_progress or _ignore
-        async with self._bus.get_queue_sender(self._settings.results_queue) as sender:
+        async with self._open_links.senders.get_queue_sender(self._settings.results_queue) as sender:
             await sender.send_messages(_manifest_message(batch, batch_id))
         messages = _job_messages(batch, batch_id, time_to_live, deadline)
-        async with self._bus.get_queue_sender(self._settings.jobs_queue) as sender:
+        async with self._open_links.senders.get_queue_sender(self._settings.jobs_queue) as sender:
             sent = 0
-            async for packed in _pack(sender, messages, batch.path):
+            async for packed in _pack(sender, messages):
                 await sender.send_messages(packed)
                 sent += len(packed)
                 report(Progress(done=sent, total=batch.total))
@@ -276,7 +279,8 @@ class JobClient:
     @asynccontextmanager
     async def _session(self, batch_id: str) -> "AsyncIterator[_BusSession]":
         """Raises BeingCollected."""
-        receiver = self._bus.get_queue_receiver(self._settings.results_queue, session_id=batch_id)
+        sessions = self._open_links.sessions
+        receiver = sessions.get_queue_receiver(self._settings.results_queue, session_id=batch_id)
         async with AsyncExitStack() as stack:
             try:
                 await stack.enter_async_context(receiver)
@@ -292,12 +296,19 @@ class JobClient:
         return broker
 
     @property
-    def _bus(self) -> ServiceBusClient:
-        if self._opened is None:
-            raise RuntimeError(
-                "this JobClient is not open; use `async with JobClient.from_environment() as client`"
-            )
-        return self._opened
+    def _open_links(self) -> "_Links":
+        if self._links is None:
+            raise RuntimeError("this JobClient is not open: async with JobClient.from_environment() as client")
+        return self._links
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Links:
+    """Where links come from. The SDK retries what senders do; for sessions it would only ask 11 seconds long for
+    one that another collector holds."""
+
+    senders: ServiceBusClient
+    sessions: ServiceBusClient
 
 
 def make_batch_id(batch: BatchFile) -> str:
@@ -346,7 +357,7 @@ class Taking:
         self._report = report
 
     def report_held(self) -> None:
-        self._report(Progress(done=len(self._files), total=self.total, failed=self._files.failed, held=True))
+        self._report(self._progress(held=True))
 
     async def take(self, session: ResultSession) -> None:
         """Return when the batch is whole and published or, not following, when nothing more is there.
@@ -380,9 +391,13 @@ class Taking:
             except ValueError as error:
                 await session.refuse(one, str(error))
         self._files.add(lines)
-        self._report(Progress(done=len(self._files), total=self.total, failed=self._files.failed))
+        self._report(self._progress())
         await session.complete(done)
         return manifests
+
+    def _progress(self, *, held: bool = False) -> Progress:
+        total = len(self._files) if self._files.published else self.total
+        return Progress(done=len(self._files), total=total, failed=self._files.failed, held=held)
 
     def _is_whole(self) -> bool:
         return self._files.published or (self.total is not None and len(self._files) >= self.total)
@@ -393,13 +408,14 @@ class _BusSession:
 
     def __init__(self, receiver: ServiceBusReceiver) -> None:
         self._receiver = receiver
-        self._renew_before = self._half_of_lock()
+        self._renew_before = datetime.now(UTC) + self._half_of_lock()
+        self._idle_wait = min(IDLE_WAIT, self._half_of_lock().total_seconds() / 2)
 
     async def receive(self) -> Sequence[Received]:
         if datetime.now(UTC) >= self._renew_before:
             await self._receiver.session.renew_lock()
-            self._renew_before = self._half_of_lock()
-        messages = await self._receiver.receive_messages(max_message_count=GROUP, max_wait_time=IDLE_WAIT)
+            self._renew_before = datetime.now(UTC) + self._half_of_lock()
+        messages = await self._receiver.receive_messages(max_message_count=GROUP, max_wait_time=self._idle_wait)
         return [_read_message(message) for message in messages]
 
     async def complete(self, received: Sequence[Received]) -> None:
@@ -423,10 +439,11 @@ class _BusSession:
                 yield _read_message(message)
             following = (messages[-1].sequence_number or 0) + 1
 
-    def _half_of_lock(self) -> datetime:
+    def _half_of_lock(self) -> timedelta:
+        """Half of what is left of it; a moment if the SDK does not know or the clocks disagree."""
         now = datetime.now(UTC)
         locked_until = self._receiver.session.locked_until_utc or now
-        return now + (locked_until - now) / 2
+        return max((locked_until - now) / 2, timedelta(seconds=0.1))
 
 
 async def _count(batch_id: str, messages: AsyncIterator[Received]) -> BatchStatus:
@@ -460,41 +477,30 @@ def _manifest_message(batch: BatchFile, batch_id: str) -> ServiceBusMessage:
 
 def _job_messages(
     batch: BatchFile, batch_id: str, time_to_live: timedelta | None, deadline: datetime | None
-) -> Iterator[tuple[int, ServiceBusMessage]]:
-    """Each line's number and message, made when it is asked for."""
+) -> Iterator[ServiceBusMessage]:
+    """Each line's message, made when it is asked for."""
     properties: dict[str | bytes, Any] | None = {"deadline": rfc3339(deadline.timestamp())} if deadline else None
-    for number, custom_id, line in read_jobs(batch):
-        yield (
-            number,
-            ServiceBusMessage(
-                line,
-                message_id=make_job_id(batch_id, custom_id),
-                correlation_id=batch_id,
-                content_type="application/json",
-                time_to_live=time_to_live,
-                application_properties=properties,
-            ),
+    for custom_id, line in read_jobs(batch):
+        yield ServiceBusMessage(
+            line,
+            message_id=make_job_id(batch_id, custom_id),
+            correlation_id=batch_id,
+            content_type="application/json",
+            time_to_live=time_to_live,
+            application_properties=properties,
         )
 
 
 async def _pack(
-    sender: ServiceBusSender, messages: Iterator[tuple[int, ServiceBusMessage]], path: Path
+    sender: ServiceBusSender, messages: Iterator[ServiceBusMessage]
 ) -> AsyncIterator[ServiceBusMessageBatch]:
     """As few transfers as the queue's message size allows; one of them is in memory at a time."""
     packed = await sender.create_message_batch()
-    for number, message in messages:
+    for message in messages:
         if not _fits(packed, message):
             yield packed
             packed = await sender.create_message_batch()
-            if not _fits(packed, message):
-                raise InvalidBatch(
-                    path,
-                    [
-                        LineProblem(
-                            line=number, problem=f"the queue takes at most {packed.max_size_in_bytes:,} bytes"
-                        )
-                    ],
-                )
+            packed.add_message(message)
     yield packed
 
 

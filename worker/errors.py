@@ -98,7 +98,7 @@ class Expired(WorkerError):
 
 
 class TokenUnavailable(WorkerError):
-    """No valid token for `scope`. `code` is the AADSTS code from the closed set, `other` or `none`."""
+    """No valid token for `scope`. `code` is an AADSTS code of the closed set, `other`, `timeout` or `none`."""
 
     def __init__(self, scope: str, detail: str, *, code: str) -> None:
         super().__init__(f"no token for {scope}: {detail}")

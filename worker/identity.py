@@ -36,6 +36,9 @@ from worker.tls import trust
 EXPIRY_MARGIN = 30.0
 """Seconds before its expiry at which a token is no longer handed out: it must survive the call it is sent with."""
 
+SOONEST_REFRESH = 5.0
+"""Seconds before which no refresh follows another, be the clock wrong or the token's life nothing but margin."""
+
 AADSTS_CODES = frozenset(
     str(code)
     for code in (
@@ -68,8 +71,8 @@ Fetch = Callable[[str, str | None], Awaitable[AccessTokenInfo]]
 class TokenBroker(AsyncTokenCredential):
     """Hands out valid tokens and keeps them valid.
 
-    One request per scope at a time, however many callers wait. A token is refreshed in the background once its
-    `refresh_on` has passed, while callers go on with the last good one; they wait only when there is none.
+    One request per scope (and claims) at a time, however many callers wait. A token is refreshed in the background
+    once its `refresh_on` has passed, while callers go on with the last good one; they wait only when there is none.
     After a failure the next request waits 1 s to 5 min, doubling; callers without a token get the failure at
     once in the meantime.
     """
@@ -88,7 +91,7 @@ class TokenBroker(AsyncTokenCredential):
         self._clock = clock
         self._jitter = jitter
         self._tokens: dict[str, AccessTokenInfo] = {}
-        self._flights: dict[str, asyncio.Task[AccessTokenInfo | TokenUnavailable]] = {}
+        self._flights: dict[tuple[str, str | None], asyncio.Task[AccessTokenInfo | TokenUnavailable]] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._failures: dict[str, _Failure] = {}
         self._resources = resources or AsyncExitStack()
@@ -156,9 +159,11 @@ class TokenBroker(AsyncTokenCredential):
         failure = self._failures.get(scope)
         if failure is not None and self._clock() < failure.retry_at:
             raise failure.error
-        flight = self._flights.get(scope) or self._start_flight(scope, claims)
+        flight = self._flights.get((scope, claims)) or self._start_flight(scope, claims)
         # waiting on the task rather than awaiting it: a cancelled caller must not take the others' request along
         await asyncio.wait({flight})
+        if flight.cancelled():
+            raise TokenUnavailable(scope, "the worker is closing", code="none")
         outcome = flight.result()
         if isinstance(outcome, TokenUnavailable):
             raise outcome
@@ -168,16 +173,17 @@ class TokenBroker(AsyncTokenCredential):
         self, scope: str, claims: str | None = None
     ) -> asyncio.Task[AccessTokenInfo | TokenUnavailable]:
         flight = asyncio.get_running_loop().create_task(self._fly(scope, claims), name=f"token {scope}")
-        self._flights[scope] = flight
-        flight.add_done_callback(lambda _: self._flights.pop(scope, None))
+        self._flights[scope, claims] = flight
+        flight.add_done_callback(lambda _: self._flights.pop((scope, claims), None))
         return flight
 
     async def _fly(self, scope: str, claims: str | None) -> AccessTokenInfo | TokenUnavailable:
-        started = time.monotonic()
+        loop = asyncio.get_running_loop()
+        started = loop.time()
         try:
             token = await self._fetch(scope, claims)
         except TokenUnavailable as error:
-            self._note_failure(scope, error, time.monotonic() - started)
+            self._note_failure(scope, error, loop.time() - started)
             return error
         self._tokens[scope] = token
         self._failures.pop(scope, None)
@@ -186,7 +192,7 @@ class TokenBroker(AsyncTokenCredential):
         self._observer(
             TokenRefreshed(
                 scope=scope,
-                seconds=time.monotonic() - started,
+                seconds=loop.time() - started,
                 expires_on=token.expires_on,
                 refresh_on=refresh_on,
             )
@@ -220,7 +226,7 @@ class TokenBroker(AsyncTokenCredential):
         self._timers[scope] = loop.call_later(delay, self._refresh_in_background, scope)
 
     def _refresh_in_background(self, scope: str) -> None:
-        if scope not in self._flights:
+        if (scope, None) not in self._flights:
             self._start_flight(scope)
 
 
@@ -240,12 +246,12 @@ def refresh_moment(token: AccessTokenInfo, now: float, jitter: float) -> float:
     """
     left = max(0.0, token.expires_on - now)
     ahead = max(0.0, token.refresh_on - now) if token.refresh_on else left / 2
-    return now + min(ahead + jitter * ahead / 10, max(0.0, left - EXPIRY_MARGIN))
+    return now + max(SOONEST_REFRESH, min(ahead + jitter * ahead / 10, left - EXPIRY_MARGIN))
 
 
 def retry_delay(failures: int, jitter: float) -> float:
     """Seconds until the next request after so many failures in a row: 1, 2, 4 ... 300, less up to a half."""
-    return float(min(300.0, 2.0 ** (failures - 1)) * (1 - jitter / 2))
+    return float(min(300.0, 2.0 ** min(failures - 1, 9)) * (1 - jitter / 2))
 
 
 def aadsts_code(message: str) -> str:
@@ -284,6 +290,10 @@ class CredentialFetch:
             raise TokenUnavailable(scope, detail, code="timeout") from error
         except (AzureError, OSError, ValueError) as error:
             raise TokenUnavailable(scope, _first_line(error), code=aadsts_code(str(error))) from error
+        except (LookupError, TypeError, AttributeError) as error:
+            # what azure-identity raises for answers it does not foresee, such as one without a token
+            detail = f"the token service's answer cannot be read: {error!r}"
+            raise TokenUnavailable(scope, detail, code="none") from error
 
 
 def open_broker(settings: ConnectionSettings, observer: Observer) -> TokenBroker:

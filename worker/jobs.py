@@ -4,6 +4,7 @@ Everything from outside is parsed here into a type that the rest trusts. `docs/j
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ RESULT_SCHEMA = 1
 UNBATCHED = "unbatched"
 BATCH_ID = re.compile(r"[A-Za-z0-9._-]{1,48}")
 REPLAYED = re.compile(r"~r(\d{1,4})$")
+HASHED = "sha256-"
 MAX_ID_LENGTH = 128
 """Service Bus's limit for a message-id, and so for a job id."""
 MAX_NESTING = 200
@@ -103,7 +105,7 @@ def parse_line(raw: bytes) -> JobLine:
     operation = _parse_operation(document.get("url"))
     body = document.get("body")
     if not isinstance(body, dict):
-        raise _invalid(f'"body" is {_shown(body)}; it must be the JSON object of the request')
+        raise _invalid(f'"body" is {_described(body)}; it must be the JSON object of the request')
     model = _require_text(body, "model", "the name of a model in the worker's configuration", within="body.")
     return JobLine(custom_id=custom_id, operation=operation, model=model, body=body)
 
@@ -128,15 +130,17 @@ def decode(envelope: Envelope, *, max_age: float) -> Job:
 def make_job_id(batch_id: str, custom_id: str) -> str:
     """The message-id under which a producer sends a job: stable, so that a resubmission is recognised."""
     plain = f"{batch_id}/{custom_id}"
-    if plain.isascii() and plain.isprintable() and len(plain) <= MAX_ID_LENGTH:
+    is_fit = plain.isascii() and plain.isprintable() and len(plain) <= MAX_ID_LENGTH
+    # what looks like the id of a replay, or like a hash, could be taken for another job's
+    if is_fit and not REPLAYED.search(plain) and not custom_id.startswith(HASHED):
         return plain
-    return f"{batch_id}/sha256-{hashlib.sha256(custom_id.encode()).hexdigest()[:32]}"
+    return f"{batch_id}/{HASHED}{hashlib.sha256(custom_id.encode()).hexdigest()[:32]}"
 
 
 def result_id(job: Job) -> str:
     """The message-id of the job's result: one for each replay, as each replay's result supersedes the last."""
     plain = f"{job.id}~r{job.replay}" if job.replay else job.id
-    return plain if len(plain) <= MAX_ID_LENGTH else f"sha256-{hashlib.sha256(plain.encode()).hexdigest()}"
+    return plain if len(plain) <= MAX_ID_LENGTH else f"{HASHED}{hashlib.sha256(plain.encode()).hexdigest()}"
 
 
 def encode_result(job: Job, outcome: Concluded, record: Record) -> bytes:
@@ -220,7 +224,9 @@ def _parse_object(raw: bytes) -> JsonObject:
             "Send one line of a Batch input file as it is.",
         ) from error
     if not isinstance(document, dict):
-        raise _invalid(f"the body is {_shown(document)}; it must be one JSON object, a line of a Batch input file")
+        raise _invalid(
+            f"the body is {_described(document)}; it must be one JSON object, a line of a Batch input file"
+        )
     if _nested_deeper_than(document, MAX_NESTING):
         raise _invalid(f"the body nests deeper than {MAX_NESTING} levels; flatten it")
     return document
@@ -260,11 +266,11 @@ def _require_text(document: JsonObject, name: str, meaning: str, *, within: str 
 
 
 def _job_id(envelope: Envelope) -> str:
-    job_id = envelope.properties.get("job-id") or envelope.message_id
+    job_id = envelope.properties.get("job-id")
     if job_id is None:
-        return f"{envelope.queue}/{envelope.sequence_number}"
-    if not isinstance(job_id, str) or len(job_id) > MAX_ID_LENGTH:
-        raise _invalid(f"the job id is {_shown(job_id)}; it must be text of at most {MAX_ID_LENGTH} characters")
+        job_id = envelope.message_id or f"{envelope.queue}/{envelope.sequence_number}"
+    if not isinstance(job_id, str) or not 0 < len(job_id) <= MAX_ID_LENGTH:
+        raise _invalid(f"the job id is {_shown(job_id)}; it must be text of 1 to {MAX_ID_LENGTH} characters")
     return job_id
 
 
@@ -310,9 +316,22 @@ def _invalid(description: str) -> NotAJob:
 def _shown(value: object) -> str:
     """A value as an error message shows it: short, on one line."""
     if value is None:
-        return "missing"
-    text = orjson.dumps(value, default=str).decode()
-    return text if len(text) <= 60 else f"{text[:60]}... ({len(text):,} characters)"
+        return "missing or null"
+    # json rather than orjson: it escapes every line break of Unicode and takes any number
+    text = json.dumps(value, separators=(",", ":"), default=str)
+    length = len(value) if isinstance(value, str) else len(text)
+    return text if len(text) <= 60 else f"{text[:60]}... ({length:,} characters)"
+
+
+def _described(value: object) -> str:
+    """A value that may hold somebody's prompt, without its content: descriptions reach the log."""
+    match value:
+        case str():
+            return f"a string of {len(value):,} characters"
+        case list():
+            return f"an array of {len(value):,}"
+        case _:
+            return _shown(value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -340,12 +359,15 @@ def decode_result(raw: bytes) -> ResultLine:
             batch_id=str(worker["batch_id"]),
             replay=int(worker.get("replay", 0)),
             failed=failed,
-            raw=_on_one_line(raw),
+            raw=on_one_line(raw),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not a result of a worker: {error!r}") from error
 
 
-def _on_one_line(raw: bytes) -> bytes:
-    """A line break between JSON tokens is only white space; inside a string it cannot stand."""
+def on_one_line(raw: bytes) -> bytes:
+    """JSON without its line breaks, otherwise byte for byte.
+
+    Between JSON's tokens a line break is only white space, and inside a string it cannot stand.
+    """
     return raw.replace(b"\r", b" ").replace(b"\n", b" ") if b"\n" in raw or b"\r" in raw else raw

@@ -1,7 +1,7 @@
 """The jobs queue on Azure Service Bus: receive, keep locks, settle, reconnect.
 
-What the SDK cannot do by its public surface (settling without one retry machine for each message, `released`,
-renewing many locks in one request) is reached in three functions at the end, each with a public fall-back;
+What the SDK cannot do by its public surface (`released`, settling without a retry machine for each message or
+after a lost link, renewing many locks in one request) is reached in three functions at the end, and only there;
 `tests/contract` holds them to their promises with every version of the SDK.
 """
 
@@ -15,6 +15,8 @@ from typing import Any, Self, cast
 
 from azure.core.credentials_async import AsyncTokenCredential
 from azure.servicebus import ServiceBusReceivedMessage, TransportType
+from azure.servicebus._common import mgmt_handlers
+from azure.servicebus._pyamqp.error import AMQPError
 from azure.servicebus.aio import ServiceBusClient, ServiceBusReceiver
 from azure.servicebus.exceptions import MessageLockLostError, ServiceBusError
 
@@ -101,7 +103,7 @@ class JobsQueue:
     """A `Source`: competing consumer of one queue with peek-lock. Use it as a context manager.
 
     A link that fails is retired: the next receive opens another, and the old one keeps its locks renewed until
-    its last delivery is settled.
+    its last delivery is settled. What is unsettled at the end comes again when its lock lapses.
     """
 
     def __init__(
@@ -117,6 +119,7 @@ class JobsQueue:
         self._observer = observer
         self._clock = clock
         self._link: _Link | None = None
+        self._links: set[_Link] = set()
         self._tending = asyncio.TaskGroup()
 
     async def __aenter__(self) -> Self:
@@ -130,6 +133,8 @@ class JobsQueue:
         traceback: TracebackType | None,
     ) -> None:
         self._retire()
+        for link in self._links:
+            link.forget()
         await self._tending.__aexit__(exc_type, exc_value, traceback)
 
     async def open(self) -> None:
@@ -142,8 +147,10 @@ class JobsQueue:
         except FAULTS as error:
             await _close(receiver)
             raise SourceUnavailable(f"queue {self._queue!r}: {_first_line(error)}") from error
-        self._link = _Link(receiver, self._observer, self._clock)
-        self._tending.create_task(self._link.tend(), name=f"locks of {self._queue}")
+        link = self._link = _Link(receiver, self._observer, self._clock)
+        self._links.add(link)
+        tending = self._tending.create_task(link.tend(), name=f"locks of {self._queue}")
+        tending.add_done_callback(lambda _: self._links.discard(link))
 
     async def receive(self, count: int, *, wait: float) -> Sequence[Delivery]:
         await self.open()
@@ -196,6 +203,11 @@ class _Link:
         self._is_retired = True
         self._bell.ring()
 
+    def forget(self) -> None:
+        """Renew nothing more: what is unsettled comes again when its lock lapses."""
+        self._deliveries.clear()
+        self._bell.ring()
+
     async def settle(self, locked: LockedMessage, settlement: Settlement) -> None:
         try:
             await self._settle_once(locked, settlement)
@@ -214,9 +226,18 @@ class _Link:
         except MessageLockLostError:
             raise
         except FAULTS:
-            # the link is gone or silent; by the management link the lock's token still counts
+            # the link is gone or silent; over the management link the lock's token still counts
             async with self._management, asyncio.timeout(2 * SETTLE_TIMEOUT):
-                await _settle_by_token(self.receiver, locked.message, settlement)
+                await self._settle_by_token(locked.message, settlement)
+
+    async def _settle_by_token(self, message: ServiceBusReceivedMessage, settlement: Settlement) -> None:
+        """Twice if need be: over a dead connection the first try fails and makes the SDK open another."""
+        try:
+            await _settle_by_token(self.receiver, message, settlement)
+        except MessageLockLostError:
+            raise
+        except FAULTS:
+            await _settle_by_token(self.receiver, message, settlement)
 
     async def tend(self) -> None:
         """Keep every lock renewed until the link is retired and its last delivery settled."""
@@ -328,16 +349,24 @@ async def _close(receiver: ServiceBusReceiver) -> None:
 async def _settle_by_token(
     receiver: ServiceBusReceiver, message: ServiceBusReceivedMessage, settlement: Settlement
 ) -> None:
-    """The SDK's public settlements. There is none for release; abandoning costs one delivery of the maximum."""
+    """Private surface: one request on the management link, which needs the lock's token but not the old link.
+
+    The public methods refuse every message of a receiver that has lost its link. A release becomes an abandon
+    here, which costs one of the message's deliveries.
+    """
+    tokens = receiver._amqp_transport.AMQP_ARRAY_VALUE([message.lock_token])
+    request = {"disposition-status": "completed", "lock-tokens": tokens}
     match settlement:
-        case Complete():
-            await receiver.complete_message(message)
         case DeadLetter(reason=reason, description=description):
-            await receiver.dead_letter_message(message, reason=reason, error_description=description)
+            request["disposition-status"] = "suspended"
+            request |= {"deadletter-reason": reason.value, "deadletter-description": description}
         case Release() | Abandon():
-            await receiver.abandon_message(message)
-        case Lapse():
+            request["disposition-status"] = "abandoned"
+        case Complete() | Lapse():
             pass
+    await receiver._mgmt_request_response_with_retry(
+        b"com.microsoft:update-disposition", request, mgmt_handlers.default, timeout=SETTLE_TIMEOUT
+    )
 
 
 async def _settle_on_link(
@@ -380,8 +409,6 @@ def _disposition(settlement: Settlement) -> tuple[str, dict[str, Any]]:
         case Abandon():
             return "modified", {"delivery_failed": True, "undeliverable_here": False}
         case DeadLetter(reason=reason, description=description):
-            from azure.servicebus._pyamqp.error import AMQPError
-
             info = {b"DeadLetterReason": reason.value, b"DeadLetterErrorDescription": description}
             error = AMQPError(condition=b"com.microsoft:dead-letter", description=description, info=info)
             return "rejected", {"error": error}
@@ -392,11 +419,14 @@ def _disposition(settlement: Settlement) -> tuple[str, dict[str, Any]]:
 async def _renew_locks(
     receiver: ServiceBusReceiver, messages: Sequence[ServiceBusReceivedMessage]
 ) -> Sequence[float]:
-    """Private surface: one request for many locks; their new ends in Unix seconds.
+    """Private surface: one request for many locks; their new ends in Unix seconds. Without it, one by one.
 
     Raises MessageLockLostError where any of them is lost.
     """
-    tokens = [str(message.lock_token) for message in messages]
+    if not hasattr(receiver, "_renew_locks"):
+        return [(await receiver.renew_message_lock(message)).timestamp() for message in messages]
+    # on the wire a token is a UUID, whatever the signature says; the service refuses text
+    tokens = cast(Sequence[str], [message.lock_token for message in messages])
     answer = await receiver._renew_locks(*tokens, timeout=SETTLE_TIMEOUT)
     moments = [moment / 1000 for moment in cast(Sequence[int], answer[b"expirations"])]
     for message, moment in zip(messages, moments, strict=True):

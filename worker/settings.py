@@ -6,6 +6,7 @@ at once, each with the variable's name, the value seen and what is allowed.
 
 import difflib
 import os
+import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import (
     AfterValidator,
-    AliasChoices,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -36,6 +36,7 @@ PREFIX = "AOAI_WORKER_"
 SMUGGLED_KEYS = (
     "AZURE_OPENAI_API_KEY",
     "OPENAI_API_KEY",
+    "OPENAI_ADMIN_KEY",
     "OPENAI_CUSTOM_HEADERS",
     "AZURE_CLIENT_SECRET",
     "AZURE_CLIENT_CERTIFICATE_PATH",
@@ -53,26 +54,38 @@ CONNECTION_STRINGS = (
 )
 """Refused unless they are the development emulator's, whose key is public."""
 
-_KUBERNETES_SERVICE_LINKS = ("AOAI_WORKER_SERVICE_", "AOAI_WORKER_PORT")
-"""Set by Kubernetes in every pod of a namespace that has a Service named `aoai-worker`; not ours."""
+_SERVICE_LINK = re.compile(
+    rf"{PREFIX}(\w+_)?(SERVICE_HOST=.*|SERVICE_PORT(_\w+)?=\d+|PORT=\w+://.*|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?=.*)"
+)
+"""Set by Kubernetes in every pod of a namespace that has a Service named `aoai-worker`, or so in the beginning."""
+
+_KEY = re.compile(r"(?i)key|secret|password|sig=|://\S*@")
+"""A value that speaks of a key may be one, put into the wrong setting."""
 
 
 def _https(url: str) -> str:
-    # a bearer token over plain http would be readable on the way
-    if not url.startswith("https://") or not url.removeprefix("https://").strip("/"):
+    # a bearer token over plain http would be readable on the way; what stands before @ or after ? could be a key
+    if not re.fullmatch(r"https://[^\s/@?#]+(/[^\s@?#]*)?", url):
         raise ValueError("an https:// URL, such as https://my-account.openai.azure.com")
-    return url.rstrip("/")
+    # the portal shows the address with the path that clients append
+    return url.rstrip("/").removesuffix("/openai/v1")
+
+
+def _scope(scope: str) -> str:
+    if not re.fullmatch(r"https://\S+/\.default", scope):
+        raise ValueError("a scope, such as https://cognitiveservices.azure.com/.default")
+    return scope
 
 
 def _host(name: str) -> str:
-    if "://" in name or "/" in name or "." not in name:
+    if not re.fullmatch(r"[\w-]+(\.[\w-]+)+", name):
         raise ValueError("a host name without scheme or path, such as my-namespace.servicebus.windows.net")
     return name
 
 
 def _host_and_port(address: str) -> str:
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65_536:
+    found = re.fullmatch(r"([^\s/@:]+|\[[0-9a-fA-F:]+\]):([0-9]{1,5})", address)
+    if found is None or not 0 < int(found[2]) < 65_536:
         raise ValueError("host:port, such as private-endpoint.internal:5671")
     return address
 
@@ -107,7 +120,7 @@ Deployments = Annotated[list[Annotated[Deployment, BeforeValidator(_deployment)]
 class ConnectionSettings(BaseSettings):
     """What producers and workers share: how to be somebody, and where the queues are."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True, hide_input_in_errors=False)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True, validate_by_name=True)
 
     servicebus_namespace: Annotated[str, AfterValidator(_host)]
     """The namespace's host name. Its role assignments, not a key, say who may do what."""
@@ -136,13 +149,13 @@ class ConnectionSettings(BaseSettings):
 class WorkerSettings(ConnectionSettings):
     """The knobs of `aoai-worker run`."""
 
-    openai_endpoint: HttpsUrl = Field(validation_alias=AliasChoices("AZURE_OPENAI_ENDPOINT", "openai_endpoint"))
+    openai_endpoint: HttpsUrl = Field(validation_alias="AZURE_OPENAI_ENDPOINT")
     """The account's endpoint, such as https://my-account.openai.azure.com."""
 
-    openai_scope: str = Field("https://cognitiveservices.azure.com/.default", pattern=r"^https://\S+/\.default$")
+    openai_scope: Annotated[str, AfterValidator(_scope)] = "https://cognitiveservices.azure.com/.default"
     """The scope of the tokens for Azure OpenAI. Newer documents also name https://ai.azure.com/.default."""
 
-    models: dict[str, Deployments] | Literal["passthrough"]
+    models: Annotated[dict[str, Deployments], Field(min_length=1)] | Literal["passthrough"]
     """The models that jobs may ask for, each with its ordered deployments: the first whose gate is open
     is used. `passthrough` takes the job's model as the name of a deployment: producers choose any."""
 
@@ -155,13 +168,13 @@ class WorkerSettings(ConnectionSettings):
     call_timeout: float = Field(600.0, gt=0, le=3_600)
     """Seconds for one call; 600 is the openai SDK's own default, long answers of reasoning models need it."""
 
-    max_age: float = Field(86_400.0, gt=0)
+    max_age: float = Field(86_400.0, gt=0, allow_inf_nan=False)
     """Seconds from enqueuing to the deadline of a job that names none; 24 h as the Batch API."""
 
-    parking: float = Field(900.0, gt=0)
+    parking: float = Field(900.0, gt=0, allow_inf_nan=False)
     """Seconds a job may wait at closed gates in this pod before it is handed back to the queue."""
 
-    grace: float = Field(25.0, ge=0)
+    grace: float = Field(25.0, ge=0, allow_inf_nan=False)
     """Seconds from SIGTERM until unfinished jobs are handed back. Keep it 5 s below the pod's
     terminationGracePeriodSeconds, whose own default is 30."""
 
@@ -187,20 +200,22 @@ class WorkerSettings(ConnectionSettings):
         file = os.environ.get(f"{PREFIX}CONFIG")
         sources = [init_settings, env_settings]
         if file:
-            sources.append(InitSettingsSource(settings_cls, _read_yaml(Path(file))))
+            # without this, mappings such as `models` would be merged rather than replaced
+            given = env_settings()
+            values = {name: value for name, value in _read_yaml(Path(file)).items() if name not in given}
+            sources.append(InitSettingsSource(settings_cls, values))
         return tuple(sources)
 
 
 S = TypeVar("S", bound=ConnectionSettings)
 
 
-def load(kind: type[S], environment: Mapping[str, str] | None = None) -> S:
+def load(kind: type[S]) -> S:
     """Read the settings from this process's environment.
 
     Raises InvalidSettings with every problem at once.
     """
-    environment = os.environ if environment is None else environment
-    problems = [*smuggled_keys(environment), *_unknown_settings(environment)]
+    problems = [*smuggled_keys(os.environ), *_unknown_settings(os.environ)]
     try:
         settings = kind()
     except ValidationError as error:
@@ -230,23 +245,26 @@ def smuggled_keys(environment: Mapping[str, str]) -> Iterator[str]:
 
 
 def _unknown_settings(environment: Mapping[str, str]) -> Iterator[str]:
-    known = {f"{PREFIX}{field.upper()}" for field in WorkerSettings.model_fields} | {f"{PREFIX}CONFIG"}
-    known |= set(CONNECTION_STRINGS)
-    for name in sorted(environment):
-        if name.startswith(PREFIX) and name not in known and not name.startswith(_KUBERNETES_SERVICE_LINKS):
-            nearest = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {nearest[0]}?" if nearest else "the README lists the settings."
+    known = {field.upper() for field in WorkerSettings.model_fields} | {"CONFIG"}
+    for name in sorted(environment.keys() - set(CONNECTION_STRINGS)):
+        # pydantic takes the names in any case
+        setting = name.upper().removeprefix(PREFIX)
+        if not name.upper().startswith(PREFIX) or setting in known:
+            continue
+        if not _SERVICE_LINK.fullmatch(f"{name}={environment[name]}"):
+            nearest = difflib.get_close_matches(setting, known, n=1)
+            hint = f"did you mean {PREFIX}{nearest[0]}?" if nearest else "the README lists the settings."
             yield f"{name} is not a setting; {hint}"
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     name = f"{PREFIX}CONFIG={path}"
     try:
-        document = yaml.safe_load(path.read_text())
+        document = yaml.safe_load(path.read_bytes())
     except OSError as error:
         raise InvalidSettings([f"{name}: the file cannot be read: {error.strerror}"]) from error
     except yaml.YAMLError as error:
-        raise InvalidSettings([f"{name}: the file is not YAML: {error}"]) from error
+        raise InvalidSettings([f"{name}: the file is not YAML: {' '.join(str(error).split())}"]) from error
     if not isinstance(document, dict):
         raise InvalidSettings([f"{name}: the file must hold a mapping of settings, such as `slots: 64`"])
     unknown = [str(key) for key in document if key not in WorkerSettings.model_fields]
@@ -277,15 +295,34 @@ def _explain(kind: type[ConnectionSettings], detail: Any) -> str:
         field = kind.model_fields.get(str(first))
         purpose = _PURPOSES.get(str(first)) or (field.description if field else None)
         return f"{name}{where} is missing: {purpose or 'it has no default'}"
-    message = str(detail["msg"]).removeprefix("Value error, ")
-    return f"{name}{where}={detail['input']!r}: must be {_allowed(message)}"
+    return f"{name}{where}={_shown(detail)}: must be {_allowed(detail)}"
 
 
-def _allowed(message: str) -> str:
-    for beginning in ("Input should be ", "List should have ", "String should have ", "a valid "):
+def _shown(detail: Any) -> str:
+    text = repr(detail["input"])
+    return "(not shown)" if _KEY.search(text) or _KEY.search(str(detail["loc"])) else text[:200]
+
+
+def _allowed(detail: Any) -> str:
+    """What would be accepted, in words that follow "must be"."""
+    if detail["type"] in _TYPES:
+        return _TYPES[detail["type"]]
+    message = str(detail["msg"])
+    for beginning in ("Value error, ", "Input should be ", "List should have ", "String should have "):
         message = message.removeprefix(beginning)
     return message
 
+
+_TYPES = {
+    "bool_parsing": "true or false",
+    "int_parsing": "a whole number",
+    "float_parsing": "a number",
+    "extra_forbidden": "left out; a deployment has a name and an endpoint",
+    "list_type": 'a list of deployments, such as ["my-deployment"]',
+    "dict_type": 'passthrough, or JSON such as {"gpt-4o-mini": ["my-deployment"]}',
+    "model_type": "the name of a deployment, or a name and an endpoint",
+    "too_short": "at least one model, each with at least one deployment",
+}
 
 _PURPOSES = {
     "servicebus_namespace": "the Service Bus namespace, such as my-namespace.servicebus.windows.net",

@@ -23,4 +23,10 @@ async def bus(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
     world = bus_world()
     tokens = AccessTokens(authority.entra_public, issuer_of(world.tenant_id))
     async with serve(world, tokens, tls=authority.tls()) as served:
-        yield Bus(served, world, authority)
+        yield Bus(
+            tls_port=served.tls_port,
+            plain_port=served.plain_port,
+            world=world,
+            authority=authority,
+            service=served.bus,
+        )

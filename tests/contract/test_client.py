@@ -15,12 +15,11 @@ from azure.servicebus.exceptions import (
     SessionLockLostError,
 )
 
-from tests.contract.conftest import Bus
+from tests.local_azure import Bus
 from worker.advice import explain
 from worker.client import (
     BatchStatus,
     BeingCollected,
-    InvalidBatch,
     InvalidBatchId,
     JobClient,
     Progress,
@@ -36,7 +35,7 @@ RESULTS = "chat"
 def settings(bus: Bus, *, jobs: str = "jobs", results: str = RESULTS) -> ConnectionSettings:
     return ConnectionSettings(
         servicebus_namespace=bus.world.namespace,
-        servicebus_endpoint=f"localhost:{bus.served.tls_port}",
+        servicebus_endpoint=f"localhost:{bus.tls_port}",
         ca_file=bus.authority.ca_file,
         jobs_queue=jobs,
         results_queue=results,
@@ -129,13 +128,6 @@ async def test_a_batch_of_many_transfers_arrives_whole_and_in_order(
     assert [str(message.message_id) for message in await receive_all(bus, "jobs")] == [f"b1/{n}" for n in names]
     assert len(told) > 2
     assert told[-1] == Progress(done=700, total=700)
-
-
-async def test_a_line_too_large_for_this_queue_is_named(bus: Bus, tmp_path: Path) -> None:
-    batch = read_batch_file(write_batch(tmp_path / "jobs.jsonl", ["a"], padding=2_000))
-    async with JobClient(settings(bus, jobs="small"), bus.credential()) as client:
-        with pytest.raises(InvalidBatch, match="line 1: the queue takes at most"):
-            await client.submit(batch)
 
 
 async def test_status_counts_without_taking_anything(bus: Bus, client: JobClient, tmp_path: Path) -> None:

@@ -25,9 +25,15 @@ from azure.servicebus.exceptions import (
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from tests.local_azure import Bus, private_pem
+from worker.local.servicebus.server import ServiceBus
 
 WAIT: dict[str, Any] = {"max_wait_time": 5}
 NOTHING: dict[str, Any] = {"max_wait_time": 0.2}
+
+
+def service(bus: Bus) -> ServiceBus:
+    assert bus.service is not None
+    return bus.service
 
 
 def body_of(message: Any) -> bytes:
@@ -140,7 +146,7 @@ async def test_two_receivers_share_what_arrives(bus: Bus) -> None:
         receivers = [await stack.enter_async_context(client.get_queue_receiver("jobs")) for _ in range(2)]
         waiting = [asyncio.ensure_future(receiver.receive_messages(100, **WAIT)) for receiver in receivers]
         sender = await stack.enter_async_context(client.get_queue_sender("jobs"))
-        while not all(len(dispatch._outlets) == 2 for dispatch in bus.served.bus._dispatches.values()):
+        while not all(len(dispatch._outlets) == 2 for dispatch in service(bus)._dispatches.values()):
             await asyncio.sleep(0)
         await sender.send_messages([ServiceBusMessage(b"%d" % number) for number in range(40)])
         shares = [len(messages) for messages in await asyncio.gather(*waiting)]
@@ -356,7 +362,7 @@ async def test_the_next_available_session_is_waited_for(bus: Bus) -> None:
     async with bus.client() as client:
         receiver = client.get_queue_receiver("chat", session_id=NEXT_AVAILABLE_SESSION, max_wait_time=5)
         opening = asyncio.ensure_future(receiver.__aenter__())
-        while not any(dispatch._waiting for dispatch in bus.served.bus._dispatches.values()):
+        while not any(dispatch._waiting for dispatch in service(bus)._dispatches.values()):
             await asyncio.sleep(0)
         await send(bus, "chat", ServiceBusMessage(b"hi", session_id="s7"))
         async with await opening:
@@ -474,7 +480,7 @@ async def test_a_dropped_connection_is_opened_again(bus: Bus) -> None:
         sender = await stack.enter_async_context(client.get_queue_sender("jobs"))
         receiver = await stack.enter_async_context(client.get_queue_receiver("jobs"))
         await sender.send_messages(ServiceBusMessage(b"before"))
-        bus.served.bus.drop_connections()
+        service(bus).drop_connections()
         await sender.send_messages(ServiceBusMessage(b"after"))
         messages = await receive(receiver, 2)
         assert [body_of(message) for message in messages] == [b"before", b"after"]
@@ -485,7 +491,7 @@ async def test_a_dropped_connection_is_opened_again(bus: Bus) -> None:
 async def test_plaintext_is_served_too_and_checks_as_much(bus: Bus) -> None:
     plain: dict[str, Any] = {
         "use_tls": False,
-        "custom_endpoint_address": f"sb://127.0.0.1:{bus.served.plain_port}",
+        "custom_endpoint_address": f"sb://127.0.0.1:{bus.plain_port}",
         "connection_verify": None,
         "retry_total": 0,
     }

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from aiohttp import ClientSession
 
+from worker.local.state import StateDirectory
+from worker.local.supervisor import prepare_state
 from worker.local.world import default_world
 
 PATIENCE = 20.0
@@ -198,6 +200,42 @@ async def test_a_dying_process_ends_it_all_with_a_message(tmp_path: Path, module
         assert azure.process.returncode == 1
         assert "ended with signal SIGKILL" in errors.decode()
         assert azure.children() == []
+
+
+async def test_a_process_stopped_from_elsewhere_says_by_which_signal(tmp_path: Path) -> None:
+    async with running(tmp_path) as azure:
+        (entra,) = [pid for pid in azure.children() if mentions(pid, "worker.local.entra")]
+        os.kill(entra, signal.SIGTERM)
+        async with asyncio.timeout(PATIENCE):
+            _, errors = await azure.process.communicate()
+    assert azure.process.returncode == 1
+    assert f"process {entra} stops: it received SIGTERM" in errors.decode()
+    assert "entra (process" in errors.decode()
+
+
+async def test_a_process_whose_messages_nobody_reads_still_stops_at_a_signal(tmp_path: Path) -> None:
+    state = StateDirectory(tmp_path)
+    prepare_state(state, default_world())
+    reader, writer = os.pipe()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "worker.local.entra", "--state", str(tmp_path)),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=writer,
+    )
+    os.close(writer)
+    os.close(reader)
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(PATIENCE):
+            assert b'"entra"' in await process.stdout.readline()
+            process.terminate()
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
 
 
 async def test_projected_tokens_are_rotated_while_it_runs(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_the_end_of_lines_and_of_the_file_do_not_change_a_batch(tmp_path: Path) 
 def test_a_line_is_sent_as_it_stands_in_the_file(tmp_path: Path) -> None:
     line = make_line("ä").replace(b": ", b" :  ")
     batch = read_batch_file(write(tmp_path / "jobs.jsonl", [line]))
-    assert list(read_jobs(batch)) == [(1, "ä", line)]
+    assert list(read_jobs(batch)) == [("ä", line)]
 
 
 @pytest.mark.parametrize(
@@ -133,4 +133,4 @@ def test_a_file_is_refused_exactly_if_a_custom_id_is_repeated(
     if repeated:
         assert [line for line, _ in problems_of(path)] == repeated
     else:
-        assert [custom_id for _, custom_id, _ in read_jobs(read_batch_file(path))] == names
+        assert [custom_id for custom_id, _ in read_jobs(read_batch_file(path))] == names

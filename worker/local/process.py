@@ -65,13 +65,20 @@ async def until_stopped() -> None:
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
+        loop.add_signal_handler(number, _stop_by, number, stopped)
     transport = await _watch_parent(loop, stopped)
     try:
         await stopped.wait()
     finally:
         if transport is not None:
             transport.close()
+
+
+def _stop_by(number: signal.Signals, stopped: asyncio.Event) -> None:
+    stopped.set()
+    # The supervisor closes the pipe instead: a signal comes from elsewhere, and is worth a line, if anybody reads.
+    with suppress(OSError):
+        sys.stderr.write(f"process {os.getpid()} stops: it received {number.name}\n")
 
 
 class _ParentWatch(asyncio.Protocol):

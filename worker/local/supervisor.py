@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -262,9 +262,11 @@ class _Child:
         elif ports is None:
             _say(f"[{self.name}] {line.decode(errors='replace').rstrip()}", error=True)
 
-    def terminate(self) -> None:
-        if self.process.returncode is None:
-            self.process.terminate()
+    def hang_up(self) -> None:
+        """Ask it to stop, by the end of its standard input."""
+        stdin = self.process.stdin
+        assert stdin is not None
+        stdin.close()
 
     async def wait_or_kill(self) -> None:
         """Wait for the end; killed when it takes longer than the grace."""
@@ -285,7 +287,7 @@ async def _running(services: Mapping[str, str], state: StateDirectory) -> AsyncI
         yield children
     finally:
         for child in children:
-            child.terminate()
+            child.hang_up()
         await asyncio.gather(*(child.wait_or_kill() for child in children))
 
 
@@ -296,7 +298,7 @@ async def _spawn(module: str, state: StateDirectory) -> asyncio.subprocess.Proce
         module,
         "--state",
         str(state.root),
-        # Never written to: it closes when this process dies, even by kill -9, and so tells the child.
+        # Never written to: its end tells the child to stop, and comes even when this process dies by kill -9.
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         # Ctrl-C in the terminal reaches the supervisor alone, which then stops the children in order.
@@ -390,5 +392,7 @@ def _sourced(path: Path) -> str:
 
 def _say(message: str, *, error: bool = False) -> None:
     stream = sys.stderr if error else sys.stdout
-    stream.write(message + "\n")
-    stream.flush()
+    # A reader that has gone (`| head`) is no reason to stop.
+    with suppress(BrokenPipeError):
+        stream.write(message + "\n")
+        stream.flush()

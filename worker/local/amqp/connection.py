@@ -7,7 +7,7 @@ write. Who the peer is and what it may do is not decided here; the `Container` i
 import asyncio
 from collections.abc import Callable
 from enum import Enum
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 from worker.local.amqp.codec import DecodeError, Symbol
 from worker.local.amqp.frames import (
@@ -99,10 +99,10 @@ class Connection(asyncio.Protocol):
     # What asyncio calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports are not asyncio's, they only look like them
+        self._transport = cast(asyncio.Transport, transport)
         self._container = self._container_for(self)
-        transport.set_write_buffer_limits(MAX_UNWRITTEN)
+        self._transport.set_write_buffer_limits(MAX_UNWRITTEN)
         self._loop = asyncio.get_running_loop()
         self._heard = self._loop.time()
         self._watch()

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 INCOMING_CREDIT: Final = 1_000
 """Messages a peer may send on a link before we say more; topped up when half of it is used."""
 _SERIAL_MASK: Final = 0xFFFF_FFFF
-_LONGEST_TRANSFER: Final = 64
-"""Bytes a transfer's frame has beside its payload, at most."""
+_LONGEST_TRANSFER: Final = 72
+"""Bytes a transfer's frame has beside its payload, at most: with a tag of 32 bytes, the longest there are."""
 
 
 class LinkFailure(Exception):

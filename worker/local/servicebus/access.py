@@ -71,7 +71,7 @@ class Access:
         self._callers: dict[str, Caller] = {}
 
     def put_token(self, audience: str, token: str) -> None:
-        """Grants what is under `audience` (sb://<namespace>/<entity>) to the token's owner. Raises AccessRefused."""
+        """Grants what is under `audience`, an `sb://` address, to whom the token is for. Raises AccessRefused."""
         if token.startswith(_SAS):
             raise AccessRefused(
                 "InvalidAuthorization: local (SAS) authentication is disabled for this namespace; "

@@ -117,6 +117,12 @@ class Served:
         self.tls_port = tls_port
         self.plain_port = plain_port
 
+    @property
+    def ports(self) -> dict[str, int]:
+        """Those that are open, by name."""
+        ports = {"tls_port": self.tls_port, "plain_port": self.plain_port}
+        return {name: port for name, port in ports.items() if port is not None}
+
 
 @asynccontextmanager
 async def serve(

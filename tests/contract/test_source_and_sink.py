@@ -1,0 +1,401 @@
+"""One set of promises, kept by the fakes and by the adapters before the embedded Service Bus.
+
+Lock loss is brought about by the broker here; what the worker does about it is `tests/unit/test_processor.py`.
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import pytest
+from azure.servicebus import ServiceBusMessage
+
+from tests.local_azure import Bus
+from worker.errors import DeadLetterReason, LockLost, ResultTooLarge, SinkUnavailable, SourceUnavailable
+from worker.interfaces import Delivery, Sink, Source
+from worker.jobs import Envelope, Job, decode
+from worker.local.servicebus.broker import Broker
+from worker.local.servicebus.server import ServiceBus
+from worker.outcomes import Abandon, Complete, DeadLetter, Release
+from worker.results_queue import ResultsQueue
+from worker.servicebus import JobsQueue, LockedMessage, connect
+from worker.settings import ConnectionSettings
+from worker.testing import EventList, FakeQueue, FakeSink, job_line
+from worker.waits import loop_time
+
+JOBS, RESULTS, HELD = "jobs", "chat", "held"
+"""Queues of `bus_world`: `chat` has sessions, locks of `held` last two seconds."""
+
+
+class World(Protocol):
+    """What a test needs of either: a queue to receive from, a way to send to it, and its dead letters."""
+
+    @property
+    def source(self) -> Source: ...
+
+    async def send(self, *bodies: bytes, queue: str = JOBS) -> None: ...
+
+    async def dead_letters(self) -> Sequence[tuple[str, str]]: ...
+
+
+@dataclass
+class FakeWorld:
+    source: FakeQueue
+
+    async def send(self, *bodies: bytes, queue: str = JOBS) -> None:
+        for number, body in enumerate(bodies):
+            self.source.send(body, message_id=f"m{number}")
+
+    async def dead_letters(self) -> Sequence[tuple[str, str]]:
+        return [(letter.reason, letter.description) for _, letter in self.source.dead if letter]
+
+
+@dataclass
+class EmbeddedWorld:
+    source: JobsQueue
+    bus: Bus
+
+    async def send(self, *bodies: bytes, queue: str = JOBS) -> None:
+        await send(self.bus, queue, *bodies)
+
+    async def dead_letters(self) -> Sequence[tuple[str, str]]:
+        letters = broker_of(self.bus).entity(f"{JOBS}/$DeadLetterQueue").peek(0, 100)
+        return [(letter.dead_letter_reason or "", letter.dead_letter_description or "") for letter in letters]
+
+
+async def send(bus: Bus, queue: str, *bodies: bytes) -> None:
+    async with bus.client() as client, client.get_queue_sender(queue) as sender:
+        for number, body in enumerate(bodies):
+            await sender.send_messages(
+                ServiceBusMessage(
+                    body,
+                    message_id=f"m{number}",
+                    correlation_id="batch",
+                    application_properties={"deadline": "2099-01-01T00:00:00Z"},
+                )
+            )
+
+
+def service_of(bus: Bus) -> ServiceBus:
+    assert bus.service is not None, "it runs in this process"
+    return bus.service
+
+
+def broker_of(bus: Bus) -> Broker:
+    return service_of(bus).broker
+
+
+def settings_for(bus: Bus) -> ConnectionSettings:
+    return ConnectionSettings(
+        servicebus_namespace=bus.world.namespace,
+        servicebus_endpoint=f"localhost:{bus.tls_port}",
+        ca_file=bus.authority.ca_file,
+    )
+
+
+@asynccontextmanager
+async def jobs_queue(bus: Bus, queue: str = JOBS, identity: str = "owner") -> AsyncIterator[JobsQueue]:
+    async with (
+        connect(settings_for(bus), bus.credential(identity), retries=0) as client,
+        JobsQueue(client, queue, observer=EventList()) as source,
+    ):
+        yield source
+
+
+@pytest.fixture(params=["fake", "embedded"])
+async def world(request: pytest.FixtureRequest, bus: Bus) -> AsyncIterator[World]:
+    if request.param == "fake":
+        yield FakeWorld(FakeQueue(clock=time.time))
+        return
+    async with jobs_queue(bus) as source:
+        yield EmbeddedWorld(source, bus)
+
+
+async def receive(source: Source, count: int = 10, *, wait: float = 0.5) -> Sequence[Delivery]:
+    return await source.receive(count, wait=wait)
+
+
+async def test_a_received_message_is_not_received_again_while_it_is_locked(world: World) -> None:
+    await world.send(job_line("a"), job_line("b"))
+    assert [delivery.envelope.message_id for delivery in await receive(world.source)] == ["m0", "m1"]
+    assert await receive(world.source) == []
+
+
+async def test_no_more_messages_come_than_were_asked_for(world: World) -> None:
+    await world.send(*[job_line(f"{number}") for number in range(5)])
+    assert len(await receive(world.source, 2)) == 2
+    assert len(await receive(world.source, 10)) == 3
+
+
+async def test_an_empty_queue_is_waited_for_no_longer_than_asked(world: World) -> None:
+    started = loop_time()
+    assert await receive(world.source, wait=0.3) == []
+    assert loop_time() - started < 3
+
+
+async def test_a_delivery_carries_what_the_worker_reads(world: World) -> None:
+    await world.send(job_line("a"))
+    [delivery] = await receive(world.source)
+    envelope = delivery.envelope
+    assert envelope.queue == JOBS
+    assert envelope.body == job_line("a")
+    assert (envelope.message_id, envelope.correlation_id, envelope.delivery_count) == ("m0", "batch", 0)
+    assert abs(envelope.enqueued_at - time.time()) < 5
+    assert envelope.sequence_number > 0
+
+
+async def test_a_completed_message_is_gone(world: World) -> None:
+    await world.send(job_line("a"))
+    [delivery] = await receive(world.source)
+    await world.source.settle(delivery, Complete())
+    assert await receive(world.source) == []
+    assert await world.dead_letters() == []
+
+
+async def test_a_released_message_is_back_at_once_and_its_count_has_not_risen(world: World) -> None:
+    await world.send(job_line("a"))
+    [delivery] = await receive(world.source)
+    await world.source.settle(delivery, Release())
+    [again] = await receive(world.source)
+    assert again.envelope.delivery_count == 0
+
+
+async def test_an_abandoned_message_is_back_at_once_and_its_count_has_risen(world: World) -> None:
+    await world.send(job_line("a"))
+    [delivery] = await receive(world.source)
+    await world.source.settle(delivery, Abandon())
+    [again] = await receive(world.source)
+    assert again.envelope.delivery_count == 1
+
+
+async def test_a_dead_letter_tells_its_reason_and_how_to_mend_it(world: World) -> None:
+    await world.send(b"nonsense")
+    [delivery] = await receive(world.source)
+    settlement = DeadLetter(reason=DeadLetterReason.INVALID_JSON, description="send a Batch line")
+    await world.source.settle(delivery, settlement)
+    assert await receive(world.source) == []
+    assert await world.dead_letters() == [("InvalidJson", "send a Batch line")]
+
+
+async def test_a_message_is_settled_once(world: World) -> None:
+    await world.send(job_line("a"))
+    [delivery] = await receive(world.source)
+    await world.source.settle(delivery, Complete())
+    with pytest.raises((LockLost, SourceUnavailable)):
+        await world.source.settle(delivery, Complete())
+
+
+async def test_many_settlements_may_wait_at_once(world: World) -> None:
+    await world.send(*[job_line(f"{number}") for number in range(40)])
+    deliveries: list[Delivery] = []
+    while len(deliveries) < 40:
+        deliveries += await receive(world.source, 40)
+    await asyncio.gather(*[world.source.settle(delivery, Complete()) for delivery in deliveries])
+    assert await receive(world.source) == []
+
+
+# What only the adapter before a broker has
+
+
+async def test_the_lock_of_a_held_delivery_is_kept_for_many_lock_durations(bus: Bus) -> None:
+    async with jobs_queue(bus, HELD) as source:
+        await send(bus, HELD, *[job_line(f"{number}") for number in range(30)])
+        deliveries: list[Delivery] = []
+        while len(deliveries) < 30:
+            deliveries += await receive(source, 30)
+        ends = loop_time() + 6.5
+        while loop_time() < ends:
+            assert await receive(source, 30, wait=0.5) == [], "a lock has lapsed"
+        await asyncio.gather(*[source.settle(delivery, Complete()) for delivery in deliveries])
+        counts = broker_of(bus).entity(HELD).counts()
+    assert counts.active == 0
+
+
+async def test_a_lost_lock_is_found_among_many_and_the_others_are_kept(bus: Bus) -> None:
+    async with jobs_queue(bus, HELD) as source:
+        await send(bus, HELD, *[job_line(f"{number}") for number in range(9)])
+        deliveries: list[Delivery] = []
+        while len(deliveries) < 9:
+            deliveries += await receive(source, 9)
+        lost: list[int] = []
+        all_known = asyncio.Event()
+
+        def lose(number: int) -> None:
+            lost.append(number)
+            all_known.set()
+
+        for number, delivery in enumerate(deliveries):
+            delivery.when_lost(partial(lose, number))
+        # the broker takes one away, as it does when a queue is failed over
+        broker_of(bus).entity(HELD).complete(token_of(deliveries[4]))
+        async with asyncio.timeout(10):
+            await all_known.wait()
+        assert lost == [4]
+        kept = [delivery for number, delivery in enumerate(deliveries) if number != 4]
+        await asyncio.gather(*[source.settle(delivery, Complete()) for delivery in kept])
+
+
+async def test_a_delivery_can_be_settled_after_its_connection_was_lost(bus: Bus) -> None:
+    async with jobs_queue(bus) as source:
+        await send(bus, JOBS, job_line("a"))
+        [delivery] = await receive(source)
+        service_of(bus).drop_connections()
+        await source.settle(delivery, Complete())
+        assert broker_of(bus).entity(JOBS).counts().active == 0
+
+
+async def test_after_its_connection_was_lost_the_source_receives_again(bus: Bus) -> None:
+    async with jobs_queue(bus) as source:
+        await source.open()
+        service_of(bus).drop_connections()
+        await send(bus, JOBS, job_line("a"))
+        received: Sequence[Delivery] = []
+        async with asyncio.timeout(20):
+            while not received:
+                try:
+                    received = await receive(source)
+                except SourceUnavailable:
+                    await asyncio.sleep(0.1)
+        await source.settle(received[0], Complete())
+
+
+async def test_a_queue_that_does_not_exist_or_is_not_ours_is_named(bus: Bus) -> None:
+    async with jobs_queue(bus, "nowhere") as source:
+        with pytest.raises(SourceUnavailable, match="nowhere"):
+            await source.open()
+    async with jobs_queue(bus, identity="stranger") as source:
+        with pytest.raises(SourceUnavailable, match="'Listen' claim"):
+            await source.open()
+
+
+def token_of(delivery: Delivery) -> uuid.UUID:
+    assert isinstance(delivery, LockedMessage)
+    return uuid.UUID(delivery.token)
+
+
+# Sinks
+
+
+@asynccontextmanager
+async def results_queue(bus: Bus, identity: str = "owner", queue: str = RESULTS) -> AsyncIterator[ResultsQueue]:
+    async with (
+        connect(settings_for(bus), bus.credential(identity), retries=0) as client,
+        ResultsQueue(client, queue) as sink,
+    ):
+        yield sink
+
+
+@dataclass
+class SinkWorld:
+    sink: Sink
+    lines: Callable[[], Awaitable[list[bytes]]]
+
+
+@pytest.fixture(params=["fake", "embedded"])
+async def sinks(request: pytest.FixtureRequest, bus: Bus) -> AsyncIterator[SinkWorld]:
+    if request.param == "fake":
+        fake = FakeSink(largest=200_000)
+
+        async def lines() -> list[bytes]:
+            return list(fake.lines.values())
+
+        yield SinkWorld(fake, lines)
+        return
+    async with results_queue(bus) as sink:
+        yield SinkWorld(sink, lambda: stored(bus))
+
+
+async def stored(bus: Bus) -> list[bytes]:
+    """The bodies in the results queue, session by session."""
+    lines: list[bytes] = []
+    async with bus.client() as client:
+        for session in broker_of(bus).entity(RESULTS).sessions(0, 100):
+            async with client.get_queue_receiver(RESULTS, session_id=session) as receiver:
+                messages = await receiver.peek_messages(max_message_count=1_000, sequence_number=1)
+                lines += [b"".join(message.body) for message in messages]
+    return lines
+
+
+def a_job(custom_id: str, batch: str = "batch") -> Job:
+    envelope = Envelope(
+        body=job_line(custom_id),
+        queue=JOBS,
+        sequence_number=1,
+        enqueued_at=time.time(),
+        message_id=f"{batch}/{custom_id}",
+        correlation_id=batch,
+        properties={},
+    )
+    return decode(envelope, max_age=60)
+
+
+async def test_a_written_line_is_there_as_it_was(sinks: SinkWorld) -> None:
+    await sinks.sink.write(a_job("a"), b'{"custom_id":"a"}')
+    assert await sinks.lines() == [b'{"custom_id":"a"}']
+
+
+async def test_writing_the_same_job_again_has_no_further_effect(sinks: SinkWorld) -> None:
+    await sinks.sink.write(a_job("a"), b'{"first":1}')
+    await sinks.sink.write(a_job("a"), b'{"second":2}')
+    assert await sinks.lines() == [b'{"first":1}']
+
+
+async def test_many_writers_at_once_lose_and_double_nothing(sinks: SinkWorld) -> None:
+    jobs = [a_job(f"{number}", batch=f"batch-{number % 3}") for number in range(150)]
+    await asyncio.gather(*[sinks.sink.write(job, b'{"id":"%b"}' % job.id.encode()) for job in jobs])
+    assert sorted(await sinks.lines()) == sorted(b'{"id":"%b"}' % job.id.encode() for job in jobs)
+
+
+async def test_lines_larger_than_one_batch_together_are_all_written(sinks: SinkWorld) -> None:
+    line = b'"%b"' % (b"x" * 100_000)
+    await asyncio.gather(*[sinks.sink.write(a_job(f"{number}"), line) for number in range(7)])
+    assert await sinks.lines() == [line] * 7
+
+
+async def test_a_line_that_can_never_be_taken_is_told_apart_and_the_others_are_written(sinks: SinkWorld) -> None:
+    outcomes = await asyncio.gather(
+        sinks.sink.write(a_job("small"), b"1"),
+        sinks.sink.write(a_job("large"), b"x" * 300_000),
+        sinks.sink.write(a_job("other"), b"2"),
+        return_exceptions=True,
+    )
+    assert [type(outcome) for outcome in outcomes] == [type(None), ResultTooLarge, type(None)]
+    assert sorted(await sinks.lines()) == [b"1", b"2"]
+
+
+async def test_a_sink_that_may_not_be_written_to_says_which_claim_is_missing(bus: Bus) -> None:
+    async with results_queue(bus, identity="stranger") as sink:
+        with pytest.raises(SinkUnavailable, match="'Send' claim"):
+            await sink.open()
+        with pytest.raises(SinkUnavailable, match="'Send' claim"):
+            await sink.write(a_job("a"), b"1")
+
+
+async def test_after_its_connection_was_lost_the_sink_writes_again(bus: Bus) -> None:
+    async with results_queue(bus) as sink:
+        await sink.write(a_job("a"), b"1")
+        service_of(bus).drop_connections()
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    await sink.write(a_job("b"), b"2")
+                    break
+                except SinkUnavailable:
+                    await asyncio.sleep(0.1)
+    assert await stored(bus) == [b"1", b"2"]
+
+
+async def test_the_fake_delivery_calls_back_at_once_when_it_is_already_lost() -> None:
+    queue = FakeQueue(clock=time.time)
+    queue.send(job_line("a"))
+    await queue.receive(1, wait=0)
+    [delivery] = queue.locked
+    delivery.lose()
+    told: list[bool] = []
+    delivery.when_lost(lambda: told.append(True))
+    assert told == [True]

@@ -1,0 +1,201 @@
+"""The command: exit codes, what goes to standard output, and readable errors."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+from azure.servicebus.exceptions import ServiceBusAuthorizationError
+from typer.testing import CliRunner, Result
+
+import worker.client
+from worker.cli import app
+from worker.client import BatchStatus, Collection, Progress, Submission
+
+GOOD_LINE = (
+    '{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m", "messages": []}}\n'
+)
+
+
+class FakeClient:
+    """Answers as it is told to; an exception is raised instead."""
+
+    def __init__(self, answer: Any) -> None:
+        self._answer = answer
+
+    def from_environment(self) -> Self:
+        return self
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+    async def submit(self, *_: Any, **options: Any) -> Any:
+        options["on_progress"](Progress(done=1, total=1))
+        return self._give()
+
+    async def status(self, *_: Any) -> Any:
+        return self._give()
+
+    async def collect(self, *_: Any, **options: Any) -> Any:
+        options["on_progress"](Progress(done=0, total=None))
+        return self._give()
+
+    def _give(self) -> Any:
+        if isinstance(self._answer, BaseException):
+            raise self._answer
+        return self._answer
+
+
+@pytest.fixture
+def jobs_file(tmp_path: Path) -> Path:
+    path = tmp_path / "jobs.jsonl"
+    path.write_text(GOOD_LINE)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AOAI_WORKER_SERVICEBUS_NAMESPACE", "AZURE_OPENAI_ENDPOINT", "AOAI_WORKER_MODELS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def call(*arguments: str | Path) -> Result:
+    # in a thread: asyncio.run would throw away, unclosed, the loop that a plugin has set for the main one
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(CliRunner().invoke, app, [str(argument) for argument in arguments]).result()
+
+
+def answer_with(monkeypatch: pytest.MonkeyPatch, answer: Any) -> None:
+    monkeypatch.setattr(worker.client, "JobClient", FakeClient(answer))
+
+
+def collection(*, failed: int = 0, total: int | None = 3, complete: bool = False) -> Collection:
+    return Collection(batch_id="b1", total=total, succeeded=2, failed=failed, complete=complete)
+
+
+def test_submit_prints_the_batch_id_and_nothing_else_to_standard_output(
+    monkeypatch: pytest.MonkeyPatch, jobs_file: Path
+) -> None:
+    answer_with(monkeypatch, Submission(batch_id="b1", total=1, sha256=""))
+    result = call("submit", jobs_file)
+    assert (result.exit_code, result.stdout) == (0, "b1\n")
+    assert "collect b1" in result.stderr
+
+
+def test_a_wrong_file_is_refused_line_by_line_before_any_setting_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.jsonl"
+    path.write_text(GOOD_LINE + "{\n" + GOOD_LINE)
+    result = call("submit", path)
+    assert result.exit_code == 2
+    assert "line 2: " in result.stderr
+    assert "line 3: custom_id 'a' is already on line 1" in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("command", ["run", "status b1", "collect b1 -o out"])
+def test_wrong_settings_are_all_told_at_once(command: str) -> None:
+    result = call(*command.split())
+    assert result.exit_code == 2
+    assert "AOAI_WORKER_SERVICEBUS_NAMESPACE is missing" in result.stderr
+    assert ("AZURE_OPENAI_ENDPOINT is missing" in result.stderr) == (command == "run")
+
+
+def test_a_key_in_the_environment_is_refused_without_being_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZURE_OPENAI_API_KEY", "very-secret")
+    result = call("status", "b1")
+    assert result.exit_code == 2
+    assert "AZURE_OPENAI_API_KEY" in result.stderr
+    assert "very-secret" not in result.output
+
+
+def test_status_as_json_is_one_object_on_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, BatchStatus(batch_id="b1", total=3, succeeded=2, failed=1))
+    result = call("status", "b1", "--json")
+    assert json.loads(result.stdout) == {
+        "batch_id": "b1",
+        "total": 3,
+        "succeeded": 2,
+        "failed": 1,
+        "complete": True,
+        "being_collected_by_other": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        (BatchStatus(batch_id="b1", total=3, succeeded=1), "1 of 3 results wait"),
+        (BatchStatus(batch_id="b1", total=1, failed=1), "complete"),
+        (BatchStatus(batch_id="b1"), "no manifest"),
+        (BatchStatus(batch_id="b1", being_collected_by_other=True), "being collected by another process"),
+    ],
+)
+def test_status_is_told_in_words(monkeypatch: pytest.MonkeyPatch, status: BatchStatus, told: str) -> None:
+    answer_with(monkeypatch, status)
+    assert told in call("status", "b1").stdout
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "told"),
+    [
+        (collection(failed=1, complete=True), 0, "complete, 3 results (2 succeeded, 1 failed) in out.jsonl"),
+        (collection(), 3, "1 of 3 are missing"),
+        (collection(total=None), 3, "its manifest has not come"),
+    ],
+)
+def test_collect_tells_by_its_exit_code_whether_the_batch_is_complete(
+    monkeypatch: pytest.MonkeyPatch, answer: Collection, code: int, told: str
+) -> None:
+    answer_with(monkeypatch, answer)
+    result = call("collect", "b1", "-o", "out.jsonl")
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert told in result.stderr
+
+
+def test_an_error_of_azure_is_one_message_with_a_next_step_and_no_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answer_with(monkeypatch, ServiceBusAuthorizationError(message="'Listen' claim(s) are required"))
+    result = call("status", "b1")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert 'Next: give this identity the role "Azure Service Bus Data Receiver"' in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, KeyboardInterrupt())
+    result = call("collect", "b1", "-o", "out", "--follow")
+    assert result.exit_code == 130
+    assert "goes on where this one ended" in result.stderr
+
+
+def test_a_file_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, FileNotFoundError(2, "No such file or directory", "nowhere/out.partial"))
+    result = call("collect", "b1", "-o", "nowhere/out")
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (
+        1,
+        "nowhere/out.partial: No such file or directory",
+    )
+
+
+def test_without_the_local_azure_the_command_says_where_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    result = call("local")
+    assert result.exit_code == 1
+    assert "not part of this installation" in result.stderr
+
+
+def test_help_loads_neither_azure_nor_the_settings() -> None:
+    script = (
+        "import sys, worker.cli\n"
+        "heavy = {'azure.servicebus', 'azure.identity', 'openai', 'pydantic', 'aiohttp', 'worker.local'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert shown.stdout == "[]\n"

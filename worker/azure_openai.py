@@ -6,9 +6,11 @@ counts as an answer.
 """
 
 import asyncio
+import math
 import socket
 import time
 from collections.abc import Mapping
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any, Self
@@ -30,7 +32,7 @@ from worker.errors import (
 from worker.interfaces import Target, Tokens
 from worker.jobs import Job, Operation, on_one_line
 from worker.outcomes import Response, Usage
-from worker.tls import trust
+from worker.tls import has_proxy, trust
 
 PATHS = {Operation.CHAT_COMPLETIONS: "/chat/completions"}
 
@@ -38,6 +40,9 @@ RETRIED_STATUSES = frozenset({408, 409, 424})
 """4xx that speak of the moment and not of the request; the openai SDK retries 408 and 409 too."""
 
 CONNECT_TIMEOUT = 10.0
+
+LONGEST_WAIT = 86_400.0
+"""Seconds that a `retry-after` may ask for: Azure's quotas are counted over a day at most."""
 
 MAX_ERROR_TEXT = 2_000
 """Characters of an error body that is not JSON, such as a proxy's page, kept in the result."""
@@ -71,7 +76,7 @@ class AzureOpenAI:
             ssl=trust(ca_file), limit=connections, ttl_dns_cache=60, socket_factory=_keep_alive_socket
         )
         self._http = httpx2.AsyncClient(
-            transport=AiohttpTransport(client=aiohttp.ClientSession(connector=connector, trust_env=True)),
+            transport=AiohttpTransport(client=aiohttp.ClientSession(connector=connector, trust_env=has_proxy())),
             timeout=httpx2.Timeout(timeout, connect=CONNECT_TIMEOUT),
         )
         self._clients: dict[str, openai.AsyncOpenAI] = {}
@@ -190,7 +195,8 @@ def read_answer(body: bytes, request_id: str | None) -> Response:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise Unavailable(f"{what}: {error}{_beginning(body)}") from None
-    if not isinstance(document, dict) or not document.get("choices"):
+    choices = document.get("choices") if isinstance(document, dict) else None
+    if not choices or not isinstance(choices, list):
         raise Unavailable(f"{what}: it has no choices")
     return Response(status=200, request_id=request_id, body=on_one_line(body), usage=_usage(document.get("usage")))
 
@@ -217,19 +223,13 @@ def _count(value: Any) -> int:
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """The wait that the service asks for in seconds; None where it names none, or nonsense such as -1 and 0.
+    """The wait that the service asks for in seconds; None where it names none, or nonsense: below 0, over a day.
 
     `retry-after-ms` is the more exact; `retry-after` may hold seconds or an HTTP date.
     """
-    for name, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        seconds = _number(headers.get(name))
-        if seconds is not None and seconds > 0:
-            return seconds * scale
-    try:
-        until = parsedate_to_datetime(headers.get("retry-after") or "").timestamp()
-    except (TypeError, ValueError):
-        return None
-    return until - now if until > now else None
+    plain = headers.get("retry-after")
+    waits = (_number(headers.get("retry-after-ms")) / 1_000, _number(plain), _moment(plain) - now)
+    return next((seconds for seconds in waits if 0 < seconds <= LONGEST_WAIT), None)
 
 
 def _kind(status: int, passthrough: bool) -> type[CallFailed]:
@@ -242,12 +242,20 @@ def _kind(status: int, passthrough: bool) -> type[CallFailed]:
     return RefusedByService
 
 
-def _number(text: str | None) -> float | None:
+def _number(text: str | None) -> float:
     try:
-        number = float(text or "")
+        return float(text or "")
     except ValueError:
-        return None
-    return number if number < 1e9 else None
+        return math.nan
+
+
+def _moment(date: str | None) -> float:
+    """An HTTP date as Unix seconds; it is in UTC even where it does not say so."""
+    try:
+        moment = parsedate_to_datetime(date or "")
+    except (ValueError, OverflowError):
+        return math.nan
+    return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
 
 
 def _request_id(headers: Mapping[str, str]) -> str | None:

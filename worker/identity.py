@@ -31,7 +31,7 @@ from azure.identity.aio import (
 from worker.errors import InvalidSettings, TokenUnavailable
 from worker.interfaces import Observer, TokenRefreshed, TokenRefreshFailed
 from worker.settings import ConnectionSettings
-from worker.tls import trust
+from worker.tls import has_proxy, trust
 
 EXPIRY_MARGIN = 30.0
 """Seconds before its expiry at which a token is no longer handed out: it must survive the call it is sent with."""
@@ -298,7 +298,9 @@ class CredentialFetch:
 
 def open_broker(settings: ConnectionSettings, observer: Observer) -> TokenBroker:
     """The process's broker; call it inside the running loop and close it at the end."""
-    session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trust(settings.ca_file)), trust_env=True)
+    session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(ssl=trust(settings.ca_file)), trust_env=has_proxy()
+    )
     make = _credential_maker(settings, session)
     resources = AsyncExitStack()
     resources.push_async_callback(session.close)

@@ -46,7 +46,11 @@ LINES_PER_WINDOW = 20
 WINDOW = 10.0
 """At most so many lines of one name in so many seconds."""
 
-SECRETS = re.compile(r"eyJ[\w-]{10,}\.[\w-]+\.?[\w-]*|(?i:sig=|SharedAccessKey=|api[_-]?key['\": =]+)[^\s&;'\"]+")
+SECRETS = re.compile(
+    r"eyJ[\w-]{10,}\.[\w-]+\.?[\w-]*"
+    r"|(?i:\bbearer\s+)[\w.~+/=-]{16,}"
+    r"|(?i:sig=|(?:SharedAccess|Account)Key=|(?:api[_-]?key|client[_-]?secret)['\": =]+)[^\s&;'\"]+"
+)
 """Tokens, signatures and keys, should one ever appear in the text of somebody's error."""
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
@@ -65,7 +69,20 @@ class JsonLines(logging.Formatter):
         line |= {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return SECRETS.sub("[redacted]", orjson.dumps(line, default=str).decode())
+        return orjson.dumps(_redacted(line), default=lambda value: _redacted(str(value))).decode()
+
+
+def _redacted(value: Any) -> Any:
+    """Before it is JSON: a quoted secret is escaped there, and cutting it out could break the line."""
+    match value:
+        case str():
+            return SECRETS.sub("[redacted]", value)
+        case dict():
+            return {key: _redacted(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [_redacted(inner) for inner in value]
+        case _:
+            return value
 
 
 class EventLog:

@@ -245,6 +245,7 @@ class _GrowingFile:
             for line in reader:
                 whole += len(line) if line.endswith(b"\n") else 0
         file.truncate(whole)
+        os.fsync(file.fileno())  # what a killed process wrote counts as collected from now on, so it must last
         return whole
 
 

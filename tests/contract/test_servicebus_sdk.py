@@ -388,6 +388,22 @@ async def test_a_session_lost_by_time_is_said_to_be_lost(bus: Bus) -> None:
             await receiver.complete_message(message)
 
 
+async def test_a_session_lost_by_time_is_taken_from_a_receiver_that_does_nothing(bus: Bus) -> None:
+    await send(bus, "brief-chat", ServiceBusMessage(b"x", session_id="s"))
+    async with bus.client() as client, AsyncExitStack() as stack:
+        idle = await stack.enter_async_context(client.get_queue_receiver("brief-chat", session_id="s"))
+        next_one = await stack.enter_async_context(
+            client.get_queue_receiver("brief-chat", session_id=NEXT_AVAILABLE_SESSION, max_wait_time=5)
+        )
+        assert next_one.session.session_id == "s"
+        (dispatch,) = service(bus)._dispatches.values()
+        (outlet,) = dispatch._outlets
+        assert next_one._handler._link is not None
+        assert outlet.link.name == next_one._handler._link.name
+        with pytest.raises(SessionLockLostError):
+            await idle.receive_messages(1, **WAIT)
+
+
 async def test_a_queue_with_sessions_needs_one(bus: Bus) -> None:
     async with bus.client(retry_total=0) as client:
         with pytest.raises(ServiceBusError, match="requires sessions"):
@@ -419,6 +435,15 @@ async def test_a_role_on_one_queue_opens_no_other(bus: Bus) -> None:
             await sender.send_messages(ServiceBusMessage(b"x"))
         with pytest.raises(ServiceBusAuthorizationError):
             async with client.get_queue_sender("small"):
+                pass
+
+
+async def test_a_queue_is_the_same_in_capitals_and_so_are_the_rights(bus: Bus) -> None:
+    async with bus.client("sender", retry_total=0) as client:
+        async with client.get_queue_sender("JOBS") as sender:
+            await sender.send_messages(ServiceBusMessage(b"x"))
+        with pytest.raises(ServiceBusAuthorizationError):
+            async with client.get_queue_receiver("JOBS"):
                 pass
 
 

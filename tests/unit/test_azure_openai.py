@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.bench import EPOCH, target
-from worker.azure_openai import MAX_ERROR_TEXT, classify, read_answer, retry_after
+from worker.azure_openai import LONGEST_WAIT, MAX_ERROR_TEXT, classify, read_answer, retry_after
 from worker.errors import CallFailed, RefusedByService, SetupWrong, Throttled, Unavailable
 from worker.outcomes import Usage
 
@@ -21,7 +21,11 @@ ERROR = b'{"error":{"code":"x","message":"what was wrong"}}'
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | texts,
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | texts,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=6,
 )
@@ -157,6 +161,7 @@ def test_an_error_of_another_form_is_kept_as_it_is(body: bytes) -> None:
         ({"retry-after": "inf"}, None),
         ({"retry-after": "1e300"}, None),
         ({"retry-after": "86400"}, 86_400.0),
+        ({"retry-after": "86401"}, None),
         ({"retry-after": "999999999"}, None),
         ({"retry-after-ms": "250"}, 0.25),
         ({"retry-after-ms": "0.5"}, 0.0005),
@@ -174,6 +179,7 @@ def test_an_error_of_another_form_is_kept_as_it_is(body: bytes) -> None:
         ({"retry-after": "Fri, 31 Dec 9999 23:59:59 GMT"}, None),
         ({"retry-after": "Wed, 38 Nov 2026 11:07:00 GMT"}, None),
         ({"retry-after": "Wed, 18 Nov 99999 11:07:00 GMT"}, None),
+        ({"retry-after": "Wed, 18 Nov 99999999999999999999 11:07:00 GMT"}, None),
     ],
 )
 def test_the_wait_asked_for_is_read_or_known_for_nonsense(headers: dict[str, str], seconds: float | None) -> None:
@@ -191,7 +197,7 @@ header_values = (
 @given(st.dictionaries(st.sampled_from(["retry-after", "retry-after-ms"]), header_values))
 def test_whatever_the_headers_the_wait_is_bounded_or_none(headers: dict[str, str]) -> None:
     seconds = retry_after(headers, EPOCH)
-    assert seconds is None or 0 < seconds <= 7 * 86_400
+    assert seconds is None or 0 < seconds <= LONGEST_WAIT
 
 
 # Answers
@@ -281,7 +287,6 @@ def test_whatever_the_usage_its_counts_are_whole_and_not_negative(
 def test_whatever_the_body_it_is_an_answer_or_unavailable(body: bytes) -> None:
     try:
         response = read_answer(body, None)
-    except Unavailable as error:
-        assert len(error.detail) < 300
-    else:
-        assert orjson.loads(response.body)["choices"]
+    except Unavailable:
+        return
+    assert orjson.loads(response.body)["choices"]

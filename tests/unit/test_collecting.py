@@ -276,12 +276,12 @@ jobs_with_results = st.lists(
 )
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     sent=jobs_with_results,
     manifest_at=st.integers(0, 14),
     group=st.integers(1, 5),
-    kills=st.lists(st.integers(0, 25), max_size=6),
+    kills=st.lists(st.integers(0, 30), max_size=6),
     torn=st.lists(st.sampled_from([0.0, 0.3, 0.9, 1.0]), min_size=1, max_size=5),
 )
 async def test_each_job_is_collected_exactly_once_however_often_the_collector_is_killed(

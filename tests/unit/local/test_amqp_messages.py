@@ -164,10 +164,13 @@ def test_a_forged_annotation_of_the_broker_is_not_handed_on() -> None:
     forged: dict[str | bytes, Any] = {b"x-opt-sequence-number": 1, b"x-opt-enqueued-time": 2, b"mine": "kept"}
     message = read_message(sdk_encode(Message(message_annotations=forged, data=[b"x"])))
     message.sequence_number = message.enqueued_sequence_number = 9
-    annotations = sdk_decode(encode_delivery(message)).message_annotations
-    assert annotations is not None
-    assert annotations[b"x-opt-sequence-number"] == 9
-    assert annotations[b"mine"] == b"kept"
+    # The SDK would take the last of two keys that are the same; our own decoder refuses them.
+    assert decode_message(encode_delivery(message)).annotations == {
+        "mine": "kept",
+        "x-opt-sequence-number": 9,
+        "x-opt-enqueued-time": 0,
+        "x-opt-message-state": 0,
+    }
 
 
 def test_why_a_message_was_dead_lettered_is_among_its_application_properties() -> None:

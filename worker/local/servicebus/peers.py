@@ -96,7 +96,7 @@ class Peer:
         if isinstance(link, OutgoingLink):
             self._accept_responses(link, address.path)
         else:
-            desk = Desk(queue, partial(self._access.check, entity), self._held_session)
+            desk = Desk(queue, partial(self._access.check, Address(None, queue.name)), self._held_session)
             link.accept(self._requests(link, address.path, desk.answer), max_message_size=MAX_REQUEST)
 
     def _attach_entity(self, link: IncomingLink | OutgoingLink, address: Address) -> None:
@@ -149,7 +149,7 @@ class Peer:
             raise BrokerError("amqp:resource-limit-exceeded", f"a connection may have {MAX_LINKS} links")
         self._access.check_token(address)
         queue = self._broker.entity(address.path)
-        self._access.check(address, *claims)
+        self._access.check(Address(None, queue.name), *claims)  # roles know queues by their real names
         return queue
 
     # Requests and responses travel on two links of one session that have the same address.

@@ -25,7 +25,7 @@ lint: environment
 	$(bin)/lint-imports
 
 test: lint
-	$(bin)/pytest
+	$(bin)/pytest -n 4 --dist worksteal
 
 format: environment
 	$(bin)/ruff format .

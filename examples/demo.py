@@ -12,10 +12,10 @@ Then it checks the results against what README.md says must come out, and tells 
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -36,24 +36,18 @@ Found = TypeVar("Found")
 
 
 class DemoFailed(Exception):
-    """The message says what; `log` is the file that may say why."""
-
-    def __init__(self, message: str, log: Path | None = None) -> None:
-        super().__init__(message)
-        self.log = log
+    """The first argument says what; a second is the log that may say why."""
 
 
 def main() -> int:
-    began = time.monotonic()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as at Ctrl-C: everything that was started
     try:
-        run_demo(began)
-    except DemoFailed as failure:
-        say(f"\nThe demo failed: {failure}")
-        if failure.log:
-            say(f"The end of {failure.log}:", *failure.log.read_text().splitlines()[-20:])
-        return 1
-    except WrongResults as failure:
-        say(f"\nThe demo failed: {failure}")
+        run_demo(time.monotonic())
+    except (DemoFailed, WrongResults) as failure:
+        reason, *logs = failure.args
+        say(f"\nThe demo failed: {reason}")
+        for log in logs:
+            say(f"The end of {log}:", *log.read_text().splitlines()[-20:])
         return 1
     except KeyboardInterrupt:
         say("\nInterrupted; everything is stopped.")
@@ -73,8 +67,9 @@ def run_demo(began: float) -> None:
             port = worker.wait_for("its port", lambda: serving_port(worker.log))
             worker.wait_for("readiness", lambda: fetch(f"http://127.0.0.1:{port}/readyz"))
             say(f"An embedded Azure and a worker run, {time.monotonic() - began:.1f} s after the start.")
-            batch_id = call("submit", str(BATCH), env=producer).strip()
-            call("collect", batch_id, "-o", str(out), "--errors", str(errors), "--follow", env=producer)
+            batch_id = call("submit", str(BATCH), env=producer, beside=[azure, worker]).strip()
+            where = ("-o", str(out), "--errors", str(errors))
+            call("collect", batch_id, *where, "--follow", env=producer, beside=[azure, worker])
             kinds = check(BATCH, [out, errors])
             metrics = fetch(f"http://127.0.0.1:{port}/metrics") or ""
     report(kinds, working_seconds([out, errors]), metrics, out, errors)
@@ -118,12 +113,15 @@ class Child:
     def wait_for(self, what: str, look: Callable[[], Found | None]) -> Found:
         until = time.monotonic() + PATIENCE
         while (found := look()) is None:
-            if self.process.poll() is not None:
-                raise DemoFailed(f"the {self.name} ended with exit code {self.process.returncode}", self.log)
+            self.require_alive()
             if time.monotonic() > until:
                 raise DemoFailed(f"the {self.name} did not tell {what} within {PATIENCE:g} s", self.log)
             time.sleep(0.05)
         return found
+
+    def require_alive(self) -> None:
+        if self.process.poll() is not None:
+            raise DemoFailed(f"the {self.name} ended with exit code {self.process.returncode}", self.log)
 
 
 @contextmanager
@@ -131,29 +129,34 @@ def running(name: str, *arguments: str, env: Mapping[str, str]) -> Iterator[Chil
     """The command in the background; at the end it is asked to stop, and must do so cleanly."""
     log = OUTPUT / f"{name}.log"
     with log.open("wb") as file:
-        # in a session of its own, so that Ctrl-C reaches it through us, and in order
-        command = [*COMMAND, *arguments]
+        command = [*COMMAND, *arguments]  # in a session of its own, so that Ctrl-C reaches it through us only
         process = subprocess.Popen(command, env=env, stdout=file, stderr=file, start_new_session=True)
     try:
         yield Child(name, process, log)
         process.terminate()
-        if process.wait(PATIENCE) != 0:
-            raise DemoFailed(f"the {name} ended with exit code {process.returncode}", log)
+        if code := process.wait(PATIENCE):
+            raise DemoFailed(f"the {name} ended with exit code {code} when it was stopped", log)
     finally:
         if process.poll() is None:
             process.terminate()
             process.wait(PATIENCE)
 
 
-def call(*arguments: str, env: Mapping[str, str]) -> str:
+def call(*arguments: str, env: Mapping[str, str], beside: list[Child]) -> str:
     """Run a command of the producer and return what it prints; its progress goes to the terminal."""
     say(f"$ aoai-worker {shlex.join(arguments)}")
-    done = subprocess.run([*COMMAND, *arguments], env=env, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise DemoFailed(
-            f"aoai-worker {arguments[0]} ended with exit code {done.returncode}", OUTPUT / "worker.log"
-        )
-    return done.stdout
+    with subprocess.Popen([*COMMAND, *arguments], env=env, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            while process.poll() is None:
+                for child in beside:
+                    child.require_alive()
+                time.sleep(0.05)
+        finally:
+            process.terminate()
+        printed = process.stdout.read() if process.stdout else ""
+    if process.returncode:
+        raise DemoFailed(f"aoai-worker {arguments[0]} ended with exit code {process.returncode}")
+    return printed
 
 
 def clean_environment() -> dict[str, str]:
@@ -161,9 +164,9 @@ def clean_environment() -> dict[str, str]:
 
 
 def worker_environment(env_file: Path) -> dict[str, str]:
-    settings = {"MODELS": json.dumps(MODELS), "HTTP_HOST": "127.0.0.1", "HTTP_PORT": "0"}
-    given = {f"AOAI_WORKER_{name}": value for name, value in settings.items()}
-    return clean_environment() | read_environment(env_file) | given
+    models = {"AOAI_WORKER_MODELS": json.dumps(MODELS)}
+    http = {"AOAI_WORKER_HTTP_HOST": "127.0.0.1", "AOAI_WORKER_HTTP_PORT": "0"}
+    return clean_environment() | read_environment(env_file) | models | http
 
 
 def read_environment(file: Path) -> dict[str, str]:
@@ -182,9 +185,8 @@ def fetch(url: str) -> str | None:
     """The page, or None while it is not there or says that it is not ready."""
     try:
         with urllib.request.urlopen(url, timeout=5) as page:
-            text: str = page.read().decode()
-            return text
-    except (urllib.error.URLError, ConnectionError):
+            return str(page.read(), "utf-8")
+    except OSError:
         return None
 
 

@@ -14,13 +14,11 @@ from typing import Self
 
 from azure.servicebus import ServiceBusMessage, ServiceBusMessageBatch
 from azure.servicebus.aio import ServiceBusClient, ServiceBusSender
-from azure.servicebus.exceptions import MessageSizeExceededError, ServiceBusError
+from azure.servicebus.exceptions import MessageSizeExceededError
 
-from worker.errors import ResultTooLarge, SinkUnavailable, TokenUnavailable
+from worker.errors import ResultTooLarge, SinkUnavailable
 from worker.jobs import Job, result_id
-
-FAULTS = (ServiceBusError, OSError, ValueError, AttributeError, RuntimeError, TimeoutError, TokenUnavailable)
-"""What the SDK is known to raise when a link, a connection or a token fails; some are its own slips."""
+from worker.servicebus_faults import FAULTS, describe_fault
 
 SEND_TIMEOUT = 30.0
 """Seconds for one batch of results."""
@@ -138,8 +136,7 @@ class ResultsQueue:
                 await sender.close()
 
     def _describe(self, error: BaseException) -> str:
-        detail = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        return f"queue {self._queue!r}: {detail}"
+        return f"queue {self._queue!r}: {describe_fault(error)}"
 
 
 def _session(entry: _Pending) -> str:

@@ -20,10 +20,11 @@ from azure.servicebus._pyamqp.error import AMQPError
 from azure.servicebus.aio import ServiceBusClient, ServiceBusReceiver
 from azure.servicebus.exceptions import MessageLockLostError, ServiceBusError
 
-from worker.errors import LockLost, SourceUnavailable, TokenUnavailable
+from worker.errors import LockLost, SourceUnavailable
 from worker.interfaces import Delivery, LocksNotRenewed, LocksRenewed, Observer, ReceiverRestarted
 from worker.jobs import Envelope
 from worker.outcomes import Abandon, Complete, DeadLetter, Lapse, Release, Settlement
+from worker.servicebus_faults import FAULTS, describe_fault
 from worker.settings import ConnectionSettings
 from worker.tls import trust
 from worker.waits import Bell, loop_time
@@ -43,9 +44,6 @@ RENEW_TOGETHER = 100
 
 RENEW_AGAIN = 2.0
 """Seconds before a failed renewal is tried again."""
-
-FAULTS = (ServiceBusError, OSError, ValueError, AttributeError, RuntimeError, TimeoutError, TokenUnavailable)
-"""What the SDK is known to raise when a link, a connection or a token fails; some are its own slips."""
 
 
 def connect(
@@ -146,7 +144,7 @@ class JobsQueue:
             await receiver.__aenter__()
         except FAULTS as error:
             await _close(receiver)
-            raise SourceUnavailable(f"queue {self._queue!r}: {_first_line(error)}") from error
+            raise SourceUnavailable(f"queue {self._queue!r}: {describe_fault(error)}") from error
         link = self._link = _Link(receiver, self._observer, self._clock)
         self._links.add(link)
         tending = self._tending.create_task(link.tend(), name=f"locks of {self._queue}")
@@ -160,7 +158,7 @@ class JobsQueue:
             messages = await link.receiver.receive_messages(max_message_count=count, max_wait_time=wait)
         except FAULTS as error:
             self._retire()
-            detail = f"queue {self._queue!r}: {_first_line(error)}"
+            detail = f"queue {self._queue!r}: {describe_fault(error)}"
             self._observer(ReceiverRestarted(queue=self._queue, detail=detail))
             raise SourceUnavailable(detail) from error
         return link.take(messages, self._queue)
@@ -214,7 +212,7 @@ class _Link:
         except MessageLockLostError as error:
             raise LockLost(f"lock lost before {type(settlement).__name__}") from error
         except FAULTS as error:
-            raise SourceUnavailable(f"unconfirmed {type(settlement).__name__}: {_first_line(error)}") from error
+            raise SourceUnavailable(f"unconfirmed {type(settlement).__name__}: {describe_fault(error)}") from error
         finally:
             self._deliveries.pop(locked.token, None)
             if self._is_retired:
@@ -292,7 +290,7 @@ class _Link:
             locked.renew_at = now + RENEW_AGAIN
             if locked.locked_until <= now:
                 self._lose(locked)
-        self._observer(LocksNotRenewed(count=len(due), detail=_first_line(error)))
+        self._observer(LocksNotRenewed(count=len(due), detail=describe_fault(error)))
 
     def _lose(self, locked: LockedMessage) -> None:
         if self._deliveries.pop(locked.token, None):
@@ -335,10 +333,6 @@ def _text(value: Any) -> Any:
 def _locked_until(message: ServiceBusReceivedMessage) -> float:
     moment = message.locked_until_utc
     return moment.timestamp() if moment else 0.0
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 async def _close(receiver: ServiceBusReceiver) -> None:

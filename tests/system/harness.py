@@ -203,7 +203,7 @@ async def command(azure: Azure, *arguments: str) -> tuple[int, str]:
         return code, running.output
 
 
-def write_batch(path: Path, count: int, *, ask: str = "What is {0} plus {0}?") -> Path:
+def write_batch(path: Path, count: int, *, ask: str = "What is {0} + {0}?") -> Path:
     """A Batch input file of different questions."""
     with path.open("w") as file:
         for number in range(count):

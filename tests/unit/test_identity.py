@@ -392,15 +392,16 @@ async def test_a_claims_challenge_is_not_answered_with_a_request_that_is_under_w
 
 
 @pytest.mark.looptime
-async def test_closing_leaves_no_task_and_no_timer(service: TokenService, events: EventList) -> None:
-    async with TokenBroker(service, observer=events, clock=wall_clock) as broker:
+@pytest.mark.parametrize("moment", [0.0, HOUR / 2 + 1])  # between two refreshes, and during one
+async def test_closing_leaves_no_task_and_no_timer(service: TokenService, events: EventList, moment: float) -> None:
+    async with TokenBroker(service, observer=events, clock=wall_clock, jitter=lambda: 0.0) as broker:
         await broker.bearer(SCOPE)
         service.latency = 60.0
-        await after(HOUR / 2 + 200)
-    assert len(service.requests) == 2
+        await after(moment)
+        requests = len(service.requests)
     assert asyncio.all_tasks() == {asyncio.current_task()}
     await after(2 * HOUR)
-    assert len(service.requests) == 2
+    assert len(service.requests) == requests
 
 
 @pytest.mark.looptime

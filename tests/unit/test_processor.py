@@ -202,6 +202,17 @@ async def test_a_throttle_waits_as_long_as_the_service_asks_and_is_not_an_attemp
     assert bench.queue.settled == [("batch/a", Complete())]
 
 
+async def test_throttles_take_nothing_from_the_attempts_that_a_failure_has() -> None:
+    throttles = [Throttled("slow down", status=429, retry_after=1) for _ in range(5)]
+    service = FailsFirst(*throttles, unavailable(), unavailable())
+    bench = Bench(service, attempts=3)
+    bench.queue.send(job_line("a"), message_id="batch/a")
+    await bench.work()
+    assert service.times == [0, 1, 2, 3, 4, 5, 6, 8]
+    assert bench.sink.results["batch/a"]["response"] is not None
+    assert bench.queue.settled == [("batch/a", Complete())]
+
+
 async def test_a_throttle_closes_the_gate_of_its_deployment_only() -> None:
     async def mini_is_busy(job: Job, target: Target) -> Response:
         if target.deployment == "mini" and loop_time() < 5:
@@ -326,21 +337,25 @@ async def test_jobs_held_for_a_wrong_setup_are_handed_back_and_later_probes_are_
 
 
 async def test_an_answer_is_kept_while_the_sink_is_down_and_nothing_more_is_received() -> None:
-    bench = Bench(slots=2)
+    bench = Bench(slots=4)
     bench.sink.down = True
-    for name in "abcd":
+    for name in "ab":
         bench.queue.send(job_line(name), message_id=f"batch/{name}")
     loop = asyncio.get_running_loop()
-    waiting_at_20 = asyncio.Event()
+    waiting: list[int] = []
 
-    def look() -> None:
-        assert len(bench.queue) == 2, "two are held, the others must wait in the queue"
+    def send_more() -> None:
+        for name in "cd":
+            bench.queue.send(job_line(name), message_id=f"batch/{name}")
+
+    def mend() -> None:
+        waiting.append(len(bench.queue))
         bench.sink.down = False
-        waiting_at_20.set()
 
-    loop.call_at(20, look)
-    await bench.work()
-    assert waiting_at_20.is_set()
+    loop.call_at(5, send_more)
+    loop.call_at(20, mend)
+    await bench.work(until=lambda: len(bench.queue.settled) == 4)
+    assert waiting == [2], "slots were free, but what cannot be written must not be received"
     assert len(bench.model.calls) == 4, "no answer is paid for twice"
     assert sorted(bench.sink.lines) == ["batch/a", "batch/b", "batch/c", "batch/d"]
 

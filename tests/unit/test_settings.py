@@ -22,7 +22,7 @@ from worker.settings import (
     load,
 )
 
-KEY = "s3kret-value"
+KEY = "5-s3kret-value"
 
 ENOUGH = {
     "AOAI_WORKER_SERVICEBUS_NAMESPACE": "my-namespace.servicebus.windows.net",
@@ -146,6 +146,7 @@ def test_no_setting_can_take_a_key() -> None:
         "AOAI_WORKER_KEY",
         "AOAI_WORKER_OPENAI_API_KEY",
         "AOAI_WORKER_SERVICE_KEY",
+        "AOAI_WORKER_SERVICE_PORT_KEY",
         "AOAI_WORKER_SERVICEBUS_SAS_KEY_VALUE",
         "aoai_worker_client_secret",
     ],

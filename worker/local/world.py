@@ -142,9 +142,7 @@ def default_world() -> World:
             RoleAssignment(
                 object_id=worker.object_id, role="Azure Service Bus Data Sender", scope="servicebus/results"
             ),
-            RoleAssignment(
-                object_id=worker.object_id, role="Cognitive Services OpenAI User", scope="openai"
-            ),
+            RoleAssignment(object_id=worker.object_id, role="Cognitive Services OpenAI User", scope="openai"),
             RoleAssignment(
                 object_id=producer.object_id, role="Azure Service Bus Data Sender", scope="servicebus/jobs"
             ),

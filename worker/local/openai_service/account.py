@@ -18,7 +18,7 @@ import orjson
 
 from worker.local.faults import Fault, Faults
 from worker.local.openai_service.answers import chat_completion, compose
-from worker.local.openai_service.chat import ChatRequest, parse_chat
+from worker.local.openai_service.chat import ChatRequest, parse_body, parse_model, read_chat
 from worker.local.openai_service.phrases import Wish, read_wish
 from worker.local.openai_service.quota import Quota
 from worker.local.openai_service.refusals import (
@@ -160,10 +160,12 @@ class Account:
     async def complete_chat(self, deployment: str | None, api_version: str, document: bytes) -> Reply:
         """Answer one chat completion. `deployment` None: the body's `model` names it. Raises Refused."""
         async with self._counted(deployment) as call:
-            request = parse_chat(document)
+            body = parse_body(document)
             if deployment is None:
-                call.deployment = _required_model(request)
+                call.deployment = _required_model(body)
+            # a request is routed before it is validated: an unknown deployment is 404 whatever else is wrong
             served = self._find(call.deployment)
+            request = read_chat(body)
             await self._meet_fault(served, api_version)
             self._charge(served, request, api_version)
             reply = await self._answer(served, request, read_wish(request.text), api_version)
@@ -259,10 +261,11 @@ class _Call:
     status: int = ABANDONED
 
 
-def _required_model(request: ChatRequest) -> str:
-    if not request.model:
+def _required_model(body: dict[str, Any]) -> str:
+    model = parse_model(body)
+    if not model:
         raise invalid_request("you must provide a model parameter")
-    return request.model
+    return model
 
 
 def _pause_of(fault: Fault) -> float:

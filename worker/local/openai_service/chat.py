@@ -42,14 +42,18 @@ def truncate(text: str, tokens: int) -> str:
 
 def parse_chat(document: bytes) -> ChatRequest:
     """Raises Refused with status 400, in the service's words, for the first thing that is wrong."""
-    body = _parse_object(document)
+    return read_chat(parse_body(document))
+
+
+def read_chat(body: dict[str, Any]) -> ChatRequest:
+    """The rest of `parse_chat`, when the body has been read to find the deployment. Raises Refused."""
     if body.get("stream"):
         raise invalid_request("The embedded Azure OpenAI does not stream. Send 'stream': false.", "stream")
     messages = _parse_messages(body)
     contents = [_parse_content(message, index) for index, message in enumerate(messages)]
     users = [content for message, content in zip(messages, contents, strict=True) if message["role"] == "user"]
     return ChatRequest(
-        model=_parse_model(body),
+        model=parse_model(body),
         text="\n".join(contents),
         question=users[-1] if users else contents[-1],
         digest=digest_of(messages),
@@ -64,7 +68,8 @@ def digest_of(messages: list[Any]) -> str:
     return hashlib.sha256(orjson.dumps(messages, option=orjson.OPT_SORT_KEYS)).hexdigest()[:12]
 
 
-def _parse_object(document: bytes) -> dict[str, Any]:
+def parse_body(document: bytes) -> dict[str, Any]:
+    """Raises Refused with status 400."""
     try:
         body = orjson.loads(document)
     except orjson.JSONDecodeError as error:
@@ -77,7 +82,8 @@ def _parse_object(document: bytes) -> dict[str, Any]:
     return body
 
 
-def _parse_model(body: dict[str, Any]) -> str | None:
+def parse_model(body: dict[str, Any]) -> str | None:
+    """Raises Refused with status 400 where it is not text."""
     model = body.get("model")
     if model is not None and not isinstance(model, str):
         raise _wrong_type("model", "a string", model)

@@ -13,6 +13,10 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 from worker.errors import SetupWrong, Throttled, Unavailable
 
 
+MAX_WAIT = 600.0
+"""Seconds; a service that asks for more is asked again all the same, as the job holds a slot and a lock."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
     """`attempts` calls may fail. Waits double from `base` to `cap` seconds, with full jitter, so that jobs which
@@ -63,7 +67,7 @@ def retrying(
         error = _failed_on_the_way(state)
         if error is None:
             return 0.0
-        return max(policy.backoff(course.failures, chance()), error.retry_after or 0.0)
+        return max(policy.backoff(course.failures, chance()), min(error.retry_after or 0.0, MAX_WAIT))
 
     def stop(state: RetryCallState) -> bool:
         error = _failed_on_the_way(state)

@@ -59,15 +59,15 @@ async def serve(settings: WorkerSettings, logger: logging.Logger) -> None:
     def state() -> dict[str, Any]:
         return describe(intake, gates)
 
-    async with serve_health(
-        host=settings.http_host,
-        port=settings.http_port,
-        registry=metrics.registry,
-        not_ready=lambda: dict(intake.closures),
-        state=state,
-    ) as port:
-        logger.info("serving", extra={"port": port})
-        with stopping_on_signals(intake.stop):
+    with stopping_on_signals(intake.stop):
+        async with serve_health(
+            host=settings.http_host,
+            port=settings.http_port,
+            registry=metrics.registry,
+            not_ready=lambda: dict(intake.closures),
+            state=state,
+        ) as port:
+            logger.info("serving", extra={"port": port})
             async with consumer_of(settings, gates, intake, observer) as consumer:
                 await consumer.run()
     logger.info("stopped")

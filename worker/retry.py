@@ -12,7 +12,6 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from worker.errors import SetupWrong, Throttled, Unavailable
 
-
 MAX_WAIT = 600.0
 """Seconds; a service that asks for more is asked again all the same, as the job holds a slot and a lock."""
 

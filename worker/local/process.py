@@ -41,8 +41,7 @@ async def serve(app: web.Application, *, service: str, state: StateDirectory, po
     try:
         site = web.TCPSite(runner, LOOPBACK, port, ssl_context=server_context(state), backlog=2_048)
         await site.start()
-        announce(service, port=runner.addresses[0][1])
-        await until_stopped()
+        await announce_until_stopped(service, port=runner.addresses[0][1])
     finally:
         await runner.cleanup()
 
@@ -54,24 +53,25 @@ def server_context(state: StateDirectory) -> ssl.SSLContext:
     return context
 
 
-def announce(service: str, **ports: int) -> None:
-    """Tell the supervisor that `service` is ready."""
-    sys.stdout.write(json.dumps({"service": service, **ports}) + "\n")
-    sys.stdout.flush()
-
-
-async def until_stopped() -> None:
-    """Return at SIGTERM, at SIGINT, or when standard input is a pipe and its other end is gone."""
+async def announce_until_stopped(service: str, **ports: int) -> None:
+    """Tell that `service` is ready; return at SIGTERM, at SIGINT, or when standard input is a pipe and its other
+    end is gone. It listens for the signals first: whoever reads the line may send one at once."""
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop_by, number, stopped)
     transport = await _watch_parent(loop, stopped)
     try:
+        _announce(service, **ports)
         await stopped.wait()
     finally:
         if transport is not None:
             transport.close()
+
+
+def _announce(service: str, **ports: int) -> None:
+    sys.stdout.write(json.dumps({"service": service, **ports}) + "\n")
+    sys.stdout.flush()
 
 
 def _stop_by(number: signal.Signals, stopped: asyncio.Event) -> None:

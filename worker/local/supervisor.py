@@ -224,9 +224,12 @@ Ctrl-C stops it."""
 
     def _next_steps(self) -> str:
         lines = ["Next, each in a terminal of its own:", ""]
-        for name, command in (("worker", "run"), ("producer", "submit FILE.jsonl")):
+        for name, command in (
+            ("worker", "AOAI_WORKER_MODELS=passthrough aoai-worker run"),
+            ("producer", "aoai-worker submit FILE.jsonl"),
+        ):
             path = shlex.quote(_sourced(self._environment_file(name)))
-            lines.append(f"  . {path} && aoai-worker {command}")
+            lines.append(f"  . {path} && {command}")
         return "\n".join(lines)
 
     def _environment_file(self, identity: str) -> Path:

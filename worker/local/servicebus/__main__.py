@@ -9,7 +9,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from worker.local.process import announce, run_to_the_end, server_context, until_stopped
+from worker.local.process import announce_until_stopped, run_to_the_end, server_context
 from worker.local.servicebus.server import serve
 from worker.local.state import StateDirectory
 from worker.local.tokens import AccessTokens, issuer_of
@@ -35,8 +35,7 @@ async def _run(state: StateDirectory, tls_port: int, plain_port: int) -> None:
     world = World.load(state.world)
     tokens = AccessTokens(state.entra_public_key.read_bytes(), issuer_of(world.tenant_id))
     async with serve(world, tokens, tls=server_context(state), tls_port=tls_port, plain_port=plain_port) as served:
-        announce("servicebus", **served.ports)
-        await until_stopped()
+        await announce_until_stopped("servicebus", **served.ports)
 
 
 if __name__ == "__main__":

@@ -177,7 +177,7 @@ async def test_the_projected_token_buys_an_answer_end_to_end(tmp_path: Path) -> 
 
 async def test_ctrl_c_stops_it_cleanly(tmp_path: Path) -> None:
     async with running(tmp_path) as azure:
-        assert f". {azure.state}/env/worker.env && aoai-worker run" in azure.summary
+        assert f". {azure.state}/env/worker.env && AOAI_WORKER_MODELS=passthrough aoai-worker run" in azure.summary
         assert await azure.stop(signal.SIGINT) == 0
         assert azure.children() == []
 

@@ -77,8 +77,9 @@ def _announce(service: str, **ports: int) -> None:
 def _stop_by(number: signal.Signals, stopped: asyncio.Event) -> None:
     stopped.set()
     # The supervisor closes the pipe instead: a signal comes from elsewhere, and is worth a line, if anybody reads.
+    # Past Python's buffer: what a broken pipe leaves in it would fail again at exit and spoil the exit code.
     with suppress(OSError):
-        sys.stderr.write(f"process {os.getpid()} stops: it received {number.name}\n")
+        os.write(2, f"process {os.getpid()} stops: it received {number.name}\n".encode())
 
 
 class _ParentWatch(asyncio.Protocol):

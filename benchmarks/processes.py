@@ -1,0 +1,168 @@
+"""Children and what the kernel counts for them: an embedded Azure, the contenders, CPU and memory from /proc.
+
+Every child is stopped at the end of its block, however the block ends.
+"""
+
+import asyncio
+import json
+import os
+import shlex
+import signal
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from aiohttp import ClientSession
+
+from worker.local.world import World
+
+START_PATIENCE = 40.0
+STOP_PATIENCE = 15.0
+TICK_MS = 1_000 / os.sysconf("SC_CLK_TCK")
+LINES_KEPT = 40
+
+
+class BenchmarkFailed(Exception):
+    """What was measured means nothing. The message says what happened."""
+
+
+def cpu_ms(pid: int) -> float:
+    """User and system time of a process with all its threads, so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * TICK_MS
+
+
+def peak_rss_mib(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    [kib] = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+    return int(kib) / 1024
+
+
+def family_cpu_ms(pid: int) -> float:
+    """The CPU of a process and of its children."""
+    return cpu_ms(pid) + sum(cpu_ms(child) for child in _children(pid))
+
+
+def _children(pid: int) -> Iterator[int]:
+    return map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+
+
+class Child:
+    """A process whose last lines are kept for the message of a failure."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.pid = process.pid
+        self._last_lines: deque[str] = deque(maxlen=LINES_KEPT)
+
+    async def printed(self, text: str) -> None:
+        """Read until a line holds `text`. Raises BenchmarkFailed if it ends or hesitates."""
+        try:
+            async with asyncio.timeout(START_PATIENCE):
+                while line := await self._read():
+                    if text in line:
+                        return
+        except TimeoutError:
+            raise BenchmarkFailed(f"never printed {text!r}:\n{self.last_words}") from None
+        raise BenchmarkFailed(f"ended before it printed {text!r}:\n{self.last_words}")
+
+    async def read_on(self) -> None:
+        """Until it closes its output: a full pipe would stop it."""
+        while await self._read():
+            pass
+
+    def require_alive(self) -> None:
+        if self.process.returncode is not None:
+            raise BenchmarkFailed(f"ended with {self.process.returncode}:\n{self.last_words}")
+
+    @property
+    def last_words(self) -> str:
+        return "".join(self._last_lines)
+
+    async def _read(self) -> str:
+        assert self.process.stdout is not None
+        line = (await self.process.stdout.readline()).decode(errors="replace")
+        self._last_lines.append(line)
+        return line
+
+
+@asynccontextmanager
+async def child(*arguments: str, environment: Mapping[str, str], says: str) -> AsyncIterator[Child]:
+    """`python *arguments`, once it has printed `says`; asked to stop at the end, and killed if it does not."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *arguments,
+        env=environment,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        limit=1 << 20,
+    )
+    running = Child(process)
+    try:
+        await running.printed(says)
+        async with asyncio.TaskGroup() as group:
+            reading = group.create_task(running.read_on())
+            yield running
+            await _stop(process)
+            reading.cancel()
+    finally:
+        await _stop(process)
+
+
+async def _stop(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is not None:
+        return
+    process.send_signal(signal.SIGTERM)
+    try:
+        async with asyncio.timeout(STOP_PATIENCE):
+            await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Azure:
+    """An embedded Azure that is ready. `state` holds the environments of its identities."""
+
+    state: Path
+    process: Child
+
+    def environment(self, identity: str) -> dict[str, str]:
+        """A pod's: nothing of this machine's Azure or settings."""
+        strangers = ("AZURE_", "AOAI_", "OPENAI_")
+        own = {name: value for name, value in os.environ.items() if not name.startswith(strangers)}
+        return own | read_exports(self.state / "env" / f"{identity}.env")
+
+    async def model_stats(self) -> dict[str, Any]:
+        endpoint = self.environment("worker")["AZURE_OPENAI_ENDPOINT"]
+        async with ClientSession() as session, session.get(f"{endpoint}/local/stats", ssl=False) as answer:
+            return dict(json.loads(await answer.read()))
+
+    def cpu_ms(self) -> float:
+        """Of its three services and their supervisor."""
+        return family_cpu_ms(self.process.pid)
+
+
+@asynccontextmanager
+async def embedded_azure(folder: Path, world: World) -> AsyncIterator[Azure]:
+    folder.mkdir()
+    described = folder / "world.json"
+    described.write_text(json.dumps(asdict(world)))
+    state = folder / "state"
+    arguments = ["--state", str(state), "--world", str(described), "--write-env", str(folder / "azure.env")]
+    environment = dict(os.environ)
+    async with child("-m", "worker", "local", *arguments, environment=environment, says="is ready") as process:
+        yield Azure(state=state, process=process)
+
+
+def read_exports(path: Path) -> dict[str, str]:
+    """The `export NAME=value` lines of an environment file."""
+    lines = (shlex.split(line, comments=True) for line in path.read_text().splitlines())
+    pairs = (words[1].partition("=") for words in lines if words[:1] == ["export"])
+    return {name: value for name, _, value in pairs}

@@ -1,0 +1,115 @@
+"""The jobs that are submitted and the results that are counted, by the Service Bus SDK and nothing of the worker."""
+
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from azure.identity.aio import WorkloadIdentityCredential
+from azure.servicebus import ServiceBusMessage, ServiceBusReceivedMessage, ServiceBusReceiveMode, TransportType
+from azure.servicebus.aio import ServiceBusClient
+from azure.servicebus.exceptions import MessageSizeExceededError
+
+from benchmarks.processes import BenchmarkFailed
+
+JOB_BYTES = 2_048
+BATCH = "benchmark"
+GROUP = 500
+QUIET = 3.0
+"""Seconds without another result, after which none will come."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Results:
+    """What came out: how many, and the seconds from the first to the last by the broker's clock."""
+
+    count: int
+    seconds: float
+
+
+def job_line(number: int) -> bytes:
+    """A line of a Batch input file of JOB_BYTES that asks for an answer of 100 tokens."""
+
+    def line(padding: str) -> bytes:
+        question = f"[[tokens:100]] What is {number} + {number}? {padding}"
+        body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": question}], "max_tokens": 200}
+        job = {"custom_id": f"q-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+        return json.dumps(job).encode()
+
+    words = "the quick brown fox jumps over the lazy dog " * (JOB_BYTES // 40)
+    return line(words[: JOB_BYTES - len(line(""))])
+
+
+@asynccontextmanager
+async def connect(environment: Mapping[str, str]) -> AsyncIterator[ServiceBusClient]:
+    """As the identity whose pod would have that environment."""
+    ca_file = environment["AOAI_WORKER_CA_FILE"]
+    async with (
+        WorkloadIdentityCredential(
+            tenant_id=environment["AZURE_TENANT_ID"],
+            client_id=environment["AZURE_CLIENT_ID"],
+            token_file_path=environment["AZURE_FEDERATED_TOKEN_FILE"],
+            authority=environment["AZURE_AUTHORITY_HOST"],
+            connection_verify=ca_file,
+        ) as credential,
+        ServiceBusClient(
+            environment["AOAI_WORKER_SERVICEBUS_NAMESPACE"],
+            credential,
+            connection_verify=ca_file,
+            custom_endpoint_address=f"sb://{environment['AOAI_WORKER_SERVICEBUS_ENDPOINT']}",
+            transport_type=TransportType.Amqp,
+        ) as client,
+    ):
+        yield client
+
+
+async def submit(client: ServiceBusClient, count: int) -> None:
+    async with client.get_queue_sender("jobs") as sender:
+        batch = await sender.create_message_batch()
+        for message in _messages(count):
+            try:
+                batch.add_message(message)
+            except MessageSizeExceededError:
+                await sender.send_messages(batch)
+                batch = await sender.create_message_batch()
+                batch.add_message(message)
+        await sender.send_messages(batch)
+
+
+def _messages(count: int) -> Iterator[ServiceBusMessage]:
+    for number in range(count):
+        yield ServiceBusMessage(
+            job_line(number),
+            message_id=f"{BATCH}/q-{number}",
+            correlation_id=BATCH,
+            content_type="application/json",
+        )
+
+
+async def collect(client: ServiceBusClient, count: int) -> Results:
+    """Take the results off their queue. Raises BenchmarkFailed unless each job has one, and it is its answer."""
+    moments: list[float] = []
+    times: Counter[str] = Counter()
+    async with client.get_queue_receiver(
+        "results", session_id=BATCH, receive_mode=ServiceBusReceiveMode.RECEIVE_AND_DELETE
+    ) as receiver:
+        while messages := await receiver.receive_messages(max_message_count=GROUP, max_wait_time=QUIET):
+            for message in messages:
+                times[_answered_job(message)] += 1
+                assert message.enqueued_time_utc is not None
+                moments.append(message.enqueued_time_utc.timestamp())
+    if set(times) != {f"q-{number}" for number in range(count)} or times.total() != count:
+        raise BenchmarkFailed(f"{count:,} jobs, but {times.total():,} results of {len(times):,} jobs")
+    return Results(count=count, seconds=max(moments) - min(moments))
+
+
+def _answered_job(message: ServiceBusReceivedMessage) -> str:
+    """The custom id of the job whose answer it is. Raises BenchmarkFailed."""
+    result = json.loads(str(message))
+    custom_id, response = str(result["custom_id"]), result["response"]
+    number = int(custom_id.removeprefix("q-"))
+    said = response["body"]["choices"][0]["message"]["content"] if response else result["error"]
+    if not response or response["status_code"] != 200 or f"{number} + {number} = {2 * number} " not in said:
+        raise BenchmarkFailed(f"{custom_id} is not answered: {said!r:.200}")
+    return custom_id

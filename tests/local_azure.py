@@ -3,22 +3,17 @@
 Values only; the fixtures are in the `conftest.py` of the folder that uses them.
 """
 
-import ipaddress
 import ssl
 import time
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from azure.core.credentials import AccessToken
 from azure.servicebus import TransportType
 from azure.servicebus.aio import ServiceBusClient
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.x509.oid import NameOID
 
+from worker.local.certificates import make_server_identity, make_signing_key, private_pem, public_pem
 from worker.local.servicebus.server import ServiceBus
 from worker.local.tokens import TokenIssuer
 from worker.local.world import Identity, QueueSpec, RoleAssignment, World
@@ -41,50 +36,20 @@ class Authority:
 
 
 def make_authority(folder: Path) -> Authority:
-    """Writes the keys and certificates into `folder`."""
-    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    ca_key, server_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test CA")])
-    ca = certificate(ca_name, ca_name, ca_key, ca_key, is_ca=True)
-    server = certificate(
-        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")]), ca_name, server_key, ca_key, is_ca=False
-    )
-    (folder / "ca.pem").write_bytes(ca.public_bytes(serialization.Encoding.PEM))
-    (folder / "server.pem").write_bytes(server.public_bytes(serialization.Encoding.PEM))
-    (folder / "server.key").write_bytes(private_pem(server_key))
-    return Authority(
+    """Writes the certificates into `folder`."""
+    key = make_signing_key()
+    server = make_server_identity()
+    authority = Authority(
         entra_private=private_pem(key),
-        entra_public=key.public_key().public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        ),
+        entra_public=public_pem(key),
         ca_file=folder / "ca.pem",
         certificate_file=folder / "server.pem",
         key_file=folder / "server.key",
     )
-
-
-def private_pem(key: Any) -> bytes:
-    pem: bytes = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return pem
-
-
-def certificate(subject: x509.Name, issuer: x509.Name, key: Any, signer: Any, *, is_ca: bool) -> x509.Certificate:
-    now = datetime.now(UTC)
-    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(minutes=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .sign(signer, hashes.SHA256())
-    )
+    authority.ca_file.write_bytes(server.ca_pem)
+    authority.certificate_file.write_bytes(server.certificate_pem)
+    authority.key_file.write_bytes(server.key_pem)
+    return authority
 
 
 @dataclass

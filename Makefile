@@ -33,9 +33,9 @@ format: environment
 
 lock: environment
 	$(bin)/python -m pip install --quiet uv
-	$(bin)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	$(bin)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-annotate --no-header pyproject.toml -o requirements/runtime.txt
-	$(bin)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	$(bin)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-annotate --no-header pyproject.toml --extra local --group dev -o requirements/dev.txt
 
 clean:

@@ -23,12 +23,9 @@ from worker.metrics import Metrics
 from worker.processor import Patience, Processor
 from worker.results_queue import ResultsQueue
 from worker.retry import RetryPolicy
-from worker.servicebus import JobsQueue, connect
+from worker.servicebus import SERVICEBUS_SCOPE, JobsQueue, connect
 from worker.settings import WorkerSettings
 from worker.waits import loop_time
-
-SERVICEBUS_SCOPE = "https://servicebus.azure.net//.default"
-"""The scope for which the Service Bus SDK asks, double slash included."""
 
 CHECK_AGAIN = RetryPolicy(base=2.0, cap=60.0)
 """Between start-up's checks: a new role assignment takes minutes to count."""

@@ -42,7 +42,7 @@ from worker.jobs import (
     rfc3339,
 )
 from worker.result_files import ResultFiles, UnusableOutput
-from worker.servicebus import connect
+from worker.servicebus import SERVICEBUS_SCOPE, connect
 from worker.settings import ConnectionSettings, load
 
 __all__ = [
@@ -61,8 +61,6 @@ __all__ = [
     "read_batch_file",
 ]
 
-SERVICEBUS_SCOPE = "https://servicebus.azure.net//.default"
-"""As the SDK asks for it, two slashes included, so that its first link finds the token in the cache."""
 MANIFEST_SUBJECT = "batch-manifest"
 GROUP = 250
 """Results that are received, made durable and completed together."""

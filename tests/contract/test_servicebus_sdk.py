@@ -24,7 +24,8 @@ from azure.servicebus.exceptions import (
 )
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from tests.local_azure import Bus, private_pem
+from tests.local_azure import Bus
+from worker.local.certificates import private_pem
 from worker.local.servicebus.server import ServiceBus
 
 WAIT: dict[str, Any] = {"max_wait_time": 5}

@@ -58,6 +58,7 @@ class Child:
         self.process = process
         self.pid = process.pid
         self._last_lines: deque[str] = deque(maxlen=LINES_KEPT)
+        self._reading: asyncio.Task[None] | None = None
 
     async def printed(self, text: str) -> None:
         """Read until a line holds `text`. Raises BenchmarkFailed if it ends or hesitates."""
@@ -70,10 +71,9 @@ class Child:
             raise BenchmarkFailed(f"never printed {text!r}:\n{self.last_words}") from None
         raise BenchmarkFailed(f"ended before it printed {text!r}:\n{self.last_words}")
 
-    async def read_on(self) -> None:
-        """Until it closes its output: a full pipe would stop it."""
-        while await self._read():
-            pass
+    def keep_reading(self) -> None:
+        """A full pipe would stop it."""
+        self._reading = asyncio.get_running_loop().create_task(self._read_on())
 
     def require_alive(self) -> None:
         if self.process.returncode is not None:
@@ -82,6 +82,24 @@ class Child:
     @property
     def last_words(self) -> str:
         return "".join(self._last_lines)
+
+    async def stop(self) -> None:
+        """Ask it to end, and kill it if it does not."""
+        if self.process.returncode is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(STOP_PATIENCE):
+                await self.process.wait()
+        except TimeoutError:
+            self.process.kill()
+            await self.process.wait()
+        finally:
+            if self._reading is not None:
+                self._reading.cancel()
+
+    async def _read_on(self) -> None:
+        while await self._read():
+            pass
 
     async def _read(self) -> str:
         assert self.process.stdout is not None
@@ -105,25 +123,10 @@ async def child(*arguments: str, environment: Mapping[str, str], says: str) -> A
     running = Child(process)
     try:
         await running.printed(says)
-        async with asyncio.TaskGroup() as group:
-            reading = group.create_task(running.read_on())
-            yield running
-            await _stop(process)
-            reading.cancel()
+        running.keep_reading()
+        yield running
     finally:
-        await _stop(process)
-
-
-async def _stop(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is not None:
-        return
-    process.send_signal(signal.SIGTERM)
-    try:
-        async with asyncio.timeout(STOP_PATIENCE):
-            await process.wait()
-    finally:
-        if process.returncode is None:
-            process.kill()
+        await running.stop()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,10 +137,8 @@ class Azure:
     process: Child
 
     def environment(self, identity: str) -> dict[str, str]:
-        """A pod's: nothing of this machine's Azure or settings."""
-        strangers = ("AZURE_", "AOAI_", "OPENAI_")
-        own = {name: value for name, value in os.environ.items() if not name.startswith(strangers)}
-        return own | read_exports(self.state / "env" / f"{identity}.env")
+        """Of the pod of that identity."""
+        return clean_environment() | read_exports(self.state / "env" / f"{identity}.env")
 
     async def model_stats(self) -> dict[str, Any]:
         endpoint = self.environment("worker")["AZURE_OPENAI_ENDPOINT"]
@@ -151,14 +152,24 @@ class Azure:
 
 @asynccontextmanager
 async def embedded_azure(folder: Path, world: World) -> AsyncIterator[Azure]:
+    """`folder` must not exist yet."""
+    arguments = ["--state", str(folder / "state"), "--world", str(_write_world(folder, world))]
+    command = ["-m", "worker", "local", "--write-env", str(folder / "azure.env"), *arguments]
+    async with child(*command, environment=clean_environment(), says="is ready") as process:
+        yield Azure(state=folder / "state", process=process)
+
+
+def _write_world(folder: Path, world: World) -> Path:
     folder.mkdir()
-    described = folder / "world.json"
-    described.write_text(json.dumps(asdict(world)))
-    state = folder / "state"
-    arguments = ["--state", str(state), "--world", str(described), "--write-env", str(folder / "azure.env")]
-    environment = dict(os.environ)
-    async with child("-m", "worker", "local", *arguments, environment=environment, says="is ready") as process:
-        yield Azure(state=state, process=process)
+    path = folder / "world.json"
+    path.write_text(json.dumps(asdict(world)))
+    return path
+
+
+def clean_environment() -> dict[str, str]:
+    """Nothing of this machine's Azure or settings."""
+    strangers = ("AZURE_", "AOAI_", "OPENAI_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(strangers)}
 
 
 def read_exports(path: Path) -> dict[str, str]:

@@ -77,11 +77,16 @@ async def started(contender: str, azure: Azure, slots: int) -> AsyncIterator[tup
 
 async def measure(contender: str, folder: Path, *, slots: int, jobs: int, latency: float = LATENCY) -> Run:
     """Submit, then start the contender, wait until it is done, stop it, then count. Raises BenchmarkFailed."""
-    async with (
-        asyncio.timeout(120 + jobs * 0.05 + 2 * latency * jobs / slots),
-        embedded_azure(folder, world(latency)) as azure,
-        connect(azure.environment("producer")) as client,
-    ):
+    limit = 120 + jobs * 0.05 + 2 * latency * jobs / slots
+    try:
+        async with asyncio.timeout(limit):
+            return await _measure(contender, folder, slots, jobs, latency)
+    except TimeoutError:
+        raise BenchmarkFailed(f"{contender}: {jobs:,} jobs were not done within {limit:.0f} s") from None
+
+
+async def _measure(contender: str, folder: Path, slots: int, jobs: int, latency: float) -> Run:
+    async with embedded_azure(folder, world(latency)) as azure, connect(azure.environment("producer")) as client:
         await submit(client, jobs)
         async with started(contender, azure, slots) as (process, start_seconds):
             own, azures = cpu_ms(process.pid), azure.cpu_ms()
@@ -106,13 +111,13 @@ async def until_done(process: Child, azure: Azure, jobs: int) -> float:
 
     Looks now and then, because the contenders have no common way to say that they have settled their last message.
     """
+    used = cpu_ms(process.pid)
     while True:
-        before = cpu_ms(process.pid)
         await asyncio.sleep(LOOK_EVERY)
         process.require_alive()
-        is_quiet = cpu_ms(process.pid) - before < QUIET_MS
+        before, used = used, cpu_ms(process.pid)
         stats = await azure.model_stats()
-        if is_quiet and stats["by_status"].get("200", 0) >= jobs:
+        if stats["by_status"].get("200", 0) >= jobs and used - before < QUIET_MS:
             break
     if stats["answered_more_than_once"]:
         raise BenchmarkFailed(f"{stats['answered_more_than_once']:,} answers were paid for twice")
@@ -205,7 +210,7 @@ async def bench(arguments: argparse.Namespace, folder: Path) -> None:
         )
         report(f"{LONG_LATENCY:g} s of latency", run)
         long.append(run)
-    print(f"\n{LONG_JOBS:,} jobs, one round, {LONG_LATENCY:g} s of latency\n\n{table(long)}\n")
+    print(f"\n{LONG_JOBS:,} jobs, one round, {LONG_LATENCY:g} s of latency\n\n{table(long)}\n", flush=True)
     for contender in CONTENDERS:
         idle = await measure_idle(contender, folder / f"idle-{contender}", slots=64)
         print(f"idle over {IDLE_SECONDS:g} s, {contender}: {idle:.1f} % of a core", flush=True)

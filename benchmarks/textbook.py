@@ -1,7 +1,7 @@
-"""The textbook worker: what the SDKs' own samples make when they are put together. The worker is measured against it.
+"""The textbook worker, against which the worker is measured: the SDKs' own samples, put together.
 
-It is meant to be good textbook code and uses the SDKs' public surface with their defaults. What it does not have is
-what a sample does not have: pacing, proofs at start-up, metrics, draining. It reads the same environment as the worker.
+It is meant to be good textbook code and uses the SDKs' public surface with their defaults. What it lacks is what
+samples lack: proofs at start-up, gates, metrics, draining. It reads the same environment as the worker.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The jobs that are submitted and the results that are counted, by the Service Bus SDK and nothing of the worker."""
+"""The jobs that are submitted and the results that are counted: the Service Bus SDK, and nothing of the worker."""
 
 import json
 from collections import Counter

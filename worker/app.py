@@ -61,7 +61,7 @@ async def serve(settings: WorkerSettings, logger: logging.Logger) -> None:
             host=settings.http_host,
             port=settings.http_port,
             registry=metrics.registry,
-            not_ready=lambda: dict(intake.closures),
+            not_ready=lambda: reasons_not_ready(intake),
             state=state,
         ) as port:
             logger.info("serving", extra={"port": port})
@@ -176,6 +176,12 @@ def targets(settings: WorkerSettings) -> dict[str, list[Target]] | None:
         ]
         for model, deployments in settings.models.items()
     }
+
+
+def reasons_not_ready(intake: Intake) -> dict[str, str]:
+    """For /readyz: what keeps it from taking jobs, a drain included."""
+    draining = {"draining": "no more is received; jobs under way are ended"} if intake.is_stopping else {}
+    return {**intake.closures, **draining}
 
 
 def describe(intake: Intake, gates: Gates) -> dict[str, Any]:

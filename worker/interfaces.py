@@ -109,7 +109,7 @@ class BackedOff:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateClosed:
-    """Every job of the deployment waits up to `seconds`."""
+    """Every job of the deployment waits, for `seconds` more than was known before."""
 
     deployment: str
     reason: str

@@ -42,12 +42,13 @@ class Gate:
 
     def throttle(self, retry_after: float | None) -> None:
         """Close, never shortening an earlier closing."""
-        seconds = DEFAULT_PAUSE if retry_after is None else min(max(retry_after, 0.0), MAX_PAUSE)
-        opens_at = loop_time() + seconds
+        now = loop_time()
+        opens_at = now + (DEFAULT_PAUSE if retry_after is None else min(max(retry_after, 0.0), MAX_PAUSE))
         if opens_at <= self.opens_at:
             return
+        more = opens_at - max(now, self.opens_at)
         self.opens_at, self.reason = opens_at, "throttled"
-        self._observer(GateClosed(deployment=self.target.deployment, reason="throttled", seconds=seconds))
+        self._observer(GateClosed(deployment=self.target.deployment, reason="throttled", seconds=more))
 
 
 class Gates:

@@ -23,7 +23,7 @@ from worker.local.servicebus.broker import Broker
 from worker.local.servicebus.server import ServiceBus
 from worker.outcomes import Abandon, Complete, DeadLetter, Release
 from worker.results_queue import ResultsQueue
-from worker.servicebus import JobsQueue, LockedMessage, connect
+from worker.servicebus import SETTLE_TIMEOUT, SOCKET_TIMEOUT, JobsQueue, LockedMessage, connect
 from worker.settings import ConnectionSettings
 from worker.testing import EventList, FakeQueue, FakeSink, job_line
 from worker.waits import loop_time
@@ -262,6 +262,16 @@ async def test_after_its_connection_was_lost_the_source_receives_again(bus: Bus)
                 except SourceUnavailable:
                     await asyncio.sleep(0.1)
         await source.settle(received[0], Complete())
+
+
+async def test_the_receiver_reads_in_short_turns_so_that_settlements_need_not_wait(bus: Bus) -> None:
+    """The SDK's receivers inherit no time-outs from their client; at its own 0.2 s a settlement takes as long."""
+    async with jobs_queue(bus) as source:
+        await source.open()
+        assert source._link is not None
+        receiver = source._link.receiver
+        assert receiver._handler._socket_timeout == SOCKET_TIMEOUT
+        assert receiver._config.timeout == SETTLE_TIMEOUT
 
 
 async def test_a_queue_that_does_not_exist_or_is_not_ours_is_named(bus: Bus) -> None:

@@ -18,6 +18,8 @@ Role = Literal[
     "Azure Service Bus Data Owner",
 ]
 
+ModelKind = Literal["chat", "completions", "embeddings"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
@@ -64,6 +66,8 @@ class Deployment:
 
     name: str
     model: str
+    kind: ModelKind = "chat"
+    """What the model is for: `chat` answers chat completions and responses, the others what they are called."""
     latency: float = 0.2
     latency_sigma: float = 0.25
     requests_per_minute: int | None = None
@@ -159,5 +163,9 @@ def default_world() -> World:
         deployments=(
             Deployment(name="gpt-4o-mini", model="gpt-4o-mini"),
             Deployment(name="gpt-4o", model="gpt-4o", latency=0.4),
+            Deployment(name="gpt-35-turbo-instruct", model="gpt-35-turbo-instruct", kind="completions"),
+            Deployment(
+                name="text-embedding-3-small", model="text-embedding-3-small", kind="embeddings", latency=0.05
+            ),
         ),
     )

@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.local.openai_service.answers import chat_completion, compose
-from worker.local.openai_service.chat import ChatRequest, parse_chat
+from worker.local.openai_service.answers import Answer, Stamp
+from worker.local.openai_service.answers import compose as compose_answer
+from worker.local.openai_service.bodies import parse_body
+from worker.local.openai_service.chat import ChatRequest, read_chat
 from worker.local.openai_service.phrases import NO_WISH, Wish, read_wish
 from worker.local.openai_service.quota import Quota
 from worker.local.openai_service.refusals import Refused
@@ -18,6 +20,17 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+STAMP = Stamp(identifier="1", created=1, model="m")
+
+
+def parse_chat(document: bytes) -> ChatRequest:
+    return read_chat(parse_body(document))
+
+
+def compose(request: ChatRequest, *, at_least: int = 0) -> Answer:
+    return compose_answer(request.question, request.digest, request.max_tokens, wish=Wish(tokens=at_least))
 
 
 def ask(question: str, **fields: object) -> ChatRequest:
@@ -133,10 +146,9 @@ def test_an_answer_never_exceeds_max_tokens_and_says_when_it_was_cut(
 
 def test_usage_adds_up_over_all_choices() -> None:
     request = ask("Who are you?", n=3)
-    answer = compose(request)
-    document = chat_completion(request, answer, identifier="1", created=1, model="m")
+    document = request.answer(NO_WISH, STAMP).document
     usage = document["usage"]
-    assert usage["completion_tokens"] == 3 * answer.tokens
+    assert usage["completion_tokens"] == 3 * compose(request).tokens
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
     assert [choice["index"] for choice in document["choices"]] == [0, 1, 2]
 

@@ -17,8 +17,9 @@ from typing import Any
 import orjson
 
 from worker.local.faults import Fault, Faults
-from worker.local.openai_service.answers import chat_completion, compose
-from worker.local.openai_service.chat import ChatRequest, parse_body, parse_model, read_chat
+from worker.local.openai_service.answers import Stamp
+from worker.local.openai_service.bodies import parse_body, parse_model
+from worker.local.openai_service.operations import Operation, Request
 from worker.local.openai_service.phrases import Wish, read_wish
 from worker.local.openai_service.quota import Quota
 from worker.local.openai_service.refusals import (
@@ -30,6 +31,7 @@ from worker.local.openai_service.refusals import (
     lacks_data_action,
     no_credential,
     no_such_deployment,
+    operation_not_supported,
     prompt_filtered,
     throttled,
 )
@@ -38,8 +40,6 @@ from worker.local.world import Deployment, World
 
 AUDIENCES = ("https://cognitiveservices.azure.com", "https://ai.azure.com")
 ROLE = "Cognitive Services OpenAI User"
-CHAT_ACTION = "deployments/chat/completions/action"
-CHAT_OPERATION = "POST /openai/deployments/{deployment-id}/chat/completions"
 
 ABANDONED = 499
 """Stands in the counters for a call whose client gave up."""
@@ -79,7 +79,7 @@ class Counters:
         self.in_flight -= 1
         self.by_deployment[deployment, status] += 1
 
-    def paid(self, request: ChatRequest, completion_tokens: int) -> None:
+    def paid(self, request: Request, completion_tokens: int) -> None:
         """A 200 was made for `request`, whether or not the client still listens."""
         self.prompt_tokens += request.prompt_tokens
         self.completion_tokens += completion_tokens
@@ -152,23 +152,28 @@ class Account:
             raise no_credential()
         return self._verify(token.strip())
 
-    def authorize(self, caller: Caller, action: str, operation: str) -> None:
+    def authorize(self, caller: Caller, operation: Operation) -> None:
         """Raises Refused (401) unless `caller` holds the role "Cognitive Services OpenAI User"."""
         if caller.object_id not in self._users:
-            raise lacks_data_action(caller.object_id, action, operation)
+            raise lacks_data_action(caller.object_id, operation.action, operation.description)
 
-    async def complete_chat(self, deployment: str | None, api_version: str, document: bytes) -> Reply:
-        """Answer one chat completion. `deployment` None: the body's `model` names it. Raises Refused."""
+    async def perform(
+        self, operation: Operation, deployment: str | None, api_version: str, document: bytes
+    ) -> Reply:
+        """Answer one request. `deployment` None: the body's `model` names it. Raises Refused."""
         async with self._counted(deployment) as call:
             body = parse_body(document)
             if deployment is None:
                 call.deployment = _required_model(body)
             # a request is routed before it is validated: an unknown deployment is 404 whatever else is wrong
             served = self._find(call.deployment)
-            request = read_chat(body)
-            await self._meet_fault(served, api_version)
-            self._charge(served, request, api_version)
-            reply = await self._answer(served, request, read_wish(request.text), api_version)
+            if operation.kind != served.spec.kind:
+                raise operation_not_supported(operation.name, served.spec.model)
+            request = operation.read(body, served.spec.model)
+            course = _Course(served, operation, api_version)
+            await self._meet_fault(course)
+            self._charge(course, request)
+            reply = await self._answer(course, request, read_wish(request.text))
             call.status = 200
             return reply
 
@@ -200,49 +205,45 @@ class Account:
         except KeyError:
             raise no_such_deployment() from None
 
-    async def _meet_fault(self, served: _ServedDeployment, api_version: str) -> None:
-        fault = self.faults.take(served.spec.name)
+    async def _meet_fault(self, course: "_Course") -> None:
+        fault = self.faults.take(course.served.spec.name)
         if fault.latency:
             await asyncio.sleep(fault.latency)
         if fault.status == 429:
-            raise throttled("call", api_version, _pause_of(fault), fault.headers())
+            raise course.throttled("call", _pause_of(fault), fault.headers())
         if fault.status is not None:
             raise failed(fault.status, fault.headers())
 
-    def _charge(self, served: _ServedDeployment, request: ChatRequest, api_version: str) -> None:
+    def _charge(self, course: "_Course", request: Request) -> None:
+        quota = course.served.quota
         estimate = request.prompt_tokens + request.choices * (request.max_tokens or _ASSUMED_ANSWER_TOKENS)
-        if exceeded := served.quota.admit(estimate):
-            headers = {**_retry_headers(exceeded.retry_after), **served.quota.headers()}
-            raise throttled(exceeded.kind, api_version, exceeded.retry_after, headers)
+        if exceeded := quota.admit(estimate):
+            headers = {**_retry_headers(exceeded.retry_after), **quota.headers()}
+            raise course.throttled(exceeded.kind, exceeded.retry_after, headers)
 
-    async def _answer(self, served: _ServedDeployment, request: ChatRequest, wish: Wish, api_version: str) -> Reply:
+    async def _answer(self, course: "_Course", request: Request, wish: Wish) -> Reply:
         if wish.hang:
             await asyncio.get_running_loop().create_future()
+        served = course.served
         await asyncio.sleep(served.draw_latency())
-        self._grant_failure(request, wish, api_version)
+        self._grant_failure(course, request, wish)
         if wish.filter_prompt:
             raise prompt_filtered()
-        answer = compose(request, at_least=wish.tokens, filtered=wish.filter_answer)
-        self.counters.paid(request, answer.tokens * request.choices)
-        completion = chat_completion(
-            request,
-            answer,
-            identifier=uuid.uuid4().hex,
-            created=int(self._clock()),
-            model=served.spec.model,
-        )
-        body = orjson.dumps(completion)
+        stamp = Stamp(identifier=uuid.uuid4().hex, created=int(self._clock()), model=served.spec.model)
+        made = request.answer(wish, stamp)
+        self.counters.paid(request, made.tokens)
+        body = orjson.dumps(made.document)
         headers = {"x-ms-deployment-name": served.spec.name, **served.quota.headers()}
         return Reply(body=body[: len(body) // 2] if wish.malformed else body, headers=headers)
 
-    def _grant_failure(self, request: ChatRequest, wish: Wish, api_version: str) -> None:
+    def _grant_failure(self, course: "_Course", request: Request, wish: Wish) -> None:
         """Fail as `wish` asks, and count it where it asks for so many times only."""
         if wish.status is None:
             return
         if wish.times is not None and not self._fails_once_more(request.digest, wish.times):
             return
         if wish.status == 429:
-            raise throttled("call", api_version, _SHORTEST_PAUSE, _retry_headers(_SHORTEST_PAUSE))
+            raise course.throttled("call", _SHORTEST_PAUSE, _retry_headers(_SHORTEST_PAUSE))
         raise failed(wish.status)
 
     def _fails_once_more(self, digest: str, times: int) -> bool:
@@ -253,6 +254,18 @@ class Account:
         if len(self._failures) > _MOST_FAILING_PROMPTS:
             self._failures.popitem(last=False)
         return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Course:
+    """What a call has been found to ask for."""
+
+    served: _ServedDeployment
+    operation: Operation
+    api_version: str
+
+    def throttled(self, kind: str, retry_after: float, headers: Mapping[str, str]) -> Refused:
+        return throttled(self.operation.throttled_as, kind, self.api_version, retry_after, headers)
 
 
 @dataclass(slots=True)

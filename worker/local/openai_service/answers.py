@@ -1,7 +1,7 @@
-"""Answers: a function of the question alone, so that a test can tell a wrong or swapped one.
+"""Answers in words: a function of the question alone, so that a test can tell a wrong or swapped one.
 
 Every answer carries the prompt's digest. A question with `17 + 25` in its first 400 characters
-is answered plainly.
+is answered plainly. Each operation puts the answer into the document of its own kind.
 """
 
 import re
@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from worker.local.openai_service.chat import ChatRequest, count_tokens, truncate
+from worker.local.openai_service.bodies import count_tokens, truncate
+from worker.local.openai_service.phrases import NO_WISH, Wish
 
 Finish = Literal["stop", "length", "content_filter"]
 
@@ -28,10 +29,9 @@ _FILLER = " and so on"
 _SAFE: dict[str, Any] = {
     category: {"filtered": False, "severity": "safe"} for category in ("hate", "self_harm", "sexual", "violence")
 }
-_PROMPT_SAFE: list[dict[str, Any]] = [
-    {"prompt_index": 0, "content_filter_results": {**_SAFE, "jailbreak": {"filtered": False, "detected": False}}}
-]
 _FILTERED: dict[str, Any] = {**_SAFE, "violence": {"filtered": True, "severity": "medium"}}
+PROMPT_SAFE: dict[str, Any] = {**_SAFE, "jailbreak": {"filtered": False, "detected": False}}
+"""What the content filter found in a prompt that was let through."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,28 +45,54 @@ class Answer:
     def tokens(self) -> int:
         return count_tokens(self.text)
 
+    @property
+    def filter_results(self) -> dict[str, Any]:
+        return _FILTERED if self.finish == "content_filter" else _SAFE
 
-def compose(request: ChatRequest, *, at_least: int = 0, filtered: bool = False) -> Answer:
-    """The answer to `request`, `at_least` so many tokens long unless `max_tokens` cuts it.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stamp:
+    """What a response bears that its request does not decide. `created` is in Unix seconds."""
+
+    identifier: str
+    created: int
+    model: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """A response document, and the tokens that were generated for it."""
+
+    document: dict[str, Any]
+    tokens: int
+
+
+def compose(question: str, digest: str, max_tokens: int | None = None, *, wish: Wish = NO_WISH) -> Answer:
+    """The answer to `question`, as many tokens long as `wish` asks for unless `max_tokens` cuts it.
 
     A filtered answer is empty, as Azure's usually is.
     """
-    if filtered:
+    if wish.filter_answer:
         return Answer(text="", finish="content_filter")
-    text = _say(request)
-    missing = max(0, at_least - count_tokens(text))
-    text += truncate(_FILLER * missing, missing)
-    if request.max_tokens is not None and count_tokens(text) > request.max_tokens:
-        return Answer(text=truncate(text, request.max_tokens), finish="length")
+    text = _say(question, digest)
+    lacking = max(0, wish.tokens - count_tokens(text))
+    text += truncate(_FILLER * lacking, lacking)
+    if max_tokens is not None and count_tokens(text) > max_tokens:
+        return Answer(text=truncate(text, max_tokens), finish="length")
     return Answer(text=text, finish="stop")
 
 
-def _say(request: ChatRequest) -> str:
-    if result := _calculate(request.question):
-        return f"{result} (answer {request.digest})"
-    asked = " ".join(request.question[: 4 * _QUOTED].split())
+def prompt_filter_results(prompts: int) -> list[dict[str, Any]]:
+    """As chat and plain completions have it, one entry a prompt."""
+    return [{"prompt_index": index, "content_filter_results": PROMPT_SAFE} for index in range(prompts)]
+
+
+def _say(question: str, digest: str) -> str:
+    if result := _calculate(question):
+        return f"{result} (answer {digest})"
+    asked = " ".join(question[: 4 * _QUOTED].split())
     shown = asked if len(asked) <= _QUOTED else f"{asked[:_QUOTED]}..."
-    return f'Answer {request.digest} of the embedded Azure OpenAI to: "{shown}"'
+    return f'Answer {digest} of the embedded Azure OpenAI to: "{shown}"'
 
 
 def _calculate(question: str) -> str | None:
@@ -78,42 +104,3 @@ def _calculate(question: str) -> str | None:
         return None
     result = _OPERATIONS[operator](left, right)
     return f"{left} {operator} {right} = {result if isinstance(result, int) else f'{result:.15g}'}"
-
-
-def chat_completion(
-    request: ChatRequest, answer: Answer, *, identifier: str, created: int, model: str
-) -> dict[str, Any]:
-    """The response document, in the shape of Azure's."""
-    completion_tokens = answer.tokens * request.choices
-    return {
-        "id": f"chatcmpl-{identifier}",
-        "object": "chat.completion",
-        "created": created,
-        "model": model,
-        "choices": [_choice(answer, index) for index in range(request.choices)],
-        "usage": {
-            "prompt_tokens": request.prompt_tokens,
-            "completion_tokens": completion_tokens,
-            "total_tokens": request.prompt_tokens + completion_tokens,
-            "prompt_tokens_details": {"audio_tokens": 0, "cached_tokens": 0},
-            "completion_tokens_details": {
-                "accepted_prediction_tokens": 0,
-                "audio_tokens": 0,
-                "reasoning_tokens": 0,
-                "rejected_prediction_tokens": 0,
-            },
-        },
-        "system_fingerprint": "fp_local",
-        "prompt_filter_results": _PROMPT_SAFE,
-    }
-
-
-def _choice(answer: Answer, index: int) -> dict[str, Any]:
-    filtered = answer.finish == "content_filter"
-    return {
-        "index": index,
-        "message": {"role": "assistant", "content": answer.text, "refusal": None, "annotations": []},
-        "finish_reason": answer.finish,
-        "logprobs": None,
-        "content_filter_results": _FILTERED if filtered else _SAFE,
-    }

@@ -1,7 +1,8 @@
 """The HTTP surface of the embedded Azure OpenAI: routes, who may call them, and the response headers.
 
 Two surfaces lead to the same account: `/openai/v1/...` (the body's `model` is the deployment) and
-`/openai/deployments/{deployment}/...?api-version=...`. For the local Azure only: `/local/faults`, `/local/stats`.
+`/openai/deployments/{deployment}/...?api-version=...` (or `/openai/responses?api-version=...`). `operations.py`
+lists them. For the local Azure only: `/local/faults`, `/local/stats`.
 """
 
 import uuid
@@ -11,7 +12,8 @@ import orjson
 from aiohttp import web
 
 from worker.local.faults import add_fault_routes
-from worker.local.openai_service.account import CHAT_ACTION, CHAT_OPERATION, Account
+from worker.local.openai_service.account import Account
+from worker.local.openai_service.operations import OPERATIONS, Operation
 from worker.local.openai_service.refusals import (
     Refused,
     lacks_data_action,
@@ -33,20 +35,6 @@ def build_app(account: Account) -> web.Application:
     Run it with handler_cancellation, or a call outlives the client that gave it up.
     """
 
-    async def chat_v1(request: web.Request) -> web.Response:
-        _authorize_chat(account, request)
-        reply = await account.complete_chat(None, "v1", await _read_body(request))
-        return _respond(request, 200, reply.body, reply.headers)
-
-    async def chat_deployment(request: web.Request) -> web.Response:
-        _authorize_chat(account, request)
-        api_version = request.query.get("api-version")
-        if not api_version:
-            raise not_found()
-        deployment = request.match_info["deployment"]
-        reply = await account.complete_chat(deployment, api_version, await _read_body(request))
-        return _respond(request, 200, reply.body, reply.headers)
-
     async def refuse_management(request: web.Request) -> web.Response:
         _refuse_management(account, request)
         raise not_found()
@@ -57,10 +45,31 @@ def build_app(account: Account) -> web.Application:
     app = web.Application(client_max_size=_LARGEST_BODY)
     add_fault_routes(app, account.faults)
     app.router.add_get("/local/stats", show_stats)
-    app.router.add_post("/openai/v1/chat/completions", _with_refusals(chat_v1))
-    app.router.add_post("/openai/deployments/{deployment}/chat/completions", _with_refusals(chat_deployment))
+    for operation in OPERATIONS:
+        _add_operation(app, account, operation)
     app.router.add_route("*", "/{rest:.*}", _with_refusals(refuse_management))
     return app
+
+
+def _add_operation(app: web.Application, account: Account, operation: Operation) -> None:
+    """Add `operation` to both surfaces."""
+
+    async def perform(request: web.Request, api_version: str) -> web.Response:
+        account.authorize(account.authenticate(request.headers), operation)
+        if not api_version:
+            raise not_found()
+        deployment = request.match_info.get("deployment")
+        reply = await account.perform(operation, deployment, api_version, await _read_body(request))
+        return _respond(request, 200, reply.body, reply.headers)
+
+    async def v1(request: web.Request) -> web.Response:
+        return await perform(request, "v1")
+
+    async def versioned(request: web.Request) -> web.Response:
+        return await perform(request, request.query.get("api-version", ""))
+
+    app.router.add_post(operation.v1_path, _with_refusals(v1))
+    app.router.add_post(operation.versioned_path, _with_refusals(versioned))
 
 
 def _with_refusals(handler: _Handler) -> _Handler:
@@ -71,11 +80,6 @@ def _with_refusals(handler: _Handler) -> _Handler:
             return _respond(request, refused.status, orjson.dumps(refused.document), refused.headers)
 
     return handle
-
-
-def _authorize_chat(account: Account, request: web.Request) -> None:
-    caller = account.authenticate(request.headers)
-    account.authorize(caller, CHAT_ACTION, CHAT_OPERATION)
 
 
 def _refuse_management(account: Account, request: web.Request) -> None:

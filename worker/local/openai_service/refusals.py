@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _TROUBLE_SHOOTING = "https://go.microsoft.com/fwlink/?linkid=2198766"
+_WHICH_MODELS = "https://go.microsoft.com/fwlink/?linkid=2197993"
 
 
 class Refused(Exception):
@@ -69,6 +70,15 @@ def no_such_deployment() -> Refused:
     return Refused(404, _coded("DeploymentNotFound", message))
 
 
+def operation_not_supported(operation: str, model: str) -> Refused:
+    message = (
+        f"The {operation} operation does not work with the specified model, {model}. Please choose different model "
+        "and try again. You can learn more about which models can be used with each operation here: "
+        f"{_WHICH_MODELS}."
+    )
+    return Refused(400, _coded("OperationNotSupported", message))
+
+
 def too_large() -> Refused:
     return Refused(413, _coded("413", "The request body is too large."))
 
@@ -103,10 +113,12 @@ def prompt_filtered() -> Refused:
     return Refused(400, {"error": error})
 
 
-def throttled(kind: str, api_version: str, retry_after: float, headers: Mapping[str, str]) -> Refused:
+def throttled(
+    operation: str, kind: str, api_version: str, retry_after: float, headers: Mapping[str, str]
+) -> Refused:
     """`kind` is what ran out: `token` or `call`. `retry_after` in seconds appears in the words only."""
     message = (
-        f"Requests to the ChatCompletions_Create Operation under Azure OpenAI API version {api_version} have "
+        f"Requests to the {operation} Operation under Azure OpenAI API version {api_version} have "
         f"exceeded {kind} rate limit of your current OpenAI S0 pricing tier. Please retry after "
         f"{math.ceil(retry_after)} seconds. Please go here: https://aka.ms/oai/quotaincrease if you would like to "
         "further increase the default rate limit."

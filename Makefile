@@ -1,5 +1,5 @@
 # `make demo` shows it working; `make test` proves it. Both need Python 3.11+ and nothing else.
-.PHONY: help environment demo test lint format lock clean
+.PHONY: help environment demo test lint bench format lock clean
 .DEFAULT_GOAL := help
 
 bin := .venv/bin
@@ -8,6 +8,7 @@ help:
 	@echo "make demo    a real batch through the worker on an embedded Azure, start to end, in half a minute"
 	@echo "make test    everything that is checked: style, types, imports, tests"
 	@echo "make lint    style, types and imports only"
+	@echo "make bench   the worker's CPU, speed and memory beside a textbook worker's, in about ten minutes"
 	@echo "make format  put the code into shape"
 	@echo "make lock    write requirements/*.txt anew from pyproject.toml"
 	@echo "make clean   remove the environment and what the tools left"
@@ -26,6 +27,9 @@ lint: environment
 
 test: lint
 	$(bin)/pytest -n 4 --dist worksteal
+
+bench: environment
+	$(bin)/python -m benchmarks.run
 
 format: environment
 	$(bin)/ruff format .

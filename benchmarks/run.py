@@ -199,7 +199,8 @@ async def bench(arguments: argparse.Namespace, folder: Path) -> None:
     for slots in arguments.in_flight:
         runs += await paired(folder, slots=slots, jobs=arguments.jobs, rounds=arguments.rounds)
     print(
-        f"\n{arguments.jobs:,} jobs, median of {arguments.rounds} rounds, {LATENCY} s of latency\n\n{table(runs)}"
+        f"\n{arguments.jobs:,} jobs, rounds: {arguments.rounds}, {LATENCY} s of latency\n\n{table(runs)}\n",
+        flush=True,
     )
     if arguments.pairs_only:
         return

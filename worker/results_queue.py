@@ -6,8 +6,9 @@ it sends goes out together next time. Message-id = job id, so a result that is s
 
 import asyncio
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from types import TracebackType
 from typing import Self
@@ -95,9 +96,10 @@ class ResultsQueue:
         try:
             async with asyncio.timeout(SEND_TIMEOUT):
                 await self._send_in_batches(entries)
-        except FAULTS as error:
+        except Exception as error:  # whatever it is, the writers must hear of it, or they would wait for ever
+            detail = self._describe(error)
             await self._close()
-            _fail(entries, SinkUnavailable(self._describe(error)))
+            _fail(entries, lambda: SinkUnavailable(detail))
 
     async def _send_in_batches(self, entries: Iterable[_Pending]) -> None:
         sender = await self._open()
@@ -111,7 +113,7 @@ class ResultsQueue:
             if added:
                 aboard.append(entry)
             else:
-                _fail([entry], ResultTooLarge(size=entry.size, allowed=batch.max_size_in_bytes))
+                _fail([entry], partial(ResultTooLarge, size=entry.size, allowed=batch.max_size_in_bytes))
         if aboard:
             await self._ship(sender, batch, aboard)
 
@@ -151,7 +153,8 @@ def _add(batch: ServiceBusMessageBatch, entry: _Pending) -> bool:
     return True
 
 
-def _fail(entries: Iterable[_Pending], error: Exception) -> None:
+def _fail(entries: Iterable[_Pending], make_error: Callable[[], Exception]) -> None:
+    """An error of its own for each writer: one shared would gather the traces of all."""
     for entry in entries:
         if not entry.done.done():
-            entry.done.set_exception(error)
+            entry.done.set_exception(make_error())

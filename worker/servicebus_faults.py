@@ -4,8 +4,19 @@ from azure.servicebus.exceptions import ServiceBusError
 
 from worker.errors import TokenUnavailable
 
-FAULTS = (ServiceBusError, OSError, ValueError, AttributeError, RuntimeError, TimeoutError, TokenUnavailable)
-"""What the SDK is known to raise when a link, a connection or a token fails; some are its own slips."""
+FAULTS = (
+    ServiceBusError,
+    TokenUnavailable,
+    OSError,
+    TimeoutError,
+    # slips of the SDK while a link goes down: an attribute of a closed handler, an empty array, a lost frame
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What the SDK is known to raise when a link, a connection or a token fails."""
 
 
 def describe_fault(error: BaseException) -> str:

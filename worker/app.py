@@ -87,6 +87,7 @@ async def consumer_of(
             timeout=settings.call_timeout,
             connections=settings.slots,
             passthrough=settings.models == "passthrough",
+            responses_store=settings.responses_store,
         ) as model,
     ):
         await prove(checks(settings, tokens, source, sink, model, gates), intake, observer)

@@ -2,14 +2,16 @@
 
 The openai client does the talking, with retries off (tenacity owns them) and answers as bytes: building its
 models costs 0.4 ms more of CPU for each call. `classify` decides what a status means; `read_answer` what
-counts as an answer.
+counts as an answer, which is all that the operations differ in (`FORMS`).
 """
 
 import asyncio
 import math
+import re
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from types import TracebackType
@@ -34,7 +36,18 @@ from worker.jobs import Job, Operation, on_one_line
 from worker.outcomes import Response, Usage
 from worker.tls import has_proxy, trust
 
-PATHS = {Operation.CHAT_COMPLETIONS: "/chat/completions"}
+PATHS = {
+    Operation.CHAT_COMPLETIONS: "/chat/completions",
+    Operation.RESPONSES: "/responses",
+    Operation.EMBEDDINGS: "/embeddings",
+    Operation.COMPLETIONS: "/completions",
+}
+
+NOT_SENT = frozenset({"stream", "stream_options", "background"})
+"""What a job may ask for and does not get: an answer is awaited and comes whole."""
+
+WHOLE_STATUSES = ("completed", "incomplete")
+"""Of a response; an incomplete one was cut by `max_output_tokens` or by the content filter."""
 
 RETRIED_STATUSES = frozenset({408, 409, 424})
 """4xx that speak of the moment and not of the request; the openai SDK retries 408 and 409 too."""
@@ -50,6 +63,8 @@ LONGEST_WAIT = 86_400.0
 MAX_ERROR_TEXT = 2_000
 """Characters of an error body that is not JSON, such as a proxy's page, kept in the result."""
 
+_WORD = re.compile(r"[a-z_]{1,40}")
+
 KEEP_ALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
 """Seconds, seconds, probes. NAT drops silent flows after 4 min, and long answers are silent."""
 
@@ -59,6 +74,7 @@ class AzureOpenAI:
 
     `timeout`: seconds for one call, all in all. `connections`: at most so many at once.
     `passthrough`: producers name deployments, so a missing one is the job's fault and not ours.
+    `responses_store`: leave it to the service, which keeps them, whether to keep responses of jobs that do not say.
     """
 
     def __init__(
@@ -70,11 +86,13 @@ class AzureOpenAI:
         timeout: float = 600.0,
         connections: int = 64,
         passthrough: bool = False,
+        responses_store: bool = False,
     ) -> None:
         self._tokens = tokens
         self._scope = scope
         self._timeout = timeout
         self._passthrough = passthrough
+        self._responses_store = responses_store
         connector = aiohttp.TCPConnector(
             ssl=trust(ca_file), limit=connections, ttl_dns_cache=60, socket_factory=_keep_alive_socket
         )
@@ -96,16 +114,17 @@ class AzureOpenAI:
         await self._http.aclose()
 
     async def complete(self, job: Job, target: Target) -> Response:
-        body = {key: value for key, value in job.line.body.items() if key not in ("stream", "stream_options")}
-        body["model"] = target.deployment
-        answer = await self._ask(target, PATHS[job.line.operation], orjson.dumps(body))
-        return read_answer(answer.content, _request_id(answer.headers))
+        operation = job.line.operation
+        body = request_body(job, target, responses_store=self._responses_store)
+        answer = await self._ask(target, PATHS[operation], orjson.dumps(body))
+        return read_answer(operation, answer.content, _request_id(answer.headers))
 
     async def prove(self, target: Target) -> None:
         """Raise SetupWrong where the deployment does not exist or we may not call it, free of charge.
 
-        A request without messages is refused by the deployment itself, after identity, role and name have been
-        checked. Raises Unavailable when nothing can be said now.
+        A chat without messages is refused by the deployment itself, after identity, role and name have been
+        checked. One of embeddings refuses the chat (`OperationNotSupported`), which says as much.
+        Raises Unavailable when nothing can be said now.
         """
         try:
             await self._ask(
@@ -179,6 +198,16 @@ class AzureOpenAI:
         return await self._tokens.bearer(self._scope)
 
 
+def request_body(job: Job, target: Target, *, responses_store: bool) -> dict[str, Any]:
+    """The job's body as it is sent: to the deployment, for a whole answer that the service need not keep."""
+    body = {name: value for name, value in job.line.body.items() if name not in NOT_SENT}
+    body["model"] = target.deployment
+    # null stands for the service's default, which is to keep
+    if job.line.operation is Operation.RESPONSES and not responses_store and body.get("store") is None:
+        body["store"] = False
+    return body
+
+
 def classify(
     status: int, headers: Mapping[str, str], body: bytes, *, target: Target, passthrough: bool
 ) -> CallFailed:
@@ -194,17 +223,66 @@ def classify(
     )
 
 
-def read_answer(body: bytes, request_id: str | None) -> Response:
-    """The answer of a 200. Raises Unavailable where it is not a whole chat completion."""
-    what = f"the answer of {len(body):,} bytes is not a whole chat completion"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """What an answer of an operation looks like. `lacks` tells what it lacks to be whole, or None."""
+
+    name: str
+    lacks: Callable[[dict[str, Any]], str | None]
+    prompt: str = "prompt_tokens"
+    completion: str = "completion_tokens"
+
+
+def read_answer(operation: Operation, body: bytes, request_id: str | None) -> Response:
+    """The answer of a 200. Raises Unavailable where it is not a whole answer of that operation."""
+    form = FORMS[operation]
+    what = f"the answer of {len(body):,} bytes is not a whole {form.name}"
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise Unavailable(f"{what}: {error}{_beginning(body)}") from None
-    choices = document.get("choices") if isinstance(document, dict) else None
-    if not choices or not isinstance(choices, list):
-        raise Unavailable(f"{what}: it has no choices")
-    return Response(status=200, request_id=request_id, body=on_one_line(body), usage=_usage(document.get("usage")))
+    if not isinstance(document, dict):
+        raise Unavailable(f"{what}: it is no object")
+    if lack := form.lacks(document):
+        raise Unavailable(f"{what}: {lack}")
+    usage = _usage(document.get("usage"), form)
+    return Response(status=200, request_id=request_id, body=on_one_line(body), usage=usage)
+
+
+def _lacks_choices(document: dict[str, Any]) -> str | None:
+    return None if _is_filled(document.get("choices")) else "it has no choices"
+
+
+def _lacks_data(document: dict[str, Any]) -> str | None:
+    return None if _is_filled(document.get("data")) else "it has no data"
+
+
+def _lacks_output(document: dict[str, Any]) -> str | None:
+    """A response that failed comes with a 200 too; its status tells."""
+    status, error = document.get("status"), document.get("error")
+    if status not in WHOLE_STATUSES:
+        code = error.get("code") if isinstance(error, dict) else None
+        return f"its status is {_word(status)}" + (f", its error's code {_word(code)}" if code else "")
+    return None if isinstance(document.get("output"), list) else "it has no output"
+
+
+def _is_filled(value: object) -> bool:
+    return isinstance(value, list) and bool(value)
+
+
+def _word(value: object) -> str:
+    """One of the service's own words; not what else could stand in its place, as this goes to the log."""
+    return value if isinstance(value, str) and _WORD.fullmatch(value) else "none that is known"
+
+
+FORMS = {
+    Operation.CHAT_COMPLETIONS: Form(name="chat completion", lacks=_lacks_choices),
+    Operation.RESPONSES: Form(
+        name="response", lacks=_lacks_output, prompt="input_tokens", completion="output_tokens"
+    ),
+    Operation.EMBEDDINGS: Form(name="list of embeddings", lacks=_lacks_data),
+    Operation.COMPLETIONS: Form(name="completion", lacks=_lacks_choices),
+}
 
 
 def _beginning(body: bytes) -> str:
@@ -212,14 +290,14 @@ def _beginning(body: bytes) -> str:
     return "" if body.lstrip()[:1] in (b"", b"{") else f"; it begins with {body[:60]!r}"
 
 
-def _usage(usage: Any) -> Usage | None:
+def _usage(usage: Any, form: Form) -> Usage | None:
     """Counts that are missing, or none such as a string or -1, are 0."""
     if not isinstance(usage, dict):
         return None
-    details = usage.get("prompt_tokens_details")
+    details = usage.get(f"{form.prompt}_details")
     return Usage(
-        prompt=_count(usage.get("prompt_tokens")),
-        completion=_count(usage.get("completion_tokens")),
+        prompt=_count(usage.get(form.prompt)),
+        completion=_count(usage.get(form.completion)),
         cached=_count(details.get("cached_tokens")) if isinstance(details, dict) else 0,
     )
 

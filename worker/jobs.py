@@ -25,7 +25,7 @@ HASHED = "sha256-"
 MAX_ID_LENGTH = 128
 """Service Bus's limit for a message-id, and so for a job id."""
 MAX_NESTING = 200
-"""Levels of arrays and objects in a job. orjson itself stops at 1,024; no chat request comes near either."""
+"""Levels of arrays and objects in a job. orjson itself stops at 1,024; no request comes near either."""
 
 JsonObject = dict[str, Any]
 
@@ -34,6 +34,9 @@ class Operation(StrEnum):
     """The urls of the Batch format that the worker can call."""
 
     CHAT_COMPLETIONS = "/v1/chat/completions"
+    RESPONSES = "/v1/responses"
+    EMBEDDINGS = "/v1/embeddings"
+    COMPLETIONS = "/v1/completions"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -159,6 +159,10 @@ class WorkerSettings(ConnectionSettings):
     """The models that jobs may ask for, each with its ordered deployments: the first whose gate is open
     is used. `passthrough` takes the job's model as the name of a deployment: producers choose any."""
 
+    responses_store: bool = False
+    """Let Azure keep responses (`/v1/responses`), 30 days by default. False sends `store: false` with each job
+    that does not say itself: the result is here, and nobody would delete the copy of prompt and answer there."""
+
     slots: int = Field(64, ge=1, le=4_096)
     """Jobs in flight at once in this pod."""
 

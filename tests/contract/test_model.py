@@ -67,11 +67,16 @@ class Service:
 
     @asynccontextmanager
     async def model(
-        self, *tokens: str, timeout: float = 10.0, passthrough: bool = False
+        self, *tokens: str, timeout: float = 10.0, passthrough: bool = False, responses_store: bool = False
     ) -> AsyncIterator[AzureOpenAI]:
         given = ScriptedTokens(list(tokens) or [self.token()])
         async with AzureOpenAI(
-            given, scope=SCOPE, ca_file=self.state.ca, timeout=timeout, passthrough=passthrough
+            given,
+            scope=SCOPE,
+            ca_file=self.state.ca,
+            timeout=timeout,
+            passthrough=passthrough,
+            responses_store=responses_store,
         ) as model:
             yield model
 
@@ -91,12 +96,11 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
 
 def job(content: str, **body: object) -> Job:
     messages = [{"role": "user", "content": content}]
-    line = {
-        "custom_id": "a",
-        "method": "POST",
-        "url": "/v1/chat/completions",
-        "body": {"model": "gpt-4o-mini", "messages": messages, **body},
-    }
+    return job_of("/v1/chat/completions", "gpt-4o-mini", messages=messages, **body)
+
+
+def job_of(url: str, model: str, **body: object) -> Job:
+    line = {"custom_id": "a", "method": "POST", "url": url, "body": {"model": model, **body}}
     envelope = Envelope(
         body=orjson.dumps(line), queue="jobs", sequence_number=1, enqueued_at=time.time(), properties={}
     )
@@ -239,6 +243,88 @@ async def test_proving_a_deployment_costs_no_answer(service: Service) -> None:
     stats = service.account.counters.document()
     assert stats["answers"] == {}
     assert stats["tokens"] == {"prompt": 0, "completion": 0}
+
+
+@pytest.mark.parametrize("deployment", ["text-embedding-3-small", "gpt-35-turbo-instruct"])
+async def test_a_deployment_that_cannot_chat_is_proved_all_the_same(service: Service, deployment: str) -> None:
+    async with service.model() as model:
+        await model.prove(service.target(deployment))
+    stranger = service.token("stranger")
+    async with service.model(stranger, stranger) as model:
+        with pytest.raises(SetupWrong, match="lacks the required data action"):
+            await model.prove(service.target(deployment))
+
+
+async def test_a_response_comes_whole_with_its_usage_and_is_not_kept_by_the_service(service: Service) -> None:
+    async with service.model() as model:
+        response = await model.complete(
+            job_of("/v1/responses", "m", input="What is 17 + 25?", stream=True), service.target()
+        )
+    document = orjson.loads(response.body)
+    assert document["output"][0]["content"][0]["text"].startswith("17 + 25 = 42")
+    assert document["store"] is False
+    assert response.usage is not None
+    assert response.usage.prompt > 0
+    assert response.usage.completion > 0
+
+
+async def test_a_response_is_kept_where_the_setting_or_the_job_says_so(service: Service) -> None:
+    async with service.model() as model:
+        said = await model.complete(job_of("/v1/responses", "m", input="Hi", store=True), service.target())
+    async with service.model(responses_store=True) as model:
+        left = await model.complete(job_of("/v1/responses", "m", input="Hi"), service.target())
+    assert [orjson.loads(response.body)["store"] for response in (said, left)] == [True, True]
+
+
+async def test_a_response_that_was_cut_is_an_answer(service: Service) -> None:
+    asked = job_of("/v1/responses", "m", input="[[tokens:100]]", max_output_tokens=20)
+    async with service.model() as model:
+        response = await model.complete(asked, service.target())
+    assert orjson.loads(response.body)["incomplete_details"] == {"reason": "max_output_tokens"}
+    assert response.usage is not None
+    assert response.usage.completion == 20
+
+
+async def test_embeddings_come_whole_with_their_usage(service: Service) -> None:
+    asked = job_of("/v1/embeddings", "m", input=["to be", "or not"], dimensions=8)
+    async with service.model() as model:
+        response = await model.complete(asked, service.target("text-embedding-3-small"))
+    assert [len(one["embedding"]) for one in orjson.loads(response.body)["data"]] == [8, 8]
+    assert response.usage is not None
+    assert (response.usage.prompt, response.usage.completion) == (4, 0)
+
+
+async def test_a_completion_comes_whole_with_its_usage(service: Service) -> None:
+    async with service.model() as model:
+        response = await model.complete(
+            job_of("/v1/completions", "m", prompt="What is 17 + 25?"), service.target("gpt-35-turbo-instruct")
+        )
+    assert orjson.loads(response.body)["choices"][0]["text"].startswith("17 + 25 = 42")
+    assert response.usage is not None
+    assert response.usage.completion > 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "deployment", "what"),
+    [
+        (job_of("/v1/responses", "m", input="[[malformed]]"), "gpt-4o-mini", "response"),
+        (job_of("/v1/completions", "m", prompt="[[malformed]]"), "gpt-35-turbo-instruct", "completion"),
+        (job_of("/v1/embeddings", "m", input="[[malformed]]"), "text-embedding-3-small", "list of embeddings"),
+    ],
+)
+async def test_a_broken_answer_of_any_operation_may_be_tried_again(
+    service: Service, asked: Job, deployment: str, what: str
+) -> None:
+    async with service.model() as model:
+        with pytest.raises(Unavailable, match=f"not a whole {what}"):
+            await model.complete(asked, service.target(deployment))
+
+
+async def test_a_job_for_a_deployment_of_another_kind_is_refused(service: Service) -> None:
+    async with service.model() as model:
+        with pytest.raises(RefusedByService) as caught:
+            await model.complete(job("Hi"), service.target("text-embedding-3-small"))
+    assert orjson.loads(caught.value.body)["error"]["code"] == "OperationNotSupported"
 
 
 async def test_a_proxys_error_page_becomes_json_on_one_line(service: Service) -> None:

@@ -10,6 +10,7 @@ import pytest
 from aiohttp.test_utils import TestServer
 from openai import AsyncAzureOpenAI, AsyncOpenAI
 from openai.types.chat import ChatCompletion
+from openai.types.responses import ResponseInputItemParam
 
 from worker.local.entra import load_entra
 from worker.local.openai_service.__main__ import load_account
@@ -54,7 +55,7 @@ class Bench:
     def azure(self) -> AsyncAzureOpenAI:
         return AsyncAzureOpenAI(
             azure_endpoint=self._endpoint,
-            api_version="2024-10-21",
+            api_version="2025-04-01-preview",
             azure_ad_token_provider=self.token,
             http_client=self._http,
             max_retries=0,
@@ -146,3 +147,67 @@ async def test_a_key_smuggled_into_the_headers_is_refused(bench: Bench) -> None:
     with pytest.raises(openai.PermissionDeniedError) as refused:
         await ask(client, "hi")
     assert refused.value.code == "AuthenticationTypeDisabled"
+
+
+CHAT, INSTRUCT, VECTORS = "gpt-4o-mini", "gpt-35-turbo-instruct", "text-embedding-3-small"
+
+
+async def test_a_response_is_read_by_both_clients(bench: Bench) -> None:
+    for client in (bench.v1(), bench.azure()):
+        response = await client.responses.create(model=CHAT, input="What is 17 + 25?", store=False)
+        assert response.output_text.startswith("17 + 25 = 42")
+        assert response.id.startswith("resp_")
+        assert (response.status, response.model_extra and response.model_extra["store"]) == ("completed", False)
+        usage = response.usage
+        assert usage is not None
+        assert usage.total_tokens == usage.input_tokens + usage.output_tokens
+        assert usage.input_tokens_details.cached_tokens == usage.output_tokens_details.reasoning_tokens == 0
+        assert response.model_extra is not None
+        assert response.model_extra["content_filters"][0]["source_type"] == "prompt"
+
+
+async def test_a_response_that_max_output_tokens_cuts_is_incomplete(bench: Bench) -> None:
+    messages: list[ResponseInputItemParam] = [{"role": "user", "content": "[[tokens:100]] Tell me all."}]
+    response = await bench.v1().responses.create(model=CHAT, input=messages, max_output_tokens=20)
+    assert response.status == "incomplete"
+    assert response.incomplete_details is not None
+    assert response.incomplete_details.reason == "max_output_tokens"
+    assert response.usage is not None
+    assert response.usage.output_tokens == 20
+
+
+async def test_a_completion_is_read_by_both_clients(bench: Bench) -> None:
+    for client in (bench.v1(), bench.azure()):
+        completion = await client.completions.create(
+            model=INSTRUCT, prompt=["What is 17 + 25?", "Tell me all. " * 9]
+        )
+        assert completion.object == "text_completion"
+        assert completion.choices[0].text.startswith("17 + 25 = 42")
+        assert completion.choices[1].finish_reason == "length"
+        assert completion.usage is not None
+        assert completion.usage.completion_tokens <= 2 * 16
+
+
+async def test_embeddings_are_the_same_floats_in_both_encodings_and_by_both_clients(bench: Bench) -> None:
+    texts = ["to be", "or not to be"]
+    # the client asks for base64 itself where no encoding is named
+    packed = await bench.v1().embeddings.create(model=VECTORS, input=texts, dimensions=256)
+    plain = await bench.azure().embeddings.create(
+        model=VECTORS, input=texts, dimensions=256, encoding_format="float"
+    )
+    assert [one.index for one in packed.data] == [0, 1]
+    for one, other in zip(packed.data, plain.data, strict=True):
+        assert len(one.embedding) == 256
+        assert one.embedding == pytest.approx(other.embedding)
+    assert packed.data[0].embedding != packed.data[1].embedding
+    assert packed.usage.total_tokens == packed.usage.prompt_tokens > 0
+
+
+async def test_an_operation_that_the_model_is_not_for_is_a_bad_request(bench: Bench) -> None:
+    client = bench.v1()
+    with pytest.raises(openai.BadRequestError) as refused:
+        await ask(client, "hi", VECTORS)
+    assert refused.value.code == "OperationNotSupported"
+    with pytest.raises(openai.BadRequestError) as refused:
+        await client.embeddings.create(model=CHAT, input="hi")
+    assert refused.value.code == "OperationNotSupported"

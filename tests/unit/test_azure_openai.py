@@ -2,6 +2,7 @@
 
 import json
 import string
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import Any
@@ -12,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.bench import EPOCH, target
-from worker.azure_openai import LONGEST_WAIT, MAX_ERROR_TEXT, classify, read_answer, retry_after
+from worker.azure_openai import LONGEST_WAIT, MAX_ERROR_TEXT, classify, read_answer, request_body, retry_after
 from worker.errors import CallFailed, RefusedByService, SetupWrong, Throttled, Unavailable
+from worker.jobs import Job, JobLine, JsonObject, Operation
 from worker.outcomes import Usage
 
 TARGET = target("mini-1")
@@ -206,7 +208,7 @@ def test_whatever_the_headers_the_wait_is_bounded_or_none(headers: dict[str, str
 def test_an_answer_is_kept_byte_for_byte_with_its_usage() -> None:
     usage = {"prompt_tokens": 10, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 4}}
     body = answer(usage=usage)
-    response = read_answer(body, "req-1")
+    response = read_answer(Operation.CHAT_COMPLETIONS, body, "req-1")
     assert response.body is body
     assert (response.status, response.request_id) == (200, "req-1")
     assert response.usage == Usage(prompt=10, completion=2, cached=4)
@@ -219,8 +221,8 @@ def test_an_answer_is_kept_byte_for_byte_with_its_usage() -> None:
         (b"{", "line 1 column"),
         (answer()[:-3], "line 1 column"),
         (b"\xff" + answer(), "UTF-8"),
-        (b"[]", "it has no choices"),
-        (b"null", "it has no choices"),
+        (b"[]", "it is no object"),
+        (b"null", "it is no object"),
         (b"{}", "it has no choices"),
         (b'{"choices":null}', "it has no choices"),
         (b'{"choices":[]}', "it has no choices"),
@@ -232,7 +234,7 @@ def test_an_answer_is_kept_byte_for_byte_with_its_usage() -> None:
 )
 def test_what_is_not_a_whole_answer_is_another_attempts_business(body: bytes, why: str) -> None:
     with pytest.raises(Unavailable) as caught:
-        read_answer(body, None)
+        read_answer(Operation.CHAT_COMPLETIONS, body, None)
     assert caught.value.detail.startswith(f"the answer of {len(body):,} bytes is not a whole chat completion: ")
     assert why in caught.value.detail
     assert caught.value.status is None
@@ -245,7 +247,7 @@ def test_a_broken_answer_is_not_quoted_as_it_would_reach_the_log() -> None:
         b'{"choices":[],"x":"private"}',
     ):
         with pytest.raises(Unavailable) as caught:
-            read_answer(body, None)
+            read_answer(Operation.CHAT_COMPLETIONS, body, None)
         assert "private" not in caught.value.detail
 
 
@@ -270,7 +272,7 @@ def test_a_broken_answer_is_not_quoted_as_it_would_reach_the_log() -> None:
 )
 def test_a_count_that_is_none_does_not_cost_the_answer(usage: Any, read: Usage | None) -> None:
     body = json.dumps({"choices": [1], "usage": usage}).encode()
-    assert read_answer(body, None).usage == read
+    assert read_answer(Operation.CHAT_COMPLETIONS, body, None).usage == read
 
 
 @given(json_values, json_values, json_values)
@@ -278,7 +280,7 @@ def test_whatever_the_usage_its_counts_are_whole_and_not_negative(
     prompt: Any, completion: Any, details: Any
 ) -> None:
     usage = {"prompt_tokens": prompt, "completion_tokens": completion, "prompt_tokens_details": details}
-    read = read_answer(answer(usage=usage), None).usage
+    read = read_answer(Operation.CHAT_COMPLETIONS, answer(usage=usage), None).usage
     assert read is not None
     assert all(type(count) is int and count >= 0 for count in (read.prompt, read.completion, read.cached))
 
@@ -286,7 +288,131 @@ def test_whatever_the_usage_its_counts_are_whole_and_not_negative(
 @given(st.binary(max_size=80) | json_values.map(orjson.dumps))
 def test_whatever_the_body_it_is_an_answer_or_unavailable(body: bytes) -> None:
     try:
-        response = read_answer(body, None)
+        response = read_answer(Operation.CHAT_COMPLETIONS, body, None)
     except Unavailable:
         return
     assert orjson.loads(response.body)["choices"]
+
+
+GOOD: dict[Operation, JsonObject] = {
+    Operation.CHAT_COMPLETIONS: {"choices": [{"message": {"content": "yes"}}]},
+    Operation.RESPONSES: {"object": "response", "status": "completed", "output": [{"type": "message"}]},
+    Operation.EMBEDDINGS: {"object": "list", "data": [{"embedding": [0.6, 0.8]}]},
+    Operation.COMPLETIONS: {"choices": [{"text": "yes"}]},
+}
+
+
+@pytest.mark.parametrize("operation", list(Operation))
+def test_each_operations_own_answer_is_whole(operation: Operation) -> None:
+    body = orjson.dumps(GOOD[operation])
+    assert read_answer(operation, body, None).body is body
+
+
+@pytest.mark.parametrize("operation", list(Operation))
+def test_an_answer_to_a_question_of_another_kind_is_none(operation: Operation) -> None:
+    keys = set(GOOD[operation])
+    for other in (GOOD[one] for one in Operation if set(GOOD[one]) != keys):
+        with pytest.raises(Unavailable, match="is not a whole"):
+            read_answer(operation, orjson.dumps(other), None)
+
+
+@pytest.mark.parametrize(
+    ("operation", "changed", "why"),
+    [
+        (Operation.RESPONSES, {"status": None}, "not a whole response: its status is none that is known"),
+        (Operation.RESPONSES, {"status": "in_progress"}, "its status is in_progress"),
+        (Operation.RESPONSES, {"status": "queued"}, "its status is queued"),
+        (Operation.RESPONSES, {"status": ["completed"]}, "its status is none that is known"),
+        (Operation.RESPONSES, {"status": "what was said"}, "its status is none that is known"),
+        (Operation.RESPONSES, {"status": "failed"}, "its status is failed"),
+        (
+            Operation.RESPONSES,
+            {"status": "failed", "error": {"code": "server_error", "message": "private"}},
+            "its status is failed, its error's code server_error",
+        ),
+        (
+            Operation.RESPONSES,
+            {"status": "failed", "error": {"code": "a private thing"}},
+            "its status is failed, its error's code none that is known",
+        ),
+        (Operation.RESPONSES, {"output": None}, "it has no output"),
+        (Operation.RESPONSES, {"output": "yes"}, "it has no output"),
+        (Operation.EMBEDDINGS, {"data": []}, "not a whole list of embeddings: it has no data"),
+        (Operation.EMBEDDINGS, {"data": {"0": 1}}, "it has no data"),
+        (Operation.COMPLETIONS, {"choices": []}, "not a whole completion: it has no choices"),
+    ],
+)
+def test_what_an_operations_answer_lacks_is_told(operation: Operation, changed: JsonObject, why: str) -> None:
+    with pytest.raises(Unavailable) as caught:
+        read_answer(operation, orjson.dumps(GOOD[operation] | changed), None)
+    assert caught.value.detail.endswith(why)
+
+
+def test_a_response_that_was_cut_is_an_answer() -> None:
+    cut = {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}, "output": []}
+    assert read_answer(Operation.RESPONSES, orjson.dumps(cut), "req-1").request_id == "req-1"
+
+
+@pytest.mark.parametrize(
+    ("operation", "usage", "read"),
+    [
+        (
+            Operation.RESPONSES,
+            {"input_tokens": 10, "output_tokens": 2, "input_tokens_details": {"cached_tokens": 4}},
+            Usage(prompt=10, completion=2, cached=4),
+        ),
+        (Operation.RESPONSES, {"prompt_tokens": 10, "completion_tokens": 2}, Usage()),
+        (Operation.EMBEDDINGS, {"prompt_tokens": 10, "total_tokens": 10}, Usage(prompt=10)),
+        (Operation.COMPLETIONS, {"prompt_tokens": 10, "completion_tokens": 2}, Usage(prompt=10, completion=2)),
+    ],
+)
+def test_the_usage_is_read_by_each_operations_own_names(operation: Operation, usage: Any, read: Usage) -> None:
+    assert read_answer(operation, orjson.dumps(GOOD[operation] | {"usage": usage}), None).usage == read
+
+
+@given(st.sampled_from(Operation), st.binary(max_size=80) | json_values.map(orjson.dumps))
+def test_whatever_the_body_and_the_operation_it_is_an_answer_or_unavailable(
+    operation: Operation, body: bytes
+) -> None:
+    with suppress(Unavailable):
+        assert read_answer(operation, body, None).body
+
+
+# What is sent
+
+
+def sent(operation: Operation, *, responses_store: bool = False, **body: Any) -> JsonObject:
+    line = JobLine(custom_id="a", operation=operation, model="mini", body={"model": "mini", **body})
+    job = Job(id="b/a", batch_id="b", queue="jobs", line=line, enqueued_at=EPOCH, deadline=EPOCH + 60)
+    return request_body(job, TARGET, responses_store=responses_store)
+
+
+@pytest.mark.parametrize(
+    ("body", "responses_store", "store"),
+    [
+        ({}, False, False),
+        ({"store": None}, False, False),
+        ({"store": True}, False, True),
+        ({"store": False}, False, False),
+        ({}, True, ...),
+        ({"store": None}, True, None),
+        ({"store": False}, True, False),
+    ],
+)
+def test_a_response_is_kept_by_the_service_only_where_the_job_or_the_setting_says_so(
+    body: JsonObject, responses_store: bool, store: object
+) -> None:
+    body = sent(Operation.RESPONSES, responses_store=responses_store, input="Is it?", **body)
+    assert body.get("store", ...) is store
+
+
+@pytest.mark.parametrize("operation", [one for one in Operation if one is not Operation.RESPONSES])
+def test_only_responses_are_told_whether_to_be_kept(operation: Operation) -> None:
+    assert sent(operation, user="x") == {"model": "mini-1", "user": "x"}
+    assert sent(operation, store=True)["store"] is True
+
+
+@pytest.mark.parametrize("operation", list(Operation))
+def test_no_stream_and_nothing_in_the_background_is_asked_for(operation: Operation) -> None:
+    body = sent(operation, stream=True, stream_options={"include_usage": True}, background=True, user="x")
+    assert body.keys() - {"store"} == {"model", "user"}

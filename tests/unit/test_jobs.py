@@ -199,6 +199,7 @@ def test_what_is_not_a_job_is_dead_lettered_with_the_value_and_what_it_must_be(
         (None, "missing or null"),
         ("", '""'),
         ("/v1/chat/completions/", '"/v1/chat/completions/"'),
+        ("/v1/embeddings?input=x", '"/v1/embeddings?input=x"'),
         ("/v1/images/generations", '"/v1/images/generations"'),
         ("https://api.openai.com/v1/chat/completions", '"https://api.openai.com/v1/chat/completions"'),
         (5, "5"),
@@ -208,7 +209,13 @@ def test_what_is_not_a_job_is_dead_lettered_with_the_value_and_what_it_must_be(
 def test_an_operation_that_the_worker_cannot_call_is_dead_lettered_with_those_it_can(url: Any, shown: str) -> None:
     error = refusal(line_of(url=url))
     assert error.reason is DeadLetterReason.UNSUPPORTED_OPERATION
-    assert error.description == f'"url" is {shown}; supported are: /v1/chat/completions'
+    supported = "/v1/chat/completions, /v1/responses, /v1/embeddings, /v1/completions"
+    assert error.description == f'"url" is {shown}; supported are: {supported}'
+
+
+@pytest.mark.parametrize("operation", list(Operation))
+def test_every_operation_that_the_worker_can_call_is_a_job(operation: Operation) -> None:
+    assert parse_line(line_of(url=operation.value)).operation is operation
 
 
 def test_nesting_up_to_the_limit_is_a_job() -> None:
@@ -495,14 +502,16 @@ def test_a_result_is_one_line_that_holds_the_services_body_byte_for_byte(
 def test_a_pretty_printed_answer_becomes_one_line(extra: dict[str, Any], newline: bytes) -> None:
     document = extra | {"choices": [{"index": 0}]}
     printed = json.dumps(document, indent=2).encode().replace(b"\n", newline)
-    line = encode_result(job_of(), Answered(response=read_answer(printed, "req-1")), RECORD)
+    line = encode_result(
+        job_of(), Answered(response=read_answer(Operation.CHAT_COMPLETIONS, printed, "req-1")), RECORD
+    )
     assert len(line.splitlines()) == 1
     assert json.loads(line)["response"]["body"] == document
 
 
 def test_a_pretty_printed_answer_keeps_its_numbers_as_the_service_wrote_them() -> None:
     printed = b'{\n "choices": [{"logprob": -0.10, "id": 123456789012345678901234567890}]\n}'
-    response = read_answer(printed, None)
+    response = read_answer(Operation.CHAT_COMPLETIONS, printed, None)
     assert b"-0.10" in response.body
     assert b"123456789012345678901234567890" in response.body
 

@@ -21,6 +21,15 @@ KEY = make_signing_key()
 DEPLOYMENTS = (
     Deployment(name="gpt-4o-mini", model="gpt-4o-mini-2024-07-18", latency=0.001),
     Deployment(name="small", model="gpt-4o", latency=0.001, requests_per_minute=60, tokens_per_minute=1_000),
+    Deployment(name="instruct", model="gpt-35-turbo-instruct", kind="completions", latency=0.001),
+    Deployment(
+        name="vectors",
+        model="text-embedding-3-small",
+        kind="embeddings",
+        latency=0.001,
+        requests_per_minute=60,
+        tokens_per_minute=1_000,
+    ),
 )
 WORLD = replace(default_world(), deployments=DEPLOYMENTS)
 WORKER, STRANGER = WORLD.identity("worker"), WORLD.identity("stranger")
@@ -285,3 +294,110 @@ async def test_a_fault_in_the_world_is_there_from_the_start() -> None:
     world = replace(WORLD, faults={"openai": {"status": 503, "count": 1}})
     async with open_client(world) as client:
         assert [(await client.ask("hi"))[0] for _ in range(2)] == [503, 200]
+
+
+HI = [{"role": "user", "content": "hi"}]
+CALLS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("/openai/v1/chat/completions", "gpt-4o-mini", {"messages": HI}),
+    ("/openai/v1/responses", "gpt-4o-mini", {"input": "hi"}),
+    ("/openai/v1/completions", "instruct", {"prompt": "hi"}),
+    ("/openai/v1/embeddings", "vectors", {"input": "hi"}),
+)
+VERSIONED = {
+    "/openai/v1/chat/completions": "/openai/deployments/{}/chat/completions?api-version=2024-10-21",
+    "/openai/v1/responses": "/openai/responses?api-version=2025-04-01-preview",
+    "/openai/v1/completions": "/openai/deployments/{}/completions?api-version=2024-10-21",
+    "/openai/v1/embeddings": "/openai/deployments/{}/embeddings?api-version=2024-10-21",
+}
+UNLIKE = {"id", "created", "created_at"}
+
+
+@pytest.mark.parametrize(("path", "model", "fields"), CALLS)
+async def test_every_operation_is_on_both_surfaces(path: str, model: str, fields: dict[str, Any]) -> None:
+    async with open_client(replace(WORLD, deployments=tuple(map(unlimited, DEPLOYMENTS)))) as client:
+        status, one, headers = await client.post(path, {"model": model, **fields})
+        assert (status, headers["x-ms-deployment-name"]) == (200, model)
+        status, other, _ = await client.post(VERSIONED[path].format(model), {"model": model, **fields})
+        assert status == 200
+        assert (await client.post(VERSIONED[path].format(model).partition("?")[0], {"model": model}))[0] == 404
+    assert without_ids(one) == without_ids(other)
+
+
+def unlimited(deployment: Deployment) -> Deployment:
+    return replace(deployment, requests_per_minute=None, tokens_per_minute=None)
+
+
+def without_ids(document: dict[str, Any]) -> dict[str, Any]:
+    output = [{**item, "id": ""} for item in document.get("output", [])]
+    return {name: value for name, value in document.items() if name not in UNLIKE} | {"output": output}
+
+
+@pytest.mark.parametrize(
+    ("path", "action", "operation"),
+    [
+        (
+            "/openai/v1/chat/completions",
+            "deployments/chat/completions/action",
+            "/openai/deployments/{deployment-id}/chat/completions",
+        ),
+        ("/openai/v1/responses", "responses/write", "/openai/responses"),
+        (
+            "/openai/v1/completions",
+            "deployments/completions/action",
+            "/openai/deployments/{deployment-id}/completions",
+        ),
+        (
+            "/openai/v1/embeddings",
+            "deployments/embeddings/action",
+            "/openai/deployments/{deployment-id}/embeddings",
+        ),
+    ],
+)
+async def test_the_data_action_that_a_caller_lacks_is_that_of_the_operation(
+    client: Client, path: str, action: str, operation: str
+) -> None:
+    status, document, _ = await client.post(path, {}, bearer(token(STRANGER)))
+    assert (status, document["error"]["code"]) == (401, "PermissionDenied")
+    message = document["error"]["message"]
+    assert f"`Microsoft.CognitiveServices/accounts/OpenAI/{action}` to perform `POST {operation}`" in message
+
+
+@pytest.mark.parametrize(
+    ("path", "model", "named"),
+    [
+        ("/openai/v1/chat/completions", "vectors", "chatCompletion"),
+        ("/openai/v1/chat/completions", "instruct", "chatCompletion"),
+        ("/openai/v1/responses", "vectors", "responses"),
+        ("/openai/v1/completions", "gpt-4o-mini", "completion"),
+        ("/openai/v1/embeddings", "gpt-4o-mini", "embeddings"),
+    ],
+)
+async def test_an_operation_that_the_model_is_not_for_is_refused(
+    client: Client, path: str, model: str, named: str
+) -> None:
+    status, document, _ = await client.post(path, {"model": model})
+    assert (status, document["error"]["code"]) == (400, "OperationNotSupported")
+    assert document["error"]["message"].startswith(
+        f"The {named} operation does not work with the specified model, "
+    )
+
+
+@pytest.mark.parametrize(("path", "model", "fields"), CALLS)
+async def test_faults_and_phrases_are_met_by_every_operation(path: str, model: str, fields: dict[str, Any]) -> None:
+    failing = json.loads(json.dumps(fields).replace('"hi"', '"[[status:503x1]] hi"'))
+    async with open_client(replace(WORLD, deployments=tuple(map(unlimited, DEPLOYMENTS)))) as client:
+        await client.set_fault(status=500, count=1, deployment=model)
+        statuses = [(await client.post(path, {"model": model, **failing}))[0] for _ in range(3)]
+        stats = await client.stats()
+    assert statuses == [500, 503, 200]
+    assert stats["by_deployment"] == {model: {"500": 1, "503": 1, "200": 1}}
+    assert sum(stats["answers"].values()) == 1
+
+
+async def test_the_quota_is_charged_for_embeddings_by_their_input_alone(client: Client) -> None:
+    call = {"model": "vectors", "input": "12345678" * 10}
+    status, _, headers = await client.post("/openai/v1/embeddings", call)
+    assert (status, headers["x-ratelimit-remaining-tokens"]) == (200, "980")
+    status, document, _ = await client.post("/openai/v1/embeddings", call)
+    assert status == 429
+    assert document["error"]["message"].startswith("Requests to the Embeddings_Create Operation under")

@@ -76,7 +76,7 @@ def read_completion(body: dict[str, Any]) -> CompletionRequest:
     per_prompt = parse_count(body, "n", most=_MOST_CHOICES) or 1
     return CompletionRequest(
         prompts=tuple(_words(prompt) for prompt in prompts),
-        digest=digest_of(prompts),
+        digest=digest_of({"prompt": prompts}),
         prompt_tokens=sum(map(_tokens, prompts)),
         max_tokens=parse_count(body, "max_tokens") or _DEFAULT_MAX_TOKENS,
         per_prompt=per_prompt,

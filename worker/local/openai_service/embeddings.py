@@ -89,7 +89,7 @@ def read_embeddings(body: dict[str, Any], model: str) -> EmbeddingsRequest:
         raise wrong_value("encoding_format", encoding, _ENCODINGS)
     return EmbeddingsRequest(
         inputs=tuple(inputs),
-        digest=digest_of(inputs),
+        digest=digest_of({"input": inputs}),
         prompt_tokens=sum(map(_tokens, inputs)),
         dimensions=_parse_dimensions(body, model),
         base64=encoding == "base64",

@@ -106,7 +106,7 @@ def read_response(body: dict[str, Any]) -> ResponsesRequest:
     return ResponsesRequest(
         text="\n".join(said),
         question=users[-1] if users else texts[-1],
-        digest=digest_of([instructions, items]),
+        digest=digest_of({"instructions": instructions, "input": items}),
         prompt_tokens=_TOKENS_PER_REPLY + sum(_TOKENS_PER_ITEM + count_tokens(text) for text in said),
         max_tokens=parse_count(body, "max_output_tokens", least=_LEAST_OUTPUT_TOKENS),
         instructions=instructions,

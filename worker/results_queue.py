@@ -24,6 +24,10 @@ from worker.servicebus_faults import FAULTS, describe_fault
 SEND_TIMEOUT = 30.0
 """Seconds for one batch of results."""
 
+LINGER = 0.01
+"""Seconds for which a result waits for others to go along. Without it most go alone while little is in flight, which
+costs 0.4 ms of CPU for each at 64 in flight and 0.1 ms at 256 (docs/benchmarks.md)."""
+
 
 @dataclass(slots=True)
 class _Pending:
@@ -85,6 +89,7 @@ class ResultsQueue:
     async def _send_forever(self) -> None:
         while True:
             await self._wanted.wait()
+            await asyncio.sleep(LINGER)
             self._wanted.clear()
             pending = [entry for entry in self._pending if not entry.done.done()]
             self._pending.clear()

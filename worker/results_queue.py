@@ -25,8 +25,8 @@ SEND_TIMEOUT = 30.0
 """Seconds for one batch of results."""
 
 LINGER = 0.01
-"""Seconds for which a result waits for others to go along. Without it most go alone while little is in flight, which
-costs 0.4 ms of CPU for each at 64 in flight and 0.1 ms at 256 (docs/benchmarks.md)."""
+"""Seconds for which a result waits for others to go along. Without it most go alone while little is in flight, and
+that costs 0.4 ms of CPU for each at 64 in flight and 0.1 ms at 256 (docs/benchmarks.md)."""
 
 
 @dataclass(slots=True)

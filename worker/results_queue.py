@@ -101,10 +101,21 @@ class ResultsQueue:
         try:
             async with asyncio.timeout(SEND_TIMEOUT):
                 await self._send_in_batches(entries)
+        except MessageSizeExceededError:
+            await self._send_singly(entries)
         except Exception as error:  # whatever it is, the writers must hear of it, or they would wait for ever
             detail = self._describe(error)
             await self._close()
             _fail(entries, lambda: SinkUnavailable(detail))
+
+    async def _send_singly(self, entries: list[_Pending]) -> None:
+        """The queue counts more than the SDK has counted: find out whose result it will never take."""
+        if len(entries) == 1:
+            _fail(entries, partial(ResultTooLarge, size=entries[0].size, allowed=None))
+            return
+        for entry in entries:
+            if not entry.done.done():
+                await self._send([entry])
 
     async def _send_in_batches(self, entries: Iterable[_Pending]) -> None:
         sender = await self._open()

@@ -1,12 +1,15 @@
 """What the results queue does when the SDK fails in ways nobody foresaw. With a broker: `tests/contract`."""
 
+import asyncio
 from typing import Any, cast
 
 import pytest
+from azure.servicebus import ServiceBusMessage
 from azure.servicebus.aio import ServiceBusClient
+from azure.servicebus.exceptions import MessageSizeExceededError
 
 from tests.unit.bench import wall_clock
-from worker.errors import SinkUnavailable
+from worker.errors import ResultTooLarge, SinkUnavailable
 from worker.jobs import Job, decode
 from worker.results_queue import ResultsQueue
 from worker.testing import FakeQueue, job_line
@@ -31,6 +34,39 @@ class Senders:
         return HasABug()
 
 
+class CountsMore(HasABug):
+    """A sender whose queue refuses a batch with a large message that the SDK has let pass."""
+
+    def __init__(self) -> None:
+        self.taken: list[bytes] = []
+
+    async def create_message_batch(self) -> Any:
+        return Lenient()
+
+    async def send_messages(self, batch: "Lenient") -> None:
+        if any(len(body) > 10 for body in batch.bodies):
+            raise MessageSizeExceededError(message="too large")
+        self.taken += batch.bodies
+
+
+class Lenient:
+    max_size_in_bytes = 1_000
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+
+    def add_message(self, message: ServiceBusMessage) -> None:
+        self.bodies.append(b"".join(message.body))
+
+
+class OneSender:
+    def __init__(self, sender: HasABug) -> None:
+        self.sender = sender
+
+    def get_queue_sender(self, queue: str, **options: Any) -> HasABug:
+        return self.sender
+
+
 async def a_job() -> Job:
     queue = FakeQueue(clock=wall_clock)
     queue.send(job_line("a"), message_id="batch/a")
@@ -44,3 +80,13 @@ async def test_whatever_the_sdk_raises_each_writer_hears_of_it_and_may_try_again
         for _ in range(2):
             with pytest.raises(SinkUnavailable, match="a slip"):
                 await sink.write(job, b"1")
+
+
+async def test_a_result_that_only_the_queue_finds_too_large_is_told_apart_and_the_others_are_written() -> None:
+    job, sender = await a_job(), CountsMore()
+    async with ResultsQueue(cast(ServiceBusClient, OneSender(sender)), "results") as sink:
+        outcomes = await asyncio.gather(
+            sink.write(job, b"small"), sink.write(job, b"x" * 11), sink.write(job, b"other"), return_exceptions=True
+        )
+    assert [type(outcome) for outcome in outcomes] == [type(None), ResultTooLarge, type(None)]
+    assert sender.taken == [b"small", b"other"]

@@ -16,7 +16,7 @@ from azure.servicebus.aio import ServiceBusClient
 from worker.local.certificates import make_server_identity, make_signing_key, private_pem, public_pem
 from worker.local.servicebus.server import ServiceBus
 from worker.local.tokens import TokenIssuer
-from worker.local.world import Identity, QueueSpec, RoleAssignment, World
+from worker.local.world import Identity, QueueSpec, RoleAssignment, RuleSpec, SubscriptionSpec, TopicSpec, World
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,10 @@ class Authority:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.certificate_file, self.key_file)
         return context
+
+    def trust(self) -> ssl.SSLContext:
+        """What a client believes."""
+        return ssl.create_default_context(cafile=self.ca_file)
 
 
 def make_authority(folder: Path) -> Authority:
@@ -144,6 +148,28 @@ def bus_world() -> World:
                 role="Azure Service Bus Data Receiver",
                 scope="servicebus/jobs",
             ),
+            RoleAssignment(
+                object_id=people["sender"].object_id,
+                role="Azure Service Bus Data Sender",
+                scope="servicebus/events",
+            ),
+            RoleAssignment(
+                object_id=people["receiver"].object_id,
+                role="Azure Service Bus Data Receiver",
+                scope="servicebus/events/Subscriptions/all",
+            ),
+        ),
+        topics=(
+            TopicSpec(
+                name="events",
+                subscriptions=(
+                    SubscriptionSpec(name="all"),
+                    SubscriptionSpec(
+                        name="big", rules=(RuleSpec(name="big", sql="n > 3 AND sys.Label = 'order'"),)
+                    ),
+                    SubscriptionSpec(name="chats", requires_session=True),
+                ),
+            ),
         ),
         queues=(
             QueueSpec(name="jobs"),
@@ -153,5 +179,8 @@ def bus_world() -> World:
             QueueSpec(name="brief-chat", requires_session=True, lock_duration=0.5),
             QueueSpec(name="small", max_message_bytes=2_000),
             QueueSpec(name="narrow", max_size_bytes=3_000),
+            QueueSpec(name="onward", forward_to="jobs", forward_dead_letters_to="jobs"),
+            QueueSpec(name="large", max_message_bytes=3 << 20),
+            QueueSpec(name="mourned", forward_dead_letters_to="jobs"),
         ),
     )

@@ -1,12 +1,14 @@
-"""The embedded Service Bus inside the test's own event loop."""
+"""The embedded Service Bus inside the test's own event loop, and Azurite in a process of its own."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from azure.servicebus._pyamqp.aio._client_async import AMQPClientAsync
 
+from tests.azurite import BlobService, blob_service
 from tests.local_azure import Authority, Bus, bus_world, make_authority
+from worker.blobs import BlobContainer
 from worker.local.servicebus.server import serve
 from worker.local.tokens import AccessTokens, issuer_of
 
@@ -30,3 +32,16 @@ async def bus(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
             authority=authority,
             service=served.bus,
         )
+
+
+@pytest.fixture(scope="session")
+def blob_storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BlobService]:
+    with blob_service(tmp_path_factory.mktemp("blobs")) as service:
+        yield service
+
+
+@pytest.fixture
+async def container(blob_storage: BlobService) -> AsyncIterator[BlobContainer]:
+    """An empty container of Azurite, under an identity that may read and write it."""
+    async with blob_storage.open(await blob_storage.new_container()) as opened:
+        yield opened

@@ -2,6 +2,7 @@
 
 import ssl
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
@@ -13,13 +14,13 @@ from openai.types.chat import ChatCompletion
 from openai.types.responses import ResponseInputItemParam
 
 from worker.local.entra import load_entra
-from worker.local.openai_service.__main__ import load_account
+from worker.local.openai_service.__main__ import load_account, load_accounts
 from worker.local.openai_service.account import Account
 from worker.local.openai_service.app import build_app
 from worker.local.process import server_context
 from worker.local.state import StateDirectory
 from worker.local.supervisor import prepare_state
-from worker.local.world import default_world
+from worker.local.world import DEFAULT_ACCOUNT, Deployment, default_world
 
 WORLD = default_world()
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
@@ -211,3 +212,12 @@ async def test_an_operation_that_the_model_is_not_for_is_a_bad_request(bench: Be
     with pytest.raises(openai.BadRequestError) as refused:
         await client.embeddings.create(model=CHAT, input="hi")
     assert refused.value.code == "OperationNotSupported"
+
+
+def test_a_world_has_an_account_for_each_name_that_a_deployment_gives(tmp_path: Path) -> None:
+    state = StateDirectory(tmp_path)
+    european = Deployment(name=CHAT, model=CHAT, account="eu")
+    prepare_state(state, replace(WORLD, deployments=(*WORLD.deployments, european)))
+    accounts = load_accounts(state)
+    assert set(accounts) == {DEFAULT_ACCOUNT, "eu"}
+    assert list(accounts["eu"].deployments) == [CHAT]

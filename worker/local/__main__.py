@@ -21,8 +21,14 @@ def main() -> int:
     parser.add_argument(
         "--world", type=Path, metavar="FILE", help="what exists in this Azure, as JSON (default: the demo's)"
     )
+    parser.add_argument(
+        "--entities",
+        type=Path,
+        metavar="FILE",
+        help="queues, topics, subscriptions and rules of Service Bus, as YAML (default: the world's)",
+    )
     arguments = parser.parse_args()
-    return run(arguments.write_env, arguments.state, arguments.world)
+    return run(arguments.write_env, arguments.state, arguments.world, entities=arguments.entities)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ HOST_NAMES = (
     "local.servicebus.windows.net",
     "local.openai.azure.com",
     "login.microsoftonline.com",
+    "local.ests.aks",
 )
 ADDRESSES = ("127.0.0.1", "::1")
 

@@ -4,28 +4,32 @@
 
 `POST /{tenant}/oauth2/v2.0/token` trades a projected service-account token for an access token, in Entra's
 words and status codes. A client secret never works here. For the local Azure only, and unknown to the worker:
-`PUT /local/faults` (see faults.py) and `GET /local/stats` (requests by outcome).
+`/local/faults` (see faults.py) and `GET /local/stats` (requests by outcome). The process serves two doors more:
+IMDS, in plaintext as the real one (`imds.py`), and the cluster's token proxy (`identity_binding.py`).
 """
 
 import argparse
 import asyncio
+import re
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jwt
+import orjson
 from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from worker.local.cluster import FEDERATION_AUDIENCE
+from worker.local.entra_assertions import check_assertion
+from worker.local.entra_faults import FAULTS, ClockFault, RefusalFault, TokenFault
 from worker.local.entra_refusals import TokenDenied
-from worker.local.faults import Fault, Faults, add_fault_routes
-from worker.local.process import run_to_the_end, serve
+from worker.local.faults import NO_FAULT, AnswerFault, Faults, add_fault_routes
+from worker.local.http_faults import BodyFault, ConnectionFault, break_connection, send_broken
+from worker.local.process import run_to_the_end
 from worker.local.state import StateDirectory
 from worker.local.tokens import TokenIssuer
 from worker.local.world import Identity, World
@@ -40,13 +44,21 @@ RESOURCES = frozenset(
 )
 _ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 _DEFAULT = "/.default"
+_TENANT = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+")
 # With a shorter life Entra sends no `refresh_in`, and the SDK decides by the expiry.
 _REFRESHED_EARLY_FROM = 7_200.0
 _LONGEST_FORM = 65_536
+_FLOODED = 429
 
 
 class Entra:
-    """What the tenant knows and has done. Holds no state but its counters and the fault of the moment."""
+    """What the tenant knows and has done. Holds no state but its counters and the faults of the moment.
+
+    `audience` is that of the assertions it takes: the cluster's proxy, which speaks for it, has another.
+    """
+
+    faults_key = "entra"
+    """Where the world has the faults of the beginning."""
 
     def __init__(
         self,
@@ -54,62 +66,75 @@ class Entra:
         issuer: TokenIssuer,
         cluster_public_key_pem: bytes,
         clock: Callable[[], float] = time.time,
+        audience: str = FEDERATION_AUDIENCE,
     ) -> None:
         """Raises ValueError when the cluster's key is no RSA public key or the world's fault is wrong."""
         key = load_pem_public_key(cluster_public_key_pem)
         if not isinstance(key, RSAPublicKey):
             raise ValueError(f"the cluster's key must be an RSA public key; this is a {type(key).__name__}")
-        self._world = world
+        self.world = world
         self._issuer = issuer
         self._cluster_key = key
+        self._audience = audience
         self._applications = {identity.client_id: identity for identity in world.identities}
-        self.clock = clock
-        self.faults = Faults(world.faults.get("entra"))
+        self._clock = clock
+        self.faults = Faults(*FAULTS, initial=world.faults.get(self.faults_key))
         self.outcomes: Counter[str] = Counter()
         self.grants: Counter[tuple[str, str]] = Counter()
 
+    def clock(self) -> float:
+        """Entra's own, which may be skewed."""
+        skewed = self.faults.take(ClockFault)
+        return self._clock() + (0.0 if skewed is None else skewed.skew)
+
     def grant(self, tenant: str, form: Mapping[str, str]) -> dict[str, Any]:
         """The token response for `form`. Raises TokenDenied."""
-        if tenant != self._world.tenant_id:
-            raise TokenDenied(90002, tenant=tenant)
-        identity = self._authenticate(form)
-        resource = self._resource(_required(form, "scope"))
-        token = self._issuer.issue(audience=resource, client_id=identity.client_id, object_id=identity.object_id)
-        self.grants[identity.name, resource.rstrip("/")] += 1
-        return _token_response(token, self._issuer.lifetime)
+        now = self.clock()
+        if (fault := self.faults.take(RefusalFault, client_id=form.get("client_id"))) is not None:
+            raise TokenDenied(fault.code, tenant=tenant, client_id=form.get("client_id", ""))
+        if tenant != self.world.tenant_id:
+            raise TokenDenied(90002 if _TENANT.fullmatch(tenant) else 900023, tenant=tenant)
+        identity = self._authenticate(form, now)
+        resource = self.check_resource(_resource_of(_required(form, "scope")))
+        return self.issue(identity, resource, now)
 
-    def _authenticate(self, form: Mapping[str, str]) -> Identity:
+    def issue(self, identity: Identity, resource: str, now: float) -> dict[str, Any]:
+        """A token response for an identity that has proved itself."""
+        fault = self.faults.take(TokenFault, client_id=identity.client_id) or TokenFault()
+        lifetime = self._issuer.lifetime if fault.lifetime is None else fault.lifetime
+        token = self._issuer.issue(
+            audience=resource,
+            client_id=identity.client_id,
+            object_id=identity.object_id,
+            lifetime=lifetime,
+            now=now,
+        )
+        self.grants[identity.name, resource.rstrip("/")] += 1
+        return _token_response(token, lifetime, fault)
+
+    def check_resource(self, resource: str) -> str:
+        """`resource` again, where the tenant has it. Raises TokenDenied."""
+        if resource.rstrip("/") not in RESOURCES:
+            raise TokenDenied(500011, resource=resource, tenant=self.world.tenant_id)
+        return resource
+
+    def _authenticate(self, form: Mapping[str, str], now: float) -> Identity:
         grant_type = _required(form, "grant_type")
         if grant_type != "client_credentials":
             raise TokenDenied(70003, grant_type=grant_type)
         client_id = _required(form, "client_id")
         identity = self._applications.get(client_id)
         if identity is None:
-            raise TokenDenied(700016, client_id=client_id, tenant=self._world.tenant_id)
-        self._check_assertion(_assertion(form, client_id), identity)
+            raise TokenDenied(700016, client_id=client_id, tenant=self.world.tenant_id)
+        check_assertion(
+            _assertion(form, client_id),
+            identity,
+            key=self._cluster_key,
+            issuer=self.world.issuer,
+            audience=self._audience,
+            now=now,
+        )
         return identity
-
-    def _check_assertion(self, assertion: str, identity: Identity) -> None:
-        """Verify it as the federated credential of `identity` asks: every check must pass."""
-        issuer = _claimed_issuer(assertion)
-        if issuer != self._world.issuer:
-            raise TokenDenied(700211, issuer=issuer)
-        claims = _signed_claims(assertion, self._cluster_key)
-        if (subject := claims.get("sub")) != identity.subject:
-            raise TokenDenied(700213, subject=str(subject))
-        if FEDERATION_AUDIENCE not in _audiences(claims):
-            raise TokenDenied(700212, audience=", ".join(_audiences(claims)))
-        _check_validity(claims, self.clock())
-
-    def _resource(self, scope: str) -> str:
-        if len(scope.split()) != 1:
-            raise TokenDenied(70011, scope=scope)
-        if not scope.endswith(_DEFAULT):
-            raise TokenDenied(1002012, scope=scope)
-        resource = scope.removesuffix(_DEFAULT)
-        if resource.rstrip("/") not in RESOURCES:
-            raise TokenDenied(500011, resource=resource, tenant=self._world.tenant_id)
-        return resource
 
     def stats(self) -> dict[str, Any]:
         grants: dict[str, dict[str, int]] = {}
@@ -138,66 +163,33 @@ def _assertion(form: Mapping[str, str], client_id: str) -> str:
     return form["client_assertion"]
 
 
-def _claimed_issuer(assertion: str) -> str:
-    """The issuer as the assertion has it: unverified, only good for refusing it."""
-    try:
-        claims = jwt.decode(assertion, options={"verify_signature": False})
-    except (jwt.InvalidTokenError, RecursionError, UnicodeError) as error:
-        raise TokenDenied(50027) from error
-    return str(claims.get("iss"))
+def _resource_of(scope: str) -> str:
+    if len(scope.split()) != 1:
+        raise TokenDenied(70011, scope=scope)
+    if not scope.endswith(_DEFAULT):
+        raise TokenDenied(1002012, scope=scope)
+    return scope.removesuffix(_DEFAULT)
 
 
-def _signed_claims(assertion: str, key: RSAPublicKey) -> dict[str, Any]:
-    options: jwt.types.Options = {
-        "verify_exp": False,
-        "verify_nbf": False,
-        "verify_iat": False,
-        "verify_aud": False,
-        "verify_iss": False,
-        "verify_sub": False,
-        "verify_jti": False,
-    }
-    try:
-        return jwt.decode(assertion, key, algorithms=["RS256"], options=options)
-    except jwt.InvalidAlgorithmError as error:
-        raise TokenDenied(5002730) from error
-    except jwt.InvalidTokenError as error:
-        raise TokenDenied(700027) from error
-
-
-def _audiences(claims: Mapping[str, Any]) -> list[str]:
-    audience = claims.get("aud")
-    return [str(one) for one in audience] if isinstance(audience, list) else [str(audience)]
-
-
-def _check_validity(claims: Mapping[str, Any], now: float) -> None:
-    not_before, expires = claims.get("nbf", 0), claims.get("exp")
-    if not isinstance(expires, int | float) or not isinstance(not_before, int | float):
-        raise TokenDenied(50027)
-    if not not_before <= now < expires:
-        raise TokenDenied(700024, now=_utc(now), not_before=_utc(not_before), expires=_utc(expires))
-
-
-def _utc(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f0Z")
-
-
-def _token_response(token: str, lifetime: float) -> dict[str, Any]:
-    response: dict[str, Any] = {
-        "token_type": "Bearer",
-        "expires_in": int(lifetime),
-        "ext_expires_in": int(lifetime),
-    }
-    if lifetime >= _REFRESHED_EARLY_FROM:
-        response["refresh_in"] = int(lifetime / 2)
+def _token_response(token: str, lifetime: float, fault: TokenFault) -> dict[str, Any]:
+    told = int(lifetime if fault.claims_lifetime is None else fault.claims_lifetime)
+    response: dict[str, Any] = {"token_type": "Bearer", "expires_in": told, "ext_expires_in": told}
+    refresh_in = told / 2 if told >= _REFRESHED_EARLY_FROM else 0.0
+    if fault.refresh_in is not None:
+        refresh_in = fault.refresh_in
+    if refresh_in:
+        response["refresh_in"] = int(refresh_in)
     return {**response, "access_token": token}
 
 
-def build_app(entra: Entra) -> web.Application:
-    """The HTTP surface of `entra`, without TLS."""
+def build_app(entra: Entra, prefix: str = "") -> web.Application:
+    """The HTTP surface of `entra`, without TLS. Its token endpoint is below `prefix`."""
 
-    async def issue_token(request: web.Request) -> web.Response:
-        fault = entra.faults.take()
+    async def issue_token(request: web.Request) -> web.StreamResponse:
+        if (dropped := entra.faults.take(ConnectionFault)) is not None:
+            entra.outcomes[f"fault {dropped.how}"] += 1
+            return await break_connection(request, dropped)
+        fault = entra.faults.take(AnswerFault) or NO_FAULT
         await asyncio.sleep(fault.latency)
         try:
             _raise_fault(fault)
@@ -207,44 +199,56 @@ def build_app(entra: Entra) -> web.Application:
             entra.outcomes[outcome] += 1
             return _respond(denied.body(entra.clock()), denied.status, fault.headers())
         entra.outcomes["granted"] += 1
+        if (broken := entra.faults.take(BodyFault)) is not None:
+            return await send_broken(request, response_headers(), orjson.dumps(answer), broken)
         return _respond(answer, 200, {})
 
     async def show_stats(_request: web.Request) -> web.Response:
         return web.json_response(entra.stats())
 
     app = web.Application(client_max_size=_LONGEST_FORM)
-    app.router.add_post("/{tenant}/oauth2/v2.0/token", issue_token)
+    app.router.add_post(f"{prefix}/{{tenant}}/oauth2/v2.0/token", issue_token)
     app.router.add_get("/local/stats", show_stats)
     add_fault_routes(app, entra.faults)
     return app
 
 
-def _raise_fault(fault: Fault) -> None:
+def _raise_fault(fault: AnswerFault) -> None:
     if fault.status is not None:
-        raise TokenDenied(90033, status=fault.status)
+        raise TokenDenied(90055 if fault.status == _FLOODED else 90033, status=fault.status)
 
 
 async def _read_form(request: web.Request) -> dict[str, str]:
-    form = await request.post()
+    """What cannot be read as a form has no parameters, and is refused for those."""
+    try:
+        form = await request.post()
+    except (LookupError, ValueError, web.RequestPayloadError):
+        return {}
     return {name: value for name, value in form.items() if isinstance(value, str)}
 
 
-def _respond(body: dict[str, Any], status: int, headers: Mapping[str, str]) -> web.Response:
-    headers = {
+def response_headers() -> dict[str, str]:
+    return {
+        "Content-Type": "application/json; charset=utf-8",
         "Cache-Control": "no-store, no-cache",
         "Pragma": "no-cache",
         "x-ms-request-id": str(uuid.uuid4()),
-        **headers,
     }
-    return web.json_response(body, status=status, headers=headers)
+
+
+def _respond(body: dict[str, Any], status: int, headers: Mapping[str, str]) -> web.Response:
+    return web.Response(body=orjson.dumps(body), status=status, headers={**response_headers(), **headers})
 
 
 def load_entra(state: StateDirectory, clock: Callable[[], float] = time.time) -> Entra:
     """The tenant of the state directory. Raises OSError or ValueError when a file is missing or wrong."""
     world = World.load(state.world)
-    key = state.entra_private_key.read_bytes()
-    issuer = TokenIssuer(key, world.tenant_id, world.token_lifetime, clock)
-    return Entra(world, issuer, state.cluster_public_key.read_bytes(), clock)
+    return Entra(world, load_issuer(state, world, clock), state.cluster_public_key.read_bytes(), clock)
+
+
+def load_issuer(state: StateDirectory, world: World, clock: Callable[[], float] = time.time) -> TokenIssuer:
+    """Raises OSError or ValueError when the key is missing or wrong."""
+    return TokenIssuer(state.entra_private_key.read_bytes(), world.tenant_id, world.token_lifetime, clock)
 
 
 def main() -> None:
@@ -252,9 +256,10 @@ def main() -> None:
     parser.add_argument("--state", type=Path, required=True, help="state directory, made by the supervisor")
     parser.add_argument("--port", type=int, default=0, help="port on loopback; 0 takes a free one")
     arguments = parser.parse_args()
-    state = StateDirectory(arguments.state)
-    app = build_app(load_entra(state))
-    run_to_the_end(lambda: serve(app, service="entra", state=state, port=arguments.port))
+    # here, as the doors are built on this module
+    from worker.local.entra_doors import open_doors
+
+    run_to_the_end(lambda: open_doors(StateDirectory(arguments.state), arguments.port))
 
 
 if __name__ == "__main__":

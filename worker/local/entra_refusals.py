@@ -1,7 +1,8 @@
 """How Entra refuses: the AADSTS codes of workload identity federation, with status, OAuth error and words.
 
-The words are Entra's as users quote them in public issues. For a wrong `client_assertion_type` and for a bad
-signature of a federated issuer no public quotation was found: 900144 and 700027 stand for them.
+The words are Entra's as users quote them in public issues and its documentation lists them. For a wrong
+`client_assertion_type` and for a bad signature of a federated issuer no public quotation was found: 900144 and
+700027 stand for them.
 """
 
 import uuid
@@ -31,12 +32,34 @@ _NOT_INSTALLED = (
 )
 _RULES: Mapping[int, _Rule] = {
     50027: _Rule("invalid_request", 400, "JWT token is invalid or malformed."),
+    50196: _Rule(
+        "invalid_grant",
+        400,
+        "The server terminated an operation because it encountered a client request loop. Please contact your "
+        "app vendor.",
+    ),
+    53003: _Rule(
+        "invalid_grant",
+        400,
+        "Access has been blocked by Conditional Access policies. The access policy does not allow token issuance.",
+    ),
     70003: _Rule("unsupported_grant_type", 400, "The app requested an unsupported grant type '{grant_type}'."),
     70011: _Rule(
         "invalid_scope",
         400,
         "The provided request must include a 'scope' input parameter. The provided value for the input "
         "parameter 'scope' is not valid. The scope {scope} is not valid.",
+    ),
+    70021: _Rule(
+        "invalid_client",
+        401,
+        "No matching federated identity record found for presented assertion. Assertion Issuer: '{issuer}'. "
+        "Assertion Subject: '{subject}'. Assertion Audience: '{audience}'. " + _SEE_CREDENTIAL,
+    ),
+    70025: _Rule(
+        "invalid_client",
+        401,
+        "The client '{client_id}'({name}) has no configured federated identity credentials.",
     ),
     90002: _Rule(
         "invalid_request",
@@ -46,6 +69,11 @@ _RULES: Mapping[int, _Rule] = {
         "active subscriptions for the tenant.",
     ),
     90033: _Rule("temporarily_unavailable", 503, "A transient error has occurred. Please try again."),
+    90055: _Rule(
+        "temporarily_unavailable",
+        429,
+        "There are too many incoming requests. This exception is thrown for blocked tenants.",
+    ),
     500011: _Rule(
         "invalid_resource",
         400,
@@ -86,6 +114,11 @@ _RULES: Mapping[int, _Rule] = {
         "No matching federated identity record found for presented assertion subject '{subject}'. "
         + _SEE_CREDENTIAL,
     ),
+    900023: _Rule(
+        "invalid_request",
+        400,
+        "Specified tenant identifier '{tenant}' is neither a valid DNS name, nor a valid external domain.",
+    ),
     900144: _Rule("invalid_request", 400, "The request body must contain the following parameter: '{parameter}'."),
     1002012: _Rule(
         "invalid_scope",
@@ -94,6 +127,11 @@ _RULES: Mapping[int, _Rule] = {
         "with /.default suffixed to the resource identifier (application ID URI).",
     ),
     5002730: _Rule("invalid_request", 400, "Invalid JWT token. Unsupported key for the signing algorithm."),
+    7000112: _Rule(
+        "unauthorized_client",
+        400,
+        "Application '{client_id}'({name}) is disabled.",
+    ),
     7000215: _Rule(
         "invalid_client",
         401,
@@ -105,7 +143,24 @@ _RULES: Mapping[int, _Rule] = {
         401,
         "'client_assertion', 'client_secret' or 'request' is required for the 'client_credentials' grant type.",
     ),
+    7000229: _Rule(
+        "unauthorized_client",
+        400,
+        "The client application {client_id} is missing service principal in the tenant {tenant}. See "
+        "instructions here: https://go.microsoft.com/fwlink/?linkid=2225119",
+    ),
 }
+
+
+CODES = frozenset(_RULES)
+"""The AADSTS codes that can be asked for."""
+
+
+class _Words(dict[str, str]):
+    """What is said in place of words that a refusal on demand was not given."""
+
+    def __missing__(self, name: str) -> str:
+        return f"<{name}>"
 
 
 class TokenDenied(Exception):
@@ -116,7 +171,7 @@ class TokenDenied(Exception):
         self.code = code
         self.status = status or rule.status
         self.error = rule.error
-        self.text = f"AADSTS{code}: {rule.text.format(**words)}"
+        self.text = f"AADSTS{code}: {rule.text.format_map(_Words(words))}"
         super().__init__(self.text)
 
     def body(self, now: float) -> dict[str, Any]:

@@ -7,22 +7,27 @@ process dies, the rest are stopped; when the supervisor dies, however it dies, t
 import asyncio
 import json
 import shlex
-import shutil
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from worker.local import blob as blob_storage
+from worker.local import entra_faults
 from worker.local.certificates import make_server_identity, make_signing_key, private_pem, public_pem
 from worker.local.cluster import LocalCluster
+from worker.local.entities_file import EntitiesError, put_entities
 from worker.local.faults import Faults
+from worker.local.openai_service import faults as openai_faults
+from worker.local.servicebus import control as servicebus_faults
 from worker.local.state import StateDirectory, write_atomically
+from worker.local.temporary import temporary_directory
 from worker.local.world import Identity, World, default_world
 
 SERVICES: Mapping[str, str] = {
@@ -30,6 +35,8 @@ SERVICES: Mapping[str, str] = {
     "entra": "worker.local.entra",
     "openai": "worker.local.openai_service",
 }
+BLOB_STORAGE: Mapping[str, str] = {"blob": "worker.local.blob"}
+"""Beside the others where it is asked for: it needs Node.js."""
 _START_PATIENCE = 20.0
 _STOP_GRACE = 5.0
 _HEADER = "# Written by the embedded Azure; replaced at its next start."
@@ -55,21 +62,35 @@ class Endpoints:
     openai: int
     servicebus_tls: int
     servicebus_plain: int
+    servicebus_https: int
+    blob: int | None = None
 
 
-def run(write_env: Path | None, state: Path | None, world: Path | None) -> int:
+def run(
+    write_env: Path | None,
+    state: Path | None,
+    world: Path | None,
+    *,
+    entities: Path | None = None,
+    blob: bool = False,
+) -> int:
     """Run the embedded Azure until SIGTERM or SIGINT. Returns the exit code: 0, 1 (it broke), 2 (refused).
 
     `write_env` and its sibling `.producer` appear once everything is ready and go when it stops. `state` is kept;
-    without one a temporary directory is used and removed.
+    without one a temporary directory is used and removed. With `blob` there is Blob storage, and results go there.
+    `entities` is an entities file, which replaces those of the world.
     """
     try:
         described = load_world(world)
+        if entities is not None:
+            described = put_entities(described, entities)
+        services = choose_services(blob=blob)
         if write_env is not None:
             _check_environment_files(write_env, described)
         with _state_directory(state) as directory:
-            return asyncio.run(_Supervisor(described, directory, write_env, kept=state is not None).run())
-    except SetupError as error:
+            supervisor = _Supervisor(described, directory, write_env, kept=state is not None, services=services)
+            return asyncio.run(supervisor.run())
+    except (SetupError, EntitiesError) as error:
         _say(f"aoai-worker local: {error}", error=True)
         return 2
     except LocalAzureError as error:
@@ -77,17 +98,38 @@ def run(write_env: Path | None, state: Path | None, world: Path | None) -> int:
         return 1
 
 
+def choose_services(*, blob: bool) -> Mapping[str, str]:
+    """Raises SetupError where there is no Azurite to be Blob storage."""
+    if not blob:
+        return SERVICES
+    try:
+        blob_storage.find_azurite()
+    except blob_storage.AzuriteMissing as error:
+        raise SetupError(str(error)) from error
+    return {**SERVICES, **BLOB_STORAGE}
+
+
 def load_world(path: Path | None) -> World:
     """The world described by the file, or the demo's. Raises SetupError saying what is wrong with the file."""
     try:
         world = default_world() if path is None else World.load(path)
-        Faults(world.faults.get("entra"))
-        Faults(world.faults.get("openai"), {deployment.name for deployment in world.deployments})
+        _check_faults(world)
     except OSError as error:
         raise SetupError(f"the world {path} cannot be read: {error.strerror}") from error
     except (ValidationError, ValueError) as error:
         raise SetupError(f"the world {path} does not describe an Azure: {error}") from error
     return world
+
+
+def _check_faults(world: World) -> None:
+    """Raises ValueError. A key is a service, or `openai/<account>`."""
+    kinds = {"entra": entra_faults.FAULTS, "openai": openai_faults.FAULTS, "servicebus": servicebus_faults.FAULTS}
+    known = {"deployment": {deployment.name for deployment in world.deployments}}
+    for key, initial in world.faults.items():
+        service = key.partition("/")[0]
+        if service not in kinds:
+            raise ValueError(f"faults of {key!r}: there are {', '.join(kinds)}")
+        Faults(*kinds[service], initial=initial, known=known if service == "openai" else None)
 
 
 def prepare_state(state: StateDirectory, world: World) -> LocalCluster:
@@ -111,7 +153,7 @@ def pod_environment(
     world: World, identity: Identity, state: StateDirectory, endpoints: Endpoints
 ) -> dict[str, str]:
     """What the webhook and the manifests give a pod of `identity`: this and no more."""
-    return {
+    environment = {
         "AZURE_CLIENT_ID": identity.client_id,
         "AZURE_TENANT_ID": world.tenant_id,
         "AZURE_FEDERATED_TOKEN_FILE": str(state.projected_token(identity.name)),
@@ -121,6 +163,10 @@ def pod_environment(
         "AOAI_WORKER_SERVICEBUS_NAMESPACE": world.namespace,
         "AOAI_WORKER_SERVICEBUS_ENDPOINT": f"localhost:{endpoints.servicebus_tls}",
     }
+    if endpoints.blob is not None:
+        environment["AOAI_WORKER_SINK"] = "blob"
+        environment["AOAI_WORKER_BLOB_CONTAINER"] = blob_storage.container_url(endpoints.blob)
+    return environment
 
 
 def shell_exports(environment: Mapping[str, str]) -> bytes:
@@ -130,11 +176,20 @@ def shell_exports(environment: Mapping[str, str]) -> bytes:
 
 
 class _Supervisor:
-    def __init__(self, world: World, state: StateDirectory, write_env: Path | None, *, kept: bool) -> None:
+    def __init__(
+        self,
+        world: World,
+        state: StateDirectory,
+        write_env: Path | None,
+        *,
+        kept: bool,
+        services: Mapping[str, str],
+    ) -> None:
         self._world = world
         self._state = state
         self._write_env = write_env
         self._kept = kept
+        self._services = services
         self._started = time.monotonic()
 
     async def run(self) -> int:
@@ -144,7 +199,7 @@ class _Supervisor:
         cluster = self._prepare()
         broken: list[LocalAzureError] = []
         try:
-            async with _running(SERVICES, self._state) as children:
+            async with _running(self._services, self._state) as children:
                 await self._attend(children, cluster, stop)
         except* _StopAsked:
             _say("The embedded Azure has stopped.")
@@ -185,6 +240,8 @@ class _Supervisor:
             openai=ports["openai"]["port"],
             servicebus_tls=ports["servicebus"]["tls_port"],
             servicebus_plain=ports["servicebus"]["plain_port"],
+            servicebus_https=ports["servicebus"]["https_port"],
+            blob=ports["blob"]["port"] if "blob" in ports else None,
         )
         self._write_environment_files(endpoints)
         _say(self._summary(endpoints))
@@ -206,17 +263,22 @@ class _Supervisor:
 
     def _summary(self, endpoints: Endpoints) -> str:
         world = self._world
-        queues = ", ".join(queue.name for queue in world.queues)
+        queues = ", ".join(queue.name for queue in world.queues) or "none"
+        topics = ", ".join(topic.name for topic in world.topics) or "none"
         deployments = ", ".join(deployment.name for deployment in world.deployments)
+        blob = "none; --blob starts it" if endpoints.blob is None else blob_storage.container_url(endpoints.blob)
         return f"""\
 The embedded Azure is ready, {time.monotonic() - self._started:.1f} s after its start.
 
   Service Bus    localhost:{endpoints.servicebus_tls} over TLS, localhost:{endpoints.servicebus_plain} without
-                 queues: {queues}
+                 https://localhost:{endpoints.servicebus_https}, administration and WebSockets
+                 queues: {queues}; topics: {topics}
   Azure OpenAI   https://localhost:{endpoints.openai}
                  deployments: {deployments}
+  Blob storage   {blob}
   Entra          https://localhost:{endpoints.entra}/{world.tenant_id}
   State          {self._state.root}{"" if self._kept else " (removed at the end)"}
+  Faults         PUT /local/faults at each https address: docs/fault-injection.md
 
 {self._next_steps()}
 
@@ -340,18 +402,18 @@ def _first(group: BaseExceptionGroup[LocalAzureError]) -> LocalAzureError:
 @contextmanager
 def _state_directory(given: Path | None) -> Iterator[StateDirectory]:
     """`given`, or a temporary directory that is removed at the end. Only its owner can look in."""
-    try:
-        root = Path(tempfile.mkdtemp(prefix="aoai-worker-local-")) if given is None else given.absolute()
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _check_ours(root)
-        root.chmod(0o700)
-    except OSError as error:
-        raise SetupError(f"the state directory {given or tempfile.gettempdir()}: {error.strerror}") from error
-    try:
+    with ExitStack() as stack:
+        try:
+            if given is None:
+                root = stack.enter_context(temporary_directory())
+            else:
+                root = given.absolute()
+                root.mkdir(mode=0o700, parents=True, exist_ok=True)
+                _check_ours(root)
+                root.chmod(0o700)
+        except OSError as error:
+            raise SetupError(f"the state directory {given or tempfile.gettempdir()}: {error.strerror}") from error
         yield StateDirectory(root)
-    finally:
-        if given is None:
-            shutil.rmtree(root, ignore_errors=True)
 
 
 def _check_ours(root: Path) -> None:

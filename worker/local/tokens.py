@@ -105,15 +105,23 @@ class TokenIssuer:
         self.issuer = issuer_of(tenant_id)
         self.lifetime = lifetime
 
-    def issue(self, *, audience: str, client_id: str, object_id: str) -> str:
-        """A token for an application, valid from now for `lifetime` seconds."""
-        now = self._clock()
+    def issue(
+        self,
+        *,
+        audience: str,
+        client_id: str,
+        object_id: str,
+        lifetime: float | None = None,
+        now: float | None = None,
+    ) -> str:
+        """A token for an application, valid for `lifetime` seconds (the issuer's own if None) from `now`."""
+        now = self._clock() if now is None else now
         claims = {
             "aud": audience,
             "iss": self.issuer,
             "iat": int(now),
             "nbf": int(now),
-            "exp": int(now + self.lifetime),
+            "exp": int(now + (self.lifetime if lifetime is None else lifetime)),
             "appid": client_id,
             "appidacr": "2",
             "idp": self.issuer,

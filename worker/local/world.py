@@ -1,4 +1,4 @@
-"""What exists in the embedded Azure: one tenant, its identities, roles, queues and deployments.
+"""What exists in the embedded Azure: one tenant, its identities, roles, entities of Service Bus and deployments.
 
 The supervisor writes the world and the keys into one state directory; every process reads them from there.
 Nothing in it is shared with the worker, which gets a pod's environment and no more.
@@ -18,7 +18,16 @@ Role = Literal[
     "Azure Service Bus Data Owner",
 ]
 
+Right = Literal["Send", "Listen", "Manage"]
+
 ModelKind = Literal["chat", "completions", "embeddings"]
+
+DEFAULT_ACCOUNT = "default"
+"""The Azure OpenAI account of deployments that name none."""
+
+STANDARD_BYTES = 262_144
+PREMIUM_BYTES = 1_048_576
+"""The largest message of a namespace of this tier, and its largest batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +39,15 @@ class Identity:
     object_id: str
     subject: str
     """`system:serviceaccount:<namespace>:<name>`, the `sub` of the service account's projected token."""
+    federated: bool = True
+    """Whether the identity has its federated credential, or nobody has made one yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoleAssignment:
-    """`scope` is a resource: `openai`, `servicebus` (the namespace) or `servicebus/<queue>`."""
+    """`scope` is a resource: `openai` (every account), `openai/<account>`, `servicebus` (the namespace) or
+    `servicebus/<entity>`, where an entity is a queue, a topic or `<topic>/Subscriptions/<name>`. A role on a topic
+    holds for its subscriptions."""
 
     object_id: str
     role: Role
@@ -42,8 +55,24 @@ class RoleAssignment:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SharedAccessRule:
+    """A key for the namespace, or for the entity at `path`, by which tokens (SAS) can be signed.
+
+    The rights are those of Service Bus: Manage has the other two in it.
+    """
+
+    name: str
+    key: str
+    rights: tuple[Right, ...] = ("Manage", "Send", "Listen")
+    path: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class QueueSpec:
-    """Durations in seconds. The defaults are those `docs/deploy.md` asks of the real queues."""
+    """Durations in seconds. The defaults are those `docs/deploy.md` asks of the real queues.
+
+    `forward_to` and `forward_dead_letters_to` are paths of a queue or a topic.
+    """
 
     name: str
     lock_duration: float = 300.0
@@ -52,15 +81,72 @@ class QueueSpec:
     duplicate_detection_window: float | None = 86_400.0
     default_time_to_live: float | None = None
     dead_letter_on_expiry: bool = True
-    max_message_bytes: int = 262_144
+    max_message_bytes: int = STANDARD_BYTES
     max_size_bytes: int = 1 << 30
+    forward_to: str | None = None
+    forward_dead_letters_to: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrelationSpec:
+    """Matches messages that have all of these; None asks nothing. `properties` are application properties."""
+
+    correlation_id: str | None = None
+    message_id: str | None = None
+    to: str | None = None
+    reply_to: str | None = None
+    label: str | None = None
+    session_id: str | None = None
+    reply_to_session_id: str | None = None
+    content_type: str | None = None
+    properties: dict[str, str | int | float | bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleSpec:
+    """Which messages of a topic a subscription takes: by `sql`, by `correlation`, or (neither) all."""
+
+    name: str = "$Default"
+    sql: str | None = None
+    correlation: CorrelationSpec | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubscriptionSpec:
+    """Durations in seconds. A message that matches several rules arrives once."""
+
+    name: str
+    lock_duration: float = 300.0
+    max_delivery_count: int = 20
+    requires_session: bool = False
+    default_time_to_live: float | None = None
+    dead_letter_on_expiry: bool = True
+    dead_letter_on_filter_error: bool = True
+    """Dead-letter a message that a rule's filter cannot be evaluated for; otherwise that rule does not match."""
+    forward_to: str | None = None
+    forward_dead_letters_to: str | None = None
+    rules: tuple[RuleSpec, ...] = (RuleSpec(),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopicSpec:
+    """Durations in seconds. The limits hold for each of its subscriptions too."""
+
+    name: str
+    duplicate_detection_window: float | None = None
+    default_time_to_live: float | None = None
+    max_message_bytes: int = STANDARD_BYTES
+    max_size_bytes: int = 1 << 30
+    subscriptions: tuple[SubscriptionSpec, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Deployment:
-    """A model deployment of the Azure OpenAI account.
+    """A model deployment of an Azure OpenAI account.
 
-    `latency` is the median seconds of an answer, drawn log-normally with `latency_sigma` from `seed`.
+    `latency` is the median seconds of an answer, drawn log-normally with `latency_sigma` from `seed`, to which
+    `time_per_token` is added for each token that is generated. A streamed answer begins after what is drawn
+    (around `time_to_first_token`, if that is given) and goes on by `time_per_token`; a whole one takes as long.
     `requests_per_minute` and `tokens_per_minute` are the quota; None is unlimited.
     """
 
@@ -68,10 +154,26 @@ class Deployment:
     model: str
     kind: ModelKind = "chat"
     """What the model is for: `chat` answers chat completions and responses, the others what they are called."""
+    account: str = DEFAULT_ACCOUNT
+    """The account it belongs to, whose roles are assigned at the scope `openai/<account>`, or `openai` for all."""
     latency: float = 0.2
     latency_sigma: float = 0.25
+    time_to_first_token: float | None = None
+    time_per_token: float = 0.0
+    tokens_per_event: int = 1
+    """Of a streamed answer, in each of its events."""
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    estimate_bias: float = 0.0
+    """How far the service's own estimate of a request's tokens is off: 0.2 charges a fifth too much."""
+    provisioned_units: int = 0
+    """More than 0: provisioned throughput, in place of `requests_per_minute` and `tokens_per_minute`."""
+    tokens_per_unit: int = 2_500
+    """Input tokens a minute that one unit carries; Azure's figure for gpt-4o."""
+    output_weight: float = 4.0
+    """How many input tokens one of the answer counts as, in provisioned throughput."""
+    spillover_to: str | None = None
+    """The deployment that answers what a provisioned one cannot."""
     seed: int = 7
 
 
@@ -87,8 +189,18 @@ class World:
     """Seconds a projected service-account token lives; rewritten at 80 % of it, as the kubelet does."""
     issuer: str = "https://oidc.local/aoai-worker/"
     identities: tuple[Identity, ...] = ()
+    node_identities: tuple[str, ...] = ()
+    """Names of the identities that are assigned to the node: IMDS gives their tokens to whoever asks there."""
+    bound_identities: tuple[str, ...] = ()
+    """Names of those with an identity binding: their service accounts get tokens through the cluster's proxy."""
     role_assignments: tuple[RoleAssignment, ...] = ()
     queues: tuple[QueueSpec, ...] = ()
+    topics: tuple[TopicSpec, ...] = ()
+    strict_delivery_ids: bool = True
+    """Close a connection whose deliveries are not numbered in sequence, as AMQP wants; Azure does not seem
+    to: azure-servicebus numbers two alike when several coroutines use one sender or receiver."""
+    shared_access_rules: tuple[SharedAccessRule, ...] = ()
+    """None, as in a namespace with local authentication disabled. The plaintext port knows the emulator's too."""
     deployments: tuple[Deployment, ...] = ()
     faults: dict[str, Any] = field(default_factory=dict)
 

@@ -21,8 +21,9 @@ from worker.local.amqp.messages import (
     pairs_without,
     read_batch,
 )
+from worker.local.servicebus.broker import Locked
 from worker.local.servicebus.broker import Message as BrokerMessage
-from worker.local.servicebus.contents import encode_delivery, read_message, read_messages
+from worker.local.servicebus.contents import encode_delivery, encode_locked, read_message, read_messages
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 words = st.text(st.characters(min_codepoint=97, max_codepoint=122), min_size=1, max_size=20)
@@ -79,7 +80,8 @@ def test_a_delivery_holds_what_the_sender_put_in(sent: Any) -> None:
     message = read_message(payload)
     message.sequence_number = message.enqueued_sequence_number = 77
     message.enqueued_at, message.delivery_count = 1_700_000_000.25, 3
-    delivered = sdk_decode(encode_delivery(message, locked_until=1_700_000_060.5))
+    locked = Locked(message=message, token=uuid.uuid4(), locked_until=1_700_000_060.5)
+    delivered = sdk_decode(encode_locked(locked))
     assert delivered.properties == original.properties
     assert delivered.application_properties == original.application_properties
     assert (delivered.data, delivered.value, delivered.sequence) == (
@@ -96,6 +98,10 @@ def test_a_delivery_holds_what_the_sender_put_in(sent: Any) -> None:
         b"x-opt-enqueued-time": 1_700_000_000_250,
         b"x-opt-locked-until": 1_700_000_060_500,
         b"x-opt-message-state": 0,
+    }
+    assert delivered.delivery_annotations == {
+        **(original.delivery_annotations or {}),
+        b"x-opt-lock-token": locked.token,
     }
 
 

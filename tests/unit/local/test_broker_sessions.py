@@ -257,3 +257,18 @@ def test_a_session_id_longer_than_128_characters_is_an_argument_error(results: Q
     roomy = Broker([replace(RESULTS, name="r")], clock).entity("r")
     with pytest.raises(BrokerError):
         roomy.send([message("x" * 129)])
+
+
+def test_sessions_with_messages_or_a_state_are_listed_and_by_the_time_their_state_was_set(
+    results: Queue, clock: Clock
+) -> None:
+    results.send([message("messages", "1")])
+    for name in ("early", "late"):
+        session = accept(results, name)
+        session.state = b"x"
+        session.release()
+        clock.advance(10)
+    assert results.sessions(0, 9) == ["messages", "early", "late"]
+    assert results.sessions(1, 1) == ["early"]
+    assert results.sessions(0, 9, clock.now - 10.5) == ["late"]
+    assert results.sessions(0, 9, clock.now) == []

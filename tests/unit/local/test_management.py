@@ -5,7 +5,7 @@ from uuid import uuid4
 
 import pytest
 
-from worker.local.amqp.codec import Array, Int, Long, encode
+from worker.local.amqp.codec import Array, Int, Long, Timestamp, encode
 from worker.local.amqp.messages import EncodedMessage, decode_message, encode_message
 from worker.local.servicebus.access import AccessRefused, Claim
 from worker.local.servicebus.broker import Broker, BrokerError, Queue, Session
@@ -48,6 +48,9 @@ def ask(operation: Any, *, claims: tuple[Claim, ...] = tuple(Claim), **body: Any
         ("com.microsoft:get-session-state", Claim.LISTEN),
         ("com.microsoft:set-session-state", Claim.LISTEN),
         ("com.microsoft:get-message-sessions", Claim.LISTEN),
+        ("com.microsoft:add-rule", Claim.LISTEN),
+        ("com.microsoft:remove-rule", Claim.LISTEN),
+        ("com.microsoft:enumerate-rules", Claim.LISTEN),
         ("com.microsoft:schedule-message", Claim.SEND),
         ("com.microsoft:cancel-scheduled-message", Claim.SEND),
     ],
@@ -61,8 +64,8 @@ def test_each_operation_needs_its_claim(operation: str, claim: Claim) -> None:
 @pytest.mark.parametrize(
     ("operation", "body", "answer"),
     [
-        ("com.microsoft:nothing", {}, (500, "amqp:not-implemented")),
-        (None, {}, (500, "amqp:not-implemented")),
+        ("com.microsoft:nothing", {}, (501, "amqp:not-implemented")),
+        (None, {}, (501, "amqp:not-implemented")),
         ("com.microsoft:peek-message", {}, (400, "com.microsoft:argument-error")),
         ("com.microsoft:peek-message", {"from_sequence_number": Long(1), "message_count": Int(9)}, (204, None)),
         ("com.microsoft:renew-lock", {"lock_tokens": "x"}, (400, "com.microsoft:argument-error")),
@@ -86,3 +89,21 @@ def test_each_operation_needs_its_claim(operation: str, claim: Claim) -> None:
 )
 def test_what_cannot_be_done_has_a_status_and_a_condition(operation: Any, body: Any, answer: Any) -> None:
     assert ask(operation, **body) == answer
+
+
+@pytest.mark.parametrize(
+    ("last_updated", "listed"), [(1_500_000, ["s"]), (2_500_000, None), (253_402_300_800_000, ["s"])]
+)
+def test_sessions_are_listed_by_when_their_state_was_set_unless_the_time_is_the_end_of_all_times(
+    last_updated: int, listed: list[str] | None
+) -> None:
+    queue = Broker([QueueSpec(name="chat", requires_session=True)], lambda: 2_000.0).entity("chat")
+    session = queue.accept_session("s")
+    assert session is not None
+    session.state = b"x"
+    asked = request(
+        "com.microsoft:get-message-sessions", last_updated_time=Timestamp(last_updated), skip=Int(0), top=Int(9)
+    )
+    answer = Desk(queue, lambda _claim: None, no_session).answer(asked)
+    found = answer.body.get("sessions-ids")
+    assert (found and list(found.items)) == listed

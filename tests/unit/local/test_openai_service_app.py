@@ -193,7 +193,7 @@ async def test_the_deployments_surface_wants_an_api_version(client: Client) -> N
 
 
 async def test_a_body_beyond_all_measure_is_refused(client: Client) -> None:
-    huge = io.BytesIO(json.dumps(body("x" * (5 << 20))).encode())
+    huge = io.BytesIO(json.dumps(body("x" * (17 << 20))).encode())
     async with client.session.post(V1, data=huge, headers=bearer(token())) as response:
         assert (response.status, (await response.json())["error"]["code"]) == (413, "413")
 

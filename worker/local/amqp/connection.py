@@ -68,7 +68,10 @@ class Phase(Enum):
 
 
 class Connection(asyncio.Protocol):
-    """`container_for` is called once it is made; `idle_time_out` is in seconds, and ours to the peer."""
+    """`container_for` is called once it is made; `idle_time_out` is in seconds, and ours to the peer.
+
+    `strict_delivery_ids` closes connections whose deliveries are not numbered one after the other (2.6.12).
+    """
 
     def __init__(
         self,
@@ -76,11 +79,13 @@ class Connection(asyncio.Protocol):
         *,
         container_id: str,
         idle_time_out: float = 240.0,
+        strict_delivery_ids: bool = True,
     ) -> None:
         self._container_for = container_for
         self._container: Container | None = None
         self._container_id = container_id
         self._idle_time_out = idle_time_out
+        self.strict_delivery_ids = strict_delivery_ids
         self._reader = FrameReader(MAX_FRAME_SIZE)
         self._phase = Phase.HEADER
         self._sessions: dict[int, Session] = {}
@@ -142,6 +147,10 @@ class Connection(asyncio.Protocol):
         self._transport = None
         if self._container is not None:
             self._container.on_closed()
+
+    def now(self) -> float:
+        """Seconds of the loop."""
+        return 0.0 if self._loop is None else self._loop.time()
 
     # Writing
 

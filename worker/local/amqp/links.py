@@ -94,6 +94,8 @@ class Link:
         self.handle = attach.handle
         self.name = attach.name
         self.state = LinkState.ATTACHING
+        self.used_at = session.connection.now()
+        """When a message, a settlement or credit last passed, in seconds of the loop."""
         self._node: Consumer | Producer | None = None
 
     @property
@@ -190,6 +192,7 @@ class IncomingLink(Link):
 
     def on_transfer(self, transfer: Transfer, payload: bytes) -> None:
         """Raises LinkFailure."""
+        self.used_at = self.session.connection.now()
         if self.state is not LinkState.ATTACHED:
             self.session.overhear_delivery_id(transfer.delivery_id)  # in flight when the link was detached
             return
@@ -298,6 +301,7 @@ class OutgoingLink(Link):
     def send(self, payload: bytes, tag: bytes, *, settled: bool) -> int:
         """Sends one message and uses one credit; ask `ready` first. Returns the delivery-id."""
         delivery_id = self.session.next_delivery_id()
+        self.used_at = self.session.connection.now()
         self.credit -= 1
         self._delivery_count = (self._delivery_count + 1) & _SERIAL_MASK
         if not settled:
@@ -316,6 +320,7 @@ class OutgoingLink(Link):
         self.session.send_body(body)
 
     def on_flow(self, flow: Flow) -> None:
+        self.used_at = self.session.connection.now()
         if flow.link_credit is not None:
             # The peer may not have seen what we sent last: credit counts from its delivery-count (2.6.7).
             sent_since = (self._delivery_count - (flow.delivery_count or 0)) & _SERIAL_MASK
@@ -333,6 +338,7 @@ class OutgoingLink(Link):
             self._node.on_ready()  # type: ignore[union-attr]  # an outgoing link has a producer
 
     def on_disposition(self, delivery_id: int, state: DeliveryState | None, settled: bool) -> None:
+        self.used_at = self.session.connection.now()
         if settled:
             self.session.unsettled.pop(delivery_id, None)
         if self._node is not None:

@@ -77,6 +77,7 @@ class EncodedMessage:
     raw_application_properties: bytes
     raw_body: bytes
     """The body's sections and the footer."""
+    raw_delivery_annotations: bytes = b""
 
     @property
     def message_id(self) -> Any:
@@ -95,9 +96,7 @@ class EncodedMessage:
 
     def application_properties(self) -> dict[Any, Any]:
         """Decoded at each call. Raises DecodeError."""
-        if not self.raw_application_properties:
-            return {}
-        return _mapping(self.raw_application_properties, _only_section(self.raw_application_properties))
+        return decode_application_properties(self.raw_application_properties)
 
     def value(self) -> Any:
         """What the body's amqp-value section holds; None when the body is something else. Raises DecodeError."""
@@ -150,12 +149,14 @@ def decode_message(buffer: bytes) -> EncodedMessage:
     """Raises DecodeError. Of what is handed on unread (application properties, body) only the extent is checked."""
     header = properties = _EMPTY_HEADER
     annotations: Mapping[Any, Any] = {}
-    raw_annotations = raw_properties = raw_application = b""
+    raw_annotations = raw_properties = raw_application = raw_delivery = b""
     body = []
     for section in sections_of(buffer):
         match section.code:
             case 0x70:
                 header = _fields(buffer, section)
+            case 0x71:
+                raw_delivery = buffer[section.start : section.end]
             case 0x72:
                 annotations = _mapping(buffer, section)
                 raw_annotations = buffer[section.start : section.end]
@@ -178,7 +179,18 @@ def decode_message(buffer: bytes) -> EncodedMessage:
         raw_properties=raw_properties,
         raw_application_properties=raw_application,
         raw_body=b"".join(body),
+        raw_delivery_annotations=raw_delivery,
     )
+
+
+def decode_properties(raw: bytes) -> Sequence[Any]:
+    """The fields of a properties section, none if there is no section. Raises DecodeError."""
+    return _fields(raw, _only_section(raw)) if raw else ()
+
+
+def decode_application_properties(raw: bytes) -> dict[Any, Any]:
+    """What is in the section, nothing if there is none. Raises DecodeError."""
+    return _mapping(raw, _only_section(raw)) if raw else {}
 
 
 def _fields(buffer: bytes, section: Section) -> list[Any]:
@@ -257,6 +269,12 @@ def pairs_without(raw: bytes, dropped: Collection[str]) -> tuple[bytes, int]:
             kept.append(raw[at:following])
         at = following
     return b"".join(kept), len(kept)
+
+
+def add_delivery_annotations(raw: bytes, pair: bytes, name: str) -> bytes:
+    """The section `raw` (or none, if empty) with the encoded `pair` in it, which replaces one of the same name."""
+    kept, count = pairs_without(raw, (name,)) if raw else (b"", 0)
+    return b"\x00\x53\x71" + encode_map(kept + pair, count + 1)
 
 
 def add_application_properties(raw: bytes, more: Mapping[str, Any]) -> bytes:

@@ -136,7 +136,9 @@ class Session:
 
     def expect_delivery_id(self, delivery_id: int | None) -> None:
         """Raises ConnectionFailure unless it is the one after the last (2.6.12); the first may be any."""
-        expected = delivery_id if self._expected_delivery_id is None else self._expected_delivery_id
+        expected = self._expected_delivery_id
+        if expected is None or not self.connection.strict_delivery_ids:
+            expected = delivery_id
         if delivery_id is None or delivery_id != expected:
             raise ConnectionFailure(
                 "amqp:session:invalid-field",

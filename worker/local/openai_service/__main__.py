@@ -4,18 +4,24 @@ import argparse
 from pathlib import Path
 
 from worker.local.openai_service.account import Account
-from worker.local.openai_service.app import build_app
+from worker.local.openai_service.app import build_apps
 from worker.local.process import run_to_the_end, serve
 from worker.local.state import StateDirectory
 from worker.local.tokens import AccessTokens, issuer_of
-from worker.local.world import World
+from worker.local.world import DEFAULT_ACCOUNT, World
+
+
+def load_accounts(state: StateDirectory) -> dict[str, Account]:
+    """The accounts of the state directory. Raises OSError or ValueError when a file is missing or wrong."""
+    world = World.load(state.world)
+    tokens = AccessTokens(state.entra_public_key.read_bytes(), issuer_of(world.tenant_id))
+    names = {DEFAULT_ACCOUNT, *(deployment.account for deployment in world.deployments)}
+    return {name: Account(world, tokens, name=name) for name in sorted(names)}
 
 
 def load_account(state: StateDirectory) -> Account:
-    """The account of the state directory. Raises OSError or ValueError when a file is missing or wrong."""
-    world = World.load(state.world)
-    tokens = AccessTokens(state.entra_public_key.read_bytes(), issuer_of(world.tenant_id))
-    return Account(world, tokens)
+    """The account of deployments that name none. Raises as `load_accounts` does."""
+    return load_accounts(state)[DEFAULT_ACCOUNT]
 
 
 def main() -> None:
@@ -26,7 +32,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0, help="port on loopback; 0 takes a free one")
     arguments = parser.parse_args()
     state = StateDirectory(arguments.state)
-    app = build_app(load_account(state))
+    app = build_apps(load_accounts(state), DEFAULT_ACCOUNT)
     run_to_the_end(lambda: serve(app, service="openai", state=state, port=arguments.port))
 
 

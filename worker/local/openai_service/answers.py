@@ -70,11 +70,11 @@ class Made:
 def compose(question: str, digest: str, max_tokens: int | None = None, *, wish: Wish = NO_WISH) -> Answer:
     """The answer to `question`, as many tokens long as `wish` asks for unless `max_tokens` cuts it.
 
-    A filtered answer is empty, as Azure's usually is.
+    A filtered answer is cut where the filter struck: at its beginning, as a rule.
     """
-    if wish.filter_answer:
-        return Answer(text="", finish="content_filter")
     text = _say(question, digest)
+    if wish.filter_answer:
+        return Answer(text=truncate(text, wish.filter_after), finish="content_filter")
     lacking = max(0, wish.tokens - count_tokens(text))
     text += truncate(_FILLER * lacking, lacking)
     if max_tokens is not None and count_tokens(text) > max_tokens:

@@ -8,17 +8,17 @@ import orjson
 
 from worker.local.openai_service.refusals import Refused, invalid_request
 
-_CHARACTERS_PER_TOKEN = 4
+CHARACTERS_PER_TOKEN = 4
 
 
 def count_tokens(text: str) -> int:
     """An estimate, four characters a token, as Azure's own admission has it."""
-    return math.ceil(len(text) / _CHARACTERS_PER_TOKEN)
+    return math.ceil(len(text) / CHARACTERS_PER_TOKEN)
 
 
 def truncate(text: str, tokens: int) -> str:
     """The part of `text` that `tokens` tokens carry."""
-    return text[: tokens * _CHARACTERS_PER_TOKEN]
+    return text[: tokens * CHARACTERS_PER_TOKEN]
 
 
 def digest_of(prompt: object) -> str:
@@ -31,13 +31,17 @@ def parse_body(document: bytes) -> dict[str, Any]:
     try:
         body = orjson.loads(document)
     except orjson.JSONDecodeError as error:
-        raise invalid_request(
-            "We could not parse the JSON body of your request. (HINT: This likely means you aren't using your "
-            "HTTP library correctly. The API expects a JSON payload, but what was sent was not valid JSON.)"
-        ) from error
+        raise unreadable_body() from error
     if not isinstance(body, dict):
         raise invalid_request(f"Invalid body: expected an object, but got {kind_of(body)} instead.")
     return body
+
+
+def unreadable_body() -> Refused:
+    return invalid_request(
+        "We could not parse the JSON body of your request. (HINT: This likely means you aren't using your HTTP "
+        "library correctly. The API expects a JSON payload, but what was sent was not valid JSON.)"
+    )
 
 
 def parse_model(body: dict[str, Any]) -> str | None:
@@ -85,10 +89,40 @@ def parse_count(body: dict[str, Any], name: str, *, least: int = 1, most: int | 
     return value
 
 
-def refuse_stream(body: dict[str, Any]) -> None:
-    """Raises Refused with status 400 where a stream is asked for: here only, Azure would stream."""
-    if body.get("stream"):
-        raise invalid_request("The embedded Azure OpenAI does not stream. Send 'stream': false.", "stream")
+def parse_temperature(body: dict[str, Any], *, reasons: bool) -> None:
+    """Raises Refused with status 400 where it is no number from 0 to 2; a model that reasons takes 1 alone."""
+    value = body.get("temperature")
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise wrong_type("temperature", "a decimal", value)
+    if reasons and value != 1:
+        raise invalid_request(
+            f"Unsupported value: 'temperature' does not support {value:g} with this model. Only the default (1) "
+            "value is supported.",
+            "temperature",
+            "unsupported_value",
+        )
+    _check_decimal("temperature", value, 0, 2)
+
+
+def _check_decimal(name: str, value: float, least: float, most: float) -> None:
+    if value < least:
+        word, bound, code = "below minimum", f">= {least}", "decimal_below_min_value"
+    elif value > most:
+        word, bound, code = "above maximum", f"<= {most}", "decimal_above_max_value"
+    else:
+        return
+    raise invalid_request(
+        f"Invalid '{name}': decimal {word} value. Expected a value {bound}, but got {value} instead.", name, code
+    )
+
+
+def refuse_unknown(body: dict[str, Any], known: frozenset[str]) -> None:
+    """Raises Refused with status 400 for the first parameter that the operation does not have."""
+    for name in body:
+        if name not in known:
+            raise invalid_request(f"Unrecognized request argument supplied: {name}")
 
 
 def is_tokens(value: object) -> TypeGuard[list[int]]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from worker.local.openai_service import parameters
 from worker.local.openai_service.answers import Answer, Made, Stamp, compose, prompt_filter_results
 from worker.local.openai_service.bodies import (
     count_tokens,
@@ -11,12 +12,15 @@ from worker.local.openai_service.bodies import (
     missing,
     parse_count,
     parse_model,
-    refuse_stream,
+    parse_temperature,
+    refuse_unknown,
     wrong_type,
     wrong_value,
 )
+from worker.local.openai_service.models import Model, model_of
 from worker.local.openai_service.phrases import Wish
-from worker.local.openai_service.refusals import invalid_request
+from worker.local.openai_service.refusals import Refused, invalid_request
+from worker.local.openai_service.streams import StreamOptions, parse_stream
 
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 _TOKENS_PER_MESSAGE = 4
@@ -34,6 +38,7 @@ class ChatRequest:
     prompt_tokens: int
     max_tokens: int | None
     choices: int
+    stream: StreamOptions | None
 
     def answer(self, wish: Wish, stamp: Stamp) -> Made:
         answer = compose(self.question, self.digest, self.max_tokens, wish=wish)
@@ -62,20 +67,26 @@ class ChatRequest:
         return Made(document=document, tokens=completion_tokens)
 
 
-def read_chat(body: dict[str, Any]) -> ChatRequest:
+def read_chat(body: dict[str, Any], model_name: str = "") -> ChatRequest:
     """Raises Refused with status 400, in the service's words, for the first thing that is wrong."""
-    refuse_stream(body)
+    refuse_unknown(body, parameters.CHAT)
+    model = model_of(model_name)
     parse_model(body)
+    parse_temperature(body, reasons=model.reasons)
     messages = _parse_messages(body)
     contents = [_parse_content(message, index) for index, message in enumerate(messages)]
     users = [content for message, content in zip(messages, contents, strict=True) if message["role"] == "user"]
+    prompt_tokens = _TOKENS_PER_REPLY + sum(_TOKENS_PER_MESSAGE + count_tokens(text) for text in contents)
+    max_tokens = _parse_max_tokens(body, model)
+    _check_context(prompt_tokens, max_tokens or 0, model)
     return ChatRequest(
         text="\n".join(contents),
         question=users[-1] if users else contents[-1],
         digest=digest_of(messages),
-        prompt_tokens=_TOKENS_PER_REPLY + sum(_TOKENS_PER_MESSAGE + count_tokens(text) for text in contents),
-        max_tokens=_parse_max_tokens(body),
+        prompt_tokens=prompt_tokens,
+        max_tokens=max_tokens,
         choices=parse_count(body, "n", most=_MOST_CHOICES) or 1,
+        stream=parse_stream(body),
     )
 
 
@@ -114,12 +125,49 @@ def _parse_content(message: dict[str, Any], index: int) -> str:
     raise wrong_type(f"messages[{index}].content", "one of a string or array of objects", content)
 
 
-def _parse_max_tokens(body: dict[str, Any]) -> int | None:
-    if body.get("max_tokens") is not None and body.get("max_completion_tokens") is not None:
+def _parse_max_tokens(body: dict[str, Any], model: Model) -> int | None:
+    if body.get("max_tokens") is None:
+        return _within_output("max_completion_tokens", parse_count(body, "max_completion_tokens"), model)
+    if body.get("max_completion_tokens") is not None:
         raise invalid_request(
             "Setting 'max_tokens' and 'max_completion_tokens' at the same time is not supported.", "max_tokens"
         )
-    return parse_count(body, "max_tokens") or parse_count(body, "max_completion_tokens")
+    if model.reasons:
+        raise invalid_request(
+            "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' "
+            "instead.",
+            "max_tokens",
+            "unsupported_parameter",
+        )
+    return _within_output("max_tokens", parse_count(body, "max_tokens"), model)
+
+
+def _within_output(name: str, tokens: int | None, model: Model) -> int | None:
+    if tokens is not None and tokens > model.output:
+        raise invalid_request(
+            f"{name} is too large: {tokens}. This model supports at most {model.output} completion tokens, whereas "
+            f"you provided {tokens}.",
+            name,
+            "invalid_value",
+        )
+    return tokens
+
+
+def _check_context(prompt: int, answer: int, model: Model) -> None:
+    if prompt > model.context:
+        raise _too_long(model, f"your messages resulted in {prompt} tokens", "messages")
+    if prompt + answer > model.context:
+        asked = f"you requested {prompt + answer} tokens ({prompt} in the messages, {answer} in the completion)"
+        raise _too_long(model, asked, "messages or completion")
+
+
+def _too_long(model: Model, found: str, shorten: str) -> Refused:
+    return invalid_request(
+        f"This model's maximum context length is {model.context} tokens. However, {found}. Please reduce the "
+        f"length of the {shorten}.",
+        "messages",
+        "context_length_exceeded",
+    )
 
 
 def _choice(answer: Answer, index: int) -> dict[str, Any]:

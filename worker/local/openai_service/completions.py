@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from worker.local.openai_service import parameters
 from worker.local.openai_service.answers import Answer, Made, Stamp, compose, prompt_filter_results
 from worker.local.openai_service.bodies import (
     count_tokens,
@@ -12,11 +13,14 @@ from worker.local.openai_service.bodies import (
     parse_count,
     parse_flag,
     parse_model,
-    refuse_stream,
+    parse_temperature,
+    refuse_unknown,
     wrong_type,
 )
+from worker.local.openai_service.models import Model, model_of
 from worker.local.openai_service.phrases import Wish
-from worker.local.openai_service.refusals import invalid_request
+from worker.local.openai_service.refusals import Refused, invalid_request
+from worker.local.openai_service.streams import StreamOptions, parse_stream
 
 _MOST_CHOICES = 128
 _DEFAULT_MAX_TOKENS = 16
@@ -36,6 +40,7 @@ class CompletionRequest:
     per_prompt: int
     best_of: int
     echo: bool
+    stream: StreamOptions | None
 
     @property
     def text(self) -> str:
@@ -68,20 +73,24 @@ class CompletionRequest:
         return prompt if self.echo else "", compose(prompt, digest_of(prompt), self.max_tokens, wish=wish)
 
 
-def read_completion(body: dict[str, Any]) -> CompletionRequest:
+def read_completion(body: dict[str, Any], model_name: str = "gpt-35-turbo-instruct") -> CompletionRequest:
     """Raises Refused with status 400, in the service's words, for the first thing that is wrong."""
-    refuse_stream(body)
+    refuse_unknown(body, parameters.COMPLETIONS)
     parse_model(body)
+    parse_temperature(body, reasons=False)
     prompts = _parse_prompts(body.get("prompt"))
     per_prompt = parse_count(body, "n", most=_MOST_CHOICES) or 1
+    max_tokens = parse_count(body, "max_tokens") or _DEFAULT_MAX_TOKENS
+    _check_context(prompts, max_tokens, model_of(model_name))
     return CompletionRequest(
         prompts=tuple(_words(prompt) for prompt in prompts),
         digest=digest_of({"prompt": prompts}),
         prompt_tokens=sum(map(_tokens, prompts)),
-        max_tokens=parse_count(body, "max_tokens") or _DEFAULT_MAX_TOKENS,
+        max_tokens=max_tokens,
         per_prompt=per_prompt,
         best_of=_parse_best_of(body, per_prompt),
         echo=parse_flag(body, "echo", default=False),
+        stream=parse_stream(body),
     )
 
 
@@ -113,6 +122,21 @@ def _parse_best_of(body: dict[str, Any], per_prompt: int) -> int:
             "best_of",
         )
     return best_of
+
+
+def _check_context(prompts: list[Any], max_tokens: int, model: Model) -> None:
+    """Raises Refused with status 400 where the longest prompt and its completion do not fit together."""
+    if (longest := max(map(_tokens, prompts))) + max_tokens > model.context:
+        raise _too_long(longest, max_tokens, model)
+
+
+def _too_long(prompt: int, completion: int, model: Model) -> Refused:
+    return invalid_request(
+        f"This model's maximum context length is {model.context} tokens, however you requested "
+        f"{prompt + completion} tokens ({prompt} in your prompt; {completion} for the completion). Please reduce "
+        "your prompt; or completion length.",
+        code="context_length_exceeded",
+    )
 
 
 def _words(prompt: Any) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import orjson
 
+from worker.local.openai_service import parameters
 from worker.local.openai_service.answers import Made, Stamp
 from worker.local.openai_service.bodies import (
     count_tokens,
@@ -21,6 +22,7 @@ from worker.local.openai_service.bodies import (
     is_tokens,
     parse_count,
     parse_model,
+    refuse_unknown,
     wrong_value,
 )
 from worker.local.openai_service.phrases import Wish
@@ -43,6 +45,7 @@ class EmbeddingsRequest:
     prompt_tokens: int
     dimensions: int
     base64: bool
+    stream: None = None
     choices: int = 0
     max_tokens: int | None = None
 
@@ -82,6 +85,7 @@ def embed(one: str | list[int], dimensions: int) -> "array[float]":
 
 def read_embeddings(body: dict[str, Any], model: str) -> EmbeddingsRequest:
     """`model` decides what dimensions there are. Raises Refused with status 400, in the service's words."""
+    refuse_unknown(body, parameters.EMBEDDINGS)
     parse_model(body)
     inputs = _parse_inputs(body.get("input"))
     encoding = body.get("encoding_format")

@@ -3,7 +3,7 @@
 A further operation is a row here and a module that reads its requests.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,7 +12,15 @@ from worker.local.openai_service.chat import read_chat
 from worker.local.openai_service.completions import read_completion
 from worker.local.openai_service.embeddings import read_embeddings
 from worker.local.openai_service.phrases import Wish
+from worker.local.openai_service.response_events import fail_response, stream_response
 from worker.local.openai_service.responses import read_response
+from worker.local.openai_service.streams import (
+    Piece,
+    StreamOptions,
+    fail_chunks,
+    stream_chat,
+    stream_completion,
+)
 from worker.local.world import ModelKind
 
 
@@ -38,6 +46,10 @@ class Request(Protocol):
     def choices(self) -> int:
         """0 where nothing is generated."""
 
+    @property
+    def stream(self) -> StreamOptions | None:
+        """None where a whole answer is asked for."""
+
     def answer(self, wish: Wish, stamp: Stamp, /) -> Made: ...
 
 
@@ -56,6 +68,12 @@ class Operation:
     """The path that wants an api-version; without `{deployment}` the body's model names it, as on the other."""
     kind: ModelKind
     read: Callable[[dict[str, Any], str], Request]
+    pieces: Callable[[dict[str, Any], StreamOptions, int], Iterator[Piece]] | None = None
+    """The stream of the whole document, in events of so many tokens; None where the service streams nothing."""
+    fail: Callable[[dict[str, Any], dict[str, Any], int], bytes] = fail_chunks
+    """The end of a stream of the document that fails with this error, after so many of its events."""
+    throttles_in_stream: bool = False
+    """Whether a stream is told that the quota is used up in the stream itself, after a status 200."""
 
     @property
     def description(self) -> str:
@@ -71,7 +89,8 @@ OPERATIONS = (
         v1_path="/openai/v1/chat/completions",
         versioned_path="/openai/deployments/{deployment}/chat/completions",
         kind="chat",
-        read=lambda body, _: read_chat(body),
+        read=read_chat,
+        pieces=stream_chat,
     ),
     Operation(
         name="responses",
@@ -80,7 +99,10 @@ OPERATIONS = (
         v1_path="/openai/v1/responses",
         versioned_path="/openai/responses",
         kind="chat",
-        read=lambda body, _: read_response(body),
+        read=read_response,
+        pieces=stream_response,
+        fail=fail_response,
+        throttles_in_stream=True,
     ),
     Operation(
         name="completion",
@@ -89,7 +111,8 @@ OPERATIONS = (
         v1_path="/openai/v1/completions",
         versioned_path="/openai/deployments/{deployment}/completions",
         kind="completions",
-        read=lambda body, _: read_completion(body),
+        read=read_completion,
+        pieces=stream_completion,
     ),
     Operation(
         name="embeddings",

@@ -62,6 +62,16 @@ def not_found() -> Refused:
     return Refused(404, _coded("404", "Resource not found"))
 
 
+def api_version_not_supported() -> Refused:
+    """The v1 surface, to an `api-version` that is not its own. The other does not know such a path (404)."""
+    return Refused(400, _coded("BadRequest", "API version not supported"))
+
+
+def responses_need_a_later_version() -> Refused:
+    message = "Azure OpenAI Responses API is enabled only for api-version 2025-03-01-preview and later"
+    return Refused(400, _coded("BadRequest", message))
+
+
 def no_such_deployment() -> Refused:
     message = (
         "The API deployment for this resource does not exist. If you created the deployment within the last "
@@ -126,12 +136,47 @@ def throttled(
     return Refused(429, _coded("429", message), headers)
 
 
+def no_capacity(headers: Mapping[str, str]) -> Refused:
+    """A 429 that is not the caller's doing: the shared pool is full. As users quote it in public issues."""
+    message = (
+        "The system is currently experiencing high demand and cannot process your request. Your request exceeds "
+        "the maximum usage size allowed during peak load. For improved capacity reliability, consider switching to "
+        "Provisioned Throughput."
+    )
+    error = {"message": message, "type": "too_many_requests", "param": None, "code": "no_capacity"}
+    return Refused(429, {"error": error}, headers)
+
+
+def provisioned_full(headers: Mapping[str, str]) -> Refused:
+    """A provisioned deployment at more than 100 %. No public quotation was found: these words are ours."""
+    message = (
+        "The deployment's provisioned throughput units are in use at more than 100%. The service is temporarily "
+        "unable to process your request. Please try again later."
+    )
+    return Refused(429, _coded("429", message), headers)
+
+
+def stream_error() -> dict[str, Any]:
+    """What a stream that has begun ends with, when the service fails."""
+    message = "The server had an error while processing your request. Sorry about that!"
+    return {"message": message, "type": "server_error", "param": None, "code": None}
+
+
+def stream_throttled() -> dict[str, Any]:
+    """What a stream that has begun ends with, when the quota is used up; as quoted in public issues."""
+    return {
+        "type": "too_many_requests",
+        "code": "rate_limit_exceeded",
+        "headers": {"x-ms-fe-error": "true"},
+        "message": "Your requests to the deployment have exceeded rate limit.",
+        "param": None,
+    }
+
+
 def failed(status: int, headers: Mapping[str, str] | None = None) -> Refused:
     """A failure inside the service."""
     if status == 500:
-        message = "The server had an error while processing your request. Sorry about that!"
-        error = {"message": message, "type": "server_error", "param": None, "code": None}
-        return Refused(status, {"error": error}, headers)
+        return Refused(status, {"error": stream_error()}, headers)
     return Refused(status, _coded(str(status), _FAILURES.get(status, "The request failed.")), headers)
 
 

@@ -6,6 +6,7 @@ Nothing is stored: `store` is echoed, as a client sees it, but no response can b
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from worker.local.openai_service import parameters
 from worker.local.openai_service.answers import PROMPT_SAFE, Answer, Made, Stamp, compose
 from worker.local.openai_service.bodies import (
     count_tokens,
@@ -15,13 +16,15 @@ from worker.local.openai_service.bodies import (
     parse_count,
     parse_flag,
     parse_model,
+    parse_temperature,
     parse_text,
-    refuse_stream,
     wrong_type,
     wrong_value,
 )
+from worker.local.openai_service.models import model_of
 from worker.local.openai_service.phrases import Wish
 from worker.local.openai_service.refusals import invalid_request
+from worker.local.openai_service.streams import StreamOptions, parse_stream
 
 _ROLES = frozenset({"system", "developer", "user", "assistant"})
 _TOKENS_PER_ITEM = 4
@@ -58,6 +61,7 @@ class ResponsesRequest:
     instructions: str | None
     store: bool
     echoed: dict[str, Any]
+    stream: StreamOptions | None
     choices: int = 1
 
     def answer(self, wish: Wish, stamp: Stamp) -> Made:
@@ -90,29 +94,46 @@ class ResponsesRequest:
         return Made(document=document, tokens=answer.tokens)
 
 
-def read_response(body: dict[str, Any]) -> ResponsesRequest:
+def read_response(body: dict[str, Any], model_name: str = "") -> ResponsesRequest:
     """Raises Refused with status 400, in the service's words, for the first thing that is wrong."""
-    refuse_stream(body)
+    _refuse_unknown(body)
+    model = model_of(model_name)
     if parse_flag(body, "background", default=False):
         raise invalid_request(
             "The embedded Azure OpenAI does nothing in the background. Send 'background': false.", "background"
         )
     parse_model(body)
+    parse_temperature(body, reasons=model.reasons)
     instructions = parse_text(body, "instructions")
     items = _parse_items(body.get("input"))
     texts = [_parse_item(item, f"input[{index}]") for index, item in enumerate(items)]
     users = [text for item, text in zip(items, texts, strict=True) if item.get("role") == "user"]
     said = [text for text in (instructions, *texts) if text]
+    prompt_tokens = _TOKENS_PER_REPLY + sum(_TOKENS_PER_ITEM + count_tokens(text) for text in said)
+    if prompt_tokens > model.context:
+        raise invalid_request(
+            "Your input exceeds the context window of this model. Please adjust your input and try again.",
+            "input",
+            "context_length_exceeded",
+        )
     return ResponsesRequest(
         text="\n".join(said),
         question=users[-1] if users else texts[-1],
         digest=digest_of({"instructions": instructions, "input": items}),
-        prompt_tokens=_TOKENS_PER_REPLY + sum(_TOKENS_PER_ITEM + count_tokens(text) for text in said),
+        prompt_tokens=prompt_tokens,
         max_tokens=parse_count(body, "max_output_tokens", least=_LEAST_OUTPUT_TOKENS),
         instructions=instructions,
         store=parse_flag(body, "store", default=True),
+        stream=parse_stream(body),
         echoed={name: default if body.get(name) is None else body[name] for name, default in _ECHOED.items()},
     )
+
+
+def _refuse_unknown(body: dict[str, Any]) -> None:
+    """In words of its own: Responses are younger than the rest."""
+    for name in body:
+        if name not in parameters.RESPONSES:
+            raise invalid_request(f"Unknown parameter: '{name}'.", name, "unknown_parameter")
 
 
 def _parse_items(given: object) -> list[dict[str, Any]]:

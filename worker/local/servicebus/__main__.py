@@ -19,7 +19,7 @@ from worker.local.world import World
 def main() -> int:
     arguments = _arguments()
     state = StateDirectory(arguments.state)
-    run_to_the_end(partial(_run, state, arguments.tls_port, arguments.port))
+    run_to_the_end(partial(_run, state, arguments))
     return 0
 
 
@@ -28,13 +28,21 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--state", type=Path, required=True, help="state directory of the embedded Azure")
     parser.add_argument("--port", type=int, default=0, help="plaintext port (default: any free one)")
     parser.add_argument("--tls-port", type=int, default=0, help="TLS port (default: any free one)")
+    parser.add_argument("--https-port", type=int, default=0, help="HTTPS port (default: any free one)")
     return parser.parse_args()
 
 
-async def _run(state: StateDirectory, tls_port: int, plain_port: int) -> None:
+async def _run(state: StateDirectory, arguments: argparse.Namespace) -> None:
     world = World.load(state.world)
     tokens = AccessTokens(state.entra_public_key.read_bytes(), issuer_of(world.tenant_id))
-    async with serve(world, tokens, tls=server_context(state), tls_port=tls_port, plain_port=plain_port) as served:
+    async with serve(
+        world,
+        tokens,
+        tls=server_context(state),
+        tls_port=arguments.tls_port,
+        plain_port=arguments.port,
+        https_port=arguments.https_port,
+    ) as served:
         await announce_until_stopped("servicebus", **served.ports)
 
 

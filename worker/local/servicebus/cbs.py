@@ -23,17 +23,19 @@ class TokenDesk:
         properties = request.application_properties()
         operation, audience, token = properties.get("operation"), properties.get("name"), request.value()
         if operation != "put-token":
-            return _response(400, f"operation {operation!r} is not known here; 'put-token' is")
+            return token_response(400, f"operation {operation!r} is not known here; 'put-token' is")
         if not isinstance(audience, str) or not isinstance(token, str):
-            return _response(400, "put-token needs the application property 'name' and the token as amqp-value")
+            return token_response(
+                400, "put-token needs the application property 'name' and the token as amqp-value"
+            )
         try:
             self._access.put_token(audience, token)
         except AccessRefused as refusal:
-            return _response(401, refusal.description)
+            return token_response(refusal.status, refusal.description)
         self._on_granted()
-        return _response(202, "Accepted")
+        return token_response(202, "Accepted")
 
 
-def _response(status: int, description: str) -> Response:
+def token_response(status: int, description: str) -> Response:
     # No `error-condition`: with one, the SDK drops the status and the description.
     return Response(application_properties={"status-code": Int(status), "status-description": description})

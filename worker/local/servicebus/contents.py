@@ -6,7 +6,7 @@ the header and the annotations `x-opt-*`.
 
 import struct
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,14 +15,18 @@ from worker.local.amqp.messages import (
     BATCH_FORMAT,
     EncodedMessage,
     add_application_properties,
+    add_delivery_annotations,
+    decode_application_properties,
     decode_message,
+    decode_properties,
     encode_annotations,
     encode_header,
     encode_pairs,
     pairs_without,
     read_batch,
 )
-from worker.local.servicebus.messages import Message
+from worker.local.servicebus.messages import Locked, Message
+from worker.local.servicebus.sql_tree import Value
 
 SEQUENCE_NUMBER: Final = "x-opt-sequence-number"
 ENQUEUED_TIME: Final = "x-opt-enqueued-time"
@@ -43,6 +47,8 @@ _OURS: Final = frozenset(
 _SEQUENCE_NUMBER_LONG: Final = encode(Symbol(SEQUENCE_NUMBER)) + b"\x81"
 _ENQUEUED_TIMESTAMP: Final = encode(Symbol(ENQUEUED_TIME)) + b"\x83"
 _LOCKED_TIMESTAMP: Final = encode(Symbol(LOCKED_UNTIL)) + b"\x83"
+_LOCK_TOKEN: Final = "x-opt-lock-token"
+_LOCK_TOKEN_UUID: Final = encode(Symbol(_LOCK_TOKEN)) + b"\x98"
 _STATE_INT: Final = encode(Symbol(MESSAGE_STATE)) + b"\x54"
 _I64 = struct.Struct(">q")
 
@@ -54,6 +60,7 @@ class Content:
     durable: bool | None
     priority: int | None
     ttl: int | None
+    delivery_annotations: bytes
     annotations: bytes
     annotation_count: int
     properties: bytes
@@ -92,6 +99,7 @@ def _content(encoded: EncodedMessage) -> Content:
         durable=encoded.durable,
         priority=encoded.priority,
         ttl=encoded.ttl,
+        delivery_annotations=encoded.raw_delivery_annotations,
         annotations=annotations,
         annotation_count=count,
         properties=encoded.raw_properties,
@@ -114,6 +122,11 @@ def _identifier(value: Any) -> str | None:
 def _text(value: Any, name: str) -> str | None:
     if value is None or type(value) is str:
         return value
+    if type(value) is bytes:  # as the SDK writes what it has received
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            pass
     raise DecodeError(0, f"a string as {name}, not {value!r:.80}")
 
 
@@ -125,8 +138,13 @@ def _time(value: Any) -> float | None:
     return value / 1000
 
 
-def encode_delivery(message: Message, locked_until: float | None = None) -> bytes:
-    """The message as a receiver gets it; `locked_until` in unix seconds, when it is under peek-lock."""
+def encode_locked(locked: Locked) -> bytes:
+    """A delivery under peek-lock as a receiver gets it."""
+    return encode_delivery(locked.message, locked)
+
+
+def encode_delivery(message: Message, locked: Locked | None = None) -> bytes:
+    """The message as a receiver gets it; `locked` when it is under peek-lock."""
     content = message.sections
     assert isinstance(content, Content)
     pairs = b"%b%b%b%b%b%b%c" % (
@@ -139,8 +157,8 @@ def encode_delivery(message: Message, locked_until: float | None = None) -> byte
         message.state,
     )
     count = content.annotation_count + 3
-    if locked_until is not None:
-        pairs += _LOCKED_TIMESTAMP + _I64.pack(int(locked_until * 1000))
+    if locked is not None:
+        pairs += _LOCKED_TIMESTAMP + _I64.pack(int(locked.locked_until * 1000))
         count += 1
     rare = _rare_annotations(message)
     if rare:
@@ -149,11 +167,21 @@ def encode_delivery(message: Message, locked_until: float | None = None) -> byte
     return b"".join(
         (
             encode_header(content.durable, content.priority, content.ttl, message.delivery_count),
+            _delivery_annotations(content, locked),
             encode_annotations(pairs, count),
             content.properties,
             _application_properties(message, content),
             content.body,
         )
+    )
+
+
+def _delivery_annotations(content: Content, locked: Locked | None) -> bytes:
+    """The sender's, and the lock token, which the SDK reads here when there is no delivery tag."""
+    if locked is None:
+        return content.delivery_annotations
+    return add_delivery_annotations(
+        content.delivery_annotations, _LOCK_TOKEN_UUID + locked.token.bytes, _LOCK_TOKEN
     )
 
 
@@ -183,3 +211,63 @@ def _application_properties(message: Message, content: Content) -> bytes:
 def milliseconds(at: float) -> Timestamp:
     """A unix time in seconds as AMQP writes it."""
     return Timestamp(int(at * 1000))
+
+
+class ContentProperties:
+    """What rules may ask of a message, decoded when first asked for. Values that SQL has no words for are texts."""
+
+    def __init__(self, message: Message) -> None:
+        assert isinstance(message.sections, Content)
+        self._message = message
+        self._content = message.sections
+        self._fields: Sequence[Any] | None = None
+        self._user: Mapping[str, Value] | None = None
+
+    def system(self, name: str) -> Value:
+        name = name.casefold()
+        if name in _FIELDS:
+            return self._field(_FIELDS[name])
+        return _KEPT[name](self._message)
+
+    def user(self, name: str) -> Value:
+        return self._all_user().get(name.casefold())
+
+    def has_user(self, name: str) -> bool:
+        return name.casefold() in self._all_user()
+
+    def _field(self, position: int) -> Value:
+        if self._fields is None:
+            self._fields = decode_properties(self._content.properties)
+        return _value(self._fields[position]) if position < len(self._fields) else None
+
+    def _all_user(self) -> Mapping[str, Value]:
+        if self._user is None:
+            properties = decode_application_properties(self._content.application_properties)
+            self._user = {str(name).casefold(): _value(value) for name, value in properties.items()}
+        return self._user
+
+
+_FIELDS: Final = {
+    "messageid": 0,
+    "to": 2,
+    "label": 3,
+    "subject": 3,
+    "replyto": 4,
+    "correlationid": 5,
+    "contenttype": 6,
+    "sessionid": 10,
+    "replytosessionid": 12,
+}
+_KEPT: Final[Mapping[str, Callable[[Message], Value]]] = {
+    "partitionkey": lambda message: message.partition_key,
+    "size": lambda message: message.size,
+    "deliverycount": lambda message: message.delivery_count,
+    "sequencenumber": lambda message: message.sequence_number,
+    "enqueuedsequencenumber": lambda message: message.enqueued_sequence_number,
+    "timetolive": lambda message: message.time_to_live,
+    "deadlettersource": lambda message: message.dead_letter_source,
+}
+
+
+def _value(value: Any) -> Value:
+    return value if value is None or isinstance(value, str | int | float) else str(value)

@@ -1,4 +1,4 @@
-"""Links to entities: messages in, deliveries and their settlements out, and sessions waited for.
+"""Links to entities: messages in, deliveries and their settlements out.
 
 `Dispatch` shares what becomes available in one entity among its receivers. The settlement table is `_settle`.
 """
@@ -6,11 +6,12 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
-from worker.local.amqp.codec import DecodeError, Long, Symbol
+from worker.local.amqp.codec import DecodeError, Symbol
 from worker.local.amqp.links import Delivery, IncomingLink, OutgoingLink
+from worker.local.amqp.messages import BATCH_FORMAT
 from worker.local.amqp.performatives import (
     SETTLE_MODE_SETTLED,
     Accepted,
@@ -26,22 +27,18 @@ from worker.local.servicebus.contents import (
     DEAD_LETTER_DESCRIPTION,
     DEAD_LETTER_REASON,
     encode_delivery,
+    encode_locked,
     read_messages,
 )
-from worker.local.servicebus.messages import NOT_ALLOWED, SESSION_LOCK_LOST
+from worker.local.servicebus.messages import MESSAGE_TOO_LARGE, SESSION_LOCK_LOST
+from worker.local.servicebus.session_links import SessionWait, error_of
+from worker.local.world import PREMIUM_BYTES
 
-SESSION_FILTER: Final = Symbol("com.microsoft:session-filter")
-LOCKED_UNTIL_UTC: Final = Symbol("com.microsoft:locked-until-utc")
-TIMEOUT: Final = Symbol("com.microsoft:timeout")
-SESSION_PATIENCE: Final = 65.0
-"""Seconds a receiver waits for the next available session if it does not say how long."""
-_TICKS_AT_EPOCH: Final = 621_355_968_000_000_000
-_TICKS_PER_SECOND: Final = 10_000_000
+MAX_BATCH_SIZE: Final = Symbol("com.microsoft:max-message-batch-size")
+LOSS_NOTICE: Final = 1.0
+"""Seconds between the end of a session's lock and the end of the link, if its holder asks for nothing meanwhile.
+The lock is lost at once. Tests of the SDK wait as long as the lock lasts and expect not to be told."""
 _CHUNK: Final = 100
-
-
-def error_of(refusal: BrokerError) -> Error:
-    return Error(condition=refusal.condition, description=refusal.description)
 
 
 class Inlet:
@@ -62,12 +59,27 @@ class Inlet:
 
     def _send(self, delivery: Delivery) -> Outcome:
         try:
+            self._check_batch(delivery)
             self._queue.send(read_messages(delivery.payload, delivery.message_format))
         except BrokerError as refusal:
             return Rejected(error=error_of(refusal))
         except DecodeError as error:
             return Rejected(error=Error(condition="amqp:decode-error", description=str(error)))
         return Accepted()
+
+    def _check_batch(self, delivery: Delivery) -> None:
+        """Raises message-size-exceeded: a namespace with large messages has no larger batches for it."""
+        most = largest_batch(self._queue)
+        if delivery.message_format == BATCH_FORMAT and len(delivery.payload) > most:
+            raise BrokerError(
+                MESSAGE_TOO_LARGE,
+                f"the batch has {len(delivery.payload)} bytes, {self._queue.name!r} takes at most {most} in one",
+            )
+
+
+def largest_batch(queue: Queue) -> int:
+    """Bytes."""
+    return min(queue.spec.max_message_bytes, PREMIUM_BYTES)
 
 
 class Outlet:
@@ -83,6 +95,7 @@ class Outlet:
         self._on_detached = on_detached
         self._deletes = link.attach.snd_settle_mode == SETTLE_MODE_SETTLED
         self._tokens: dict[int, UUID] = {}
+        self._telling: asyncio.TimerHandle | None = None
         dispatch.add(self)
 
     def on_ready(self) -> None:
@@ -101,6 +114,8 @@ class Outlet:
         """Locks outlive the link, as in Service Bus; a session does not."""
         self._dispatch.remove(self)
         self._tokens.clear()
+        if self._telling is not None:
+            self._telling.cancel()
         if self.session is not None:
             self.session.release()
         self._on_detached()
@@ -118,15 +133,24 @@ class Outlet:
             self.link.detach(error_of(refusal))
         return sent > 0
 
-    def check_session(self) -> None:
-        """Detaches the link when its session was lost, by time."""
-        if self.session is not None and not self.session.held:
-            self.link.detach(
-                Error(
-                    condition=SESSION_LOCK_LOST,
-                    description=f"The lock of session '{self.session.id}' has expired; accept it anew.",
-                )
+    @property
+    def lost(self) -> bool:
+        """Its session was lost, by time."""
+        return self.session is not None and not self.session.held
+
+    def tell_loss(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Detaches the link a little later, when its session was lost: who waits idly does not learn at once."""
+        if self.lost and self._telling is None:
+            self._telling = loop.call_later(LOSS_NOTICE, self._detach_lost)
+
+    def _detach_lost(self) -> None:
+        assert self.session is not None
+        self.link.detach(
+            Error(
+                condition=SESSION_LOCK_LOST,
+                description=f"The lock of session '{self.session.id}' has expired; accept it anew.",
             )
+        )
 
     def _deliver_some(self, count: int) -> int:
         if self._deletes:
@@ -136,7 +160,7 @@ class Outlet:
             return len(messages)
         taken = self.queue.take(count, session=self.session)
         for locked in taken:
-            payload = encode_delivery(locked.message, locked.locked_until)
+            payload = encode_locked(locked)
             self._tokens[self.link.send(payload, locked.token.bytes_le, settled=False)] = locked.token
         return len(taken)
 
@@ -213,88 +237,11 @@ class Dispatch:
     def _share(self) -> None:
         self._pending = None
         for outlet in tuple(self._outlets):
-            outlet.check_session()
+            outlet.tell_loss(self._loop)
         while self._waiting and self._waiting[0].try_accept():
             self._waiting.popleft()
         self._outlets.rotate(-1)
-        ready = [outlet for outlet in self._outlets if outlet.link.ready]
+        ready = [outlet for outlet in self._outlets if outlet.link.ready and not outlet.lost]
         while ready:
             share = 1 if len(ready) > 1 else ready[0].link.credit
             ready = [outlet for outlet in ready if outlet.deliver(share) and outlet.link.ready]
-
-
-class SessionWait:
-    """A receiver that wants a session: a certain one, or (None) the next available, for which it waits."""
-
-    def __init__(
-        self,
-        link: OutgoingLink,
-        dispatch: Dispatch,
-        session_id: str | None,
-        loop: asyncio.AbstractEventLoop,
-        on_accepted: Callable[[Session], None],
-    ) -> None:
-        self._link = link
-        self._dispatch = dispatch
-        self._session_id = session_id
-        self._on_accepted = on_accepted
-        self._timer: asyncio.TimerHandle | None = None
-        if not self.try_accept():
-            dispatch.wait(self)
-            self._timer = loop.call_later(_patience(link), self._refuse)
-
-    def try_accept(self) -> bool:
-        """True when there is nothing more to wait for: accepted, refused, or gone."""
-        if not self._link.attaching:
-            self._stop()
-            return True
-        try:
-            session = self._dispatch.queue.accept_session(self._session_id)
-        except BrokerError as refusal:
-            self._stop()
-            self._link.refuse(error_of(refusal))
-            return True
-        if session is None:
-            return False
-        self._stop()
-        self._on_accepted(session)
-        return True
-
-    def _stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _refuse(self) -> None:
-        self._dispatch.give_up(self)
-        if self._link.attaching:
-            self._link.refuse(
-                Error(
-                    condition=TIMEOUT,
-                    description=f"The operation did not complete within {_patience(self._link):g} s: "
-                    f"'{self._dispatch.queue.name}' has no session available.",
-                )
-            )
-
-
-def _patience(link: OutgoingLink) -> float:
-    milliseconds = (link.attach.properties or {}).get(TIMEOUT)
-    return milliseconds / 1000 if isinstance(milliseconds, int) else SESSION_PATIENCE
-
-
-def session_filter(link: OutgoingLink) -> tuple[bool, str | None]:
-    """Whether a session is asked for, and which; None is the next available one.
-
-    Raises BrokerError for a session id that is no string.
-    """
-    filters = (link.attach.source and link.attach.source.filter) or {}
-    if SESSION_FILTER not in filters:
-        return False, None
-    session_id: Any = filters[SESSION_FILTER]
-    if session_id is not None and not isinstance(session_id, str):
-        raise BrokerError(NOT_ALLOWED, f"a session id is a string or null, not {session_id!r:.80}")
-    return True, session_id
-
-
-def session_terms(session: Session) -> dict[Symbol, Any]:
-    """The properties of the attach that grants a session. The SDK fails without them."""
-    return {LOCKED_UNTIL_UTC: Long(int(session.locked_until * _TICKS_PER_SECOND) + _TICKS_AT_EPOCH)}

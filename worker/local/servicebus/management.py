@@ -14,7 +14,7 @@ from worker.local.amqp.codec import Array, DecodeError, Int, Long, Symbol, Times
 from worker.local.amqp.messages import EncodedMessage
 from worker.local.servicebus.access import UNAUTHORIZED, AccessRefused, Claim
 from worker.local.servicebus.broker import BrokerError, Locked, Queue, Session
-from worker.local.servicebus.contents import encode_delivery, milliseconds, read_message
+from worker.local.servicebus.contents import encode_delivery, encode_locked, milliseconds, read_message
 from worker.local.servicebus.messages import (
     ARGUMENT_ERROR,
     MESSAGE_LOCK_LOST,
@@ -26,6 +26,8 @@ from worker.local.servicebus.messages import (
     SESSION_LOCK_LOST,
 )
 from worker.local.servicebus.requests import Response
+from worker.local.servicebus.rule_terms import describe_rule, read_rule
+from worker.local.servicebus.rules import ALREADY_EXISTS, Rules
 
 MANAGEMENT: Final = "/$management"
 MAX_PEEK: Final = 250
@@ -43,8 +45,16 @@ _STATUS: Final[Mapping[str, int]] = MappingProxyType(
         NOT_ALLOWED: 400,
         SESSION_CANNOT_BE_LOCKED: 409,
         QUEUE_FULL: 403,
+        ALREADY_EXISTS: 409,
+        "amqp:not-implemented": 501,
+        "com.microsoft:argument-out-of-range": 400,
+        "com.microsoft:entity-disabled": 403,
+        "com.microsoft:server-busy": 503,
+        "com.microsoft:timeout": 408,
     }
 )
+_NO_TIME: Final = 253_402_300_800_000
+"""The year 10000, by which clients say that it does not matter when a session was updated."""
 _Value = TypeVar("_Value")
 
 
@@ -102,9 +112,9 @@ class Desk:
             self._check(claim)
             answer = operate(self, Arguments(body if isinstance(body, dict) else {}))
         except BrokerError as refusal:
-            return _refused(refusal.condition, refusal.description)
+            return refused_response(refusal.condition, refusal.description)
         except AccessRefused as refusal:
-            return _refused(UNAUTHORIZED, refusal.description)
+            return refused_response(UNAUTHORIZED, refusal.description)
         description = "OK" if answer.status == 200 else "No content"
         return Response(
             application_properties={"statusCode": Int(answer.status), "statusDescription": description},
@@ -114,8 +124,14 @@ class Desk:
     def session(self, arguments: Arguments) -> Session:
         return self.held_session(self.queue, arguments.get("session-id", str))
 
+    def rules(self) -> Rules:
+        """Raises not-allowed when this is no subscription."""
+        if self.queue.subscription is None:
+            raise BrokerError(NOT_ALLOWED, f"{self.queue.name!r} has no rules; subscriptions have")
+        return self.queue.subscription.rules
 
-def _refused(condition: str, description: str) -> Response:
+
+def refused_response(condition: str, description: str) -> Response:
     return Response(
         application_properties={
             "statusCode": Int(_STATUS.get(condition, 500)),
@@ -176,7 +192,7 @@ def _receive(desk: Desk, arguments: Arguments) -> Answer:
 
 
 def _deferred(locked: Locked) -> dict[str, Any]:
-    return {"message": encode_delivery(locked.message, locked.locked_until), "lock-token": locked.token}
+    return {"message": encode_locked(locked), "lock-token": locked.token}
 
 
 def _update_disposition(desk: Desk, arguments: Arguments) -> Answer:
@@ -218,12 +234,32 @@ def _set_session_state(desk: Desk, arguments: Arguments) -> Answer:
 
 
 def _message_sessions(desk: Desk, arguments: Arguments) -> Answer:
-    # Which sessions changed since `last-updated-time` is not kept: all with messages are listed.
     skip, top = arguments.get("skip", int), arguments.get("top", int)
-    sessions = desk.queue.sessions(skip, top)
+    after = arguments.optional("last-updated-time", int)
+    sessions = desk.queue.sessions(skip, top, None if after in (None, _NO_TIME) else after / 1000)
     if not sessions:
         return NO_CONTENT
     return Answer(body={"skip": Int(skip + len(sessions)), "sessions-ids": Array(str, tuple(sessions))})
+
+
+def _add_rule(desk: Desk, arguments: Arguments) -> Answer:
+    desk.rules().add(read_rule(arguments.get("rule-name", str), arguments.get("rule-description", dict)))
+    return Answer()
+
+
+def _remove_rule(desk: Desk, arguments: Arguments) -> Answer:
+    desk.rules().remove(arguments.get("rule-name", str))
+    return Answer()
+
+
+def _enumerate_rules(desk: Desk, arguments: Arguments) -> Answer:
+    skip, top = arguments.get("skip", int), arguments.get("top", int)
+    if skip < 0 or top < 0:
+        raise _bad_argument(f"'skip' and 'top' are not negative; these are {skip} and {top}")
+    found = desk.rules().list()[skip : skip + top]
+    if not found:
+        return NO_CONTENT
+    return Answer(body={"rules": [{"rule-description": describe_rule(rule)} for rule in found]})
 
 
 Operation = Callable[[Desk, Arguments], Answer]
@@ -240,6 +276,9 @@ _OPERATIONS: Final[Mapping[str, tuple[Claim, Operation]]] = MappingProxyType(
         "com.microsoft:get-session-state": (Claim.LISTEN, _get_session_state),
         "com.microsoft:set-session-state": (Claim.LISTEN, _set_session_state),
         "com.microsoft:get-message-sessions": (Claim.LISTEN, _message_sessions),
+        "com.microsoft:add-rule": (Claim.LISTEN, _add_rule),
+        "com.microsoft:remove-rule": (Claim.LISTEN, _remove_rule),
+        "com.microsoft:enumerate-rules": (Claim.LISTEN, _enumerate_rules),
     }
 )
 

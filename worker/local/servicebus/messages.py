@@ -65,10 +65,28 @@ class Message:
     dead_letter_reason: str | None = None
     dead_letter_description: str | None = None
     dead_letter_source: str | None = None
-    """Always None: Service Bus sets it when it auto-forwards a dead letter, which no queue here does."""
+    """The entity that this dead letter was passed on from."""
+    hops: int = 0
+    """How often it was passed on from entity to entity."""
 
     def expired(self, now: float) -> bool:
         return self.expires_at is not None and self.expires_at <= now
+
+    def copied(self) -> "Message":
+        """The message as it goes to another entity: without what this queue keeps of it."""
+        return Message(
+            sections=self.sections,
+            size=self.size,
+            message_id=self.message_id,
+            session_id=self.session_id,
+            partition_key=self.partition_key,
+            time_to_live=self.time_to_live,
+            enqueued_sequence_number=self.enqueued_sequence_number,
+            dead_letter_reason=self.dead_letter_reason,
+            dead_letter_description=self.dead_letter_description,
+            dead_letter_source=self.dead_letter_source,
+            hops=self.hops,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,3 +106,4 @@ class Counts:
     deferred: int
     scheduled: int
     dead_lettered: int
+    transfer_dead_lettered: int = 0

@@ -9,26 +9,26 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+from worker.local.amqp.codec import ULong
 from worker.local.amqp.connection import Connection
 from worker.local.amqp.links import IncomingLink, OutgoingLink
-from worker.local.amqp.messages import EncodedMessage
 from worker.local.amqp.performatives import Coordinator, Error
 from worker.local.servicebus.access import UNAUTHORIZED, Access, AccessRefused, Address, Claim
 from worker.local.servicebus.broker import Broker, BrokerError, Queue, Session
 from worker.local.servicebus.cbs import CBS, TokenDesk
-from worker.local.servicebus.links import (
+from worker.local.servicebus.control_links import Answer, LinkFaults
+from worker.local.servicebus.idle import IdleTimes, IdleWatch
+from worker.local.servicebus.links import MAX_BATCH_SIZE, Dispatch, Inlet, Outlet, largest_batch
+from worker.local.servicebus.management import MANAGEMENT, Desk
+from worker.local.servicebus.messages import NOT_ALLOWED, SESSION_LOCK_LOST
+from worker.local.servicebus.requests import MAX_REQUEST, Requests, Responses
+from worker.local.servicebus.session_links import (
     SESSION_FILTER,
-    Dispatch,
-    Inlet,
-    Outlet,
     SessionWait,
     error_of,
     session_filter,
     session_terms,
 )
-from worker.local.servicebus.management import MANAGEMENT, Desk
-from worker.local.servicebus.messages import NOT_ALLOWED, SESSION_LOCK_LOST
-from worker.local.servicebus.requests import MAX_REQUEST, Requests, Response, Responses
 
 MAX_LINKS: Final = 1_000
 _MAX_TIMER: Final = 86_400.0
@@ -45,6 +45,8 @@ class Peer:
         broker: Broker,
         dispatch_for: Callable[[Queue], Dispatch],
         clock: Callable[[], float],
+        faults: LinkFaults,
+        idle: IdleTimes,
         on_closed: Callable[["Peer"], None],
     ) -> None:
         self.connection = connection
@@ -52,12 +54,14 @@ class Peer:
         self._broker = broker
         self._dispatch_for = dispatch_for
         self._clock = clock
+        self._faults = faults
         self._on_closed = on_closed
         self._loop = asyncio.get_running_loop()
         self._expiry: asyncio.TimerHandle | None = None
         self._links: dict[IncomingLink | OutgoingLink, Address] = {}
         self._outlets: dict[OutgoingLink, Outlet] = {}
         self._responses: dict[tuple[object, str], Responses] = {}
+        self._idle = IdleWatch(idle, self._links.keys, connection.close)
 
     # What the connection calls
 
@@ -75,9 +79,16 @@ class Peer:
         except BrokerError as refusal:
             link.refuse(error_of(refusal))
 
+    def detach(self, entity: str | None, error: Error) -> None:
+        """Every link of the entity (its path in lower case) and what belongs to it, or of all."""
+        for link, address in tuple(self._links.items()):
+            if entity is None or f"{address.path.lower()}/".startswith(f"{entity}/"):
+                link.detach(error)
+
     def on_closed(self) -> None:
         if self._expiry is not None:
             self._expiry.cancel()
+        self._idle.stop()
         self._on_closed(self)
 
     # Nodes
@@ -87,7 +98,8 @@ class Peer:
             self._accept_responses(link, CBS)
         else:
             desk = TokenDesk(self._access, self._watch_expiry)
-            link.accept(self._requests(link, CBS, desk.answer), max_message_size=MAX_REQUEST)
+            answer = self._faults.put_token(desk.answer)
+            link.accept(self._requests(link, CBS, answer), max_message_size=MAX_REQUEST)
 
     def _attach_management(self, link: IncomingLink | OutgoingLink, address: Address) -> None:
         entity = Address(address.host, address.path.removesuffix(MANAGEMENT))
@@ -97,19 +109,26 @@ class Peer:
             self._accept_responses(link, address.path)
         else:
             desk = Desk(queue, partial(self._access.check, Address(None, queue.name)), self._held_session)
-            link.accept(self._requests(link, address.path, desk.answer), max_message_size=MAX_REQUEST)
+            answer = self._faults.management(queue.name, desk.answer)
+            link.accept(self._requests(link, address.path, answer), max_message_size=MAX_REQUEST)
 
     def _attach_entity(self, link: IncomingLink | OutgoingLink, address: Address) -> None:
+        self._faults.check_attach(address.path)
         if isinstance(link, OutgoingLink):
             self._attach_receiver(link, address)
             return
         queue = self._entity(address, Claim.SEND)
         self._links[link] = address
         inlet = Inlet(link, queue, partial(self._forget, link))
-        link.accept(inlet, max_message_size=queue.spec.max_message_bytes)
+        link.accept(
+            self._faults.consumer(inlet, link, queue.name),
+            max_message_size=queue.spec.max_message_bytes,
+            properties={MAX_BATCH_SIZE: ULong(largest_batch(queue))},
+        )
 
     def _attach_receiver(self, link: OutgoingLink, address: Address) -> None:
         queue = self._entity(address, Claim.LISTEN)
+        queue.check_receivable()
         dispatch = self._dispatch_for(queue)
         wanted, session_id = session_filter(link)
         if not wanted:
@@ -138,10 +157,11 @@ class Peer:
         self._links[link] = address
         outlet = Outlet(link, dispatch, session, partial(self._forget, link))
         self._outlets[link] = outlet
+        producer = self._faults.producer(outlet, link, dispatch.queue.name)
         if session is None:
-            link.accept(outlet)
+            link.accept(producer)
         else:
-            link.accept(outlet, filters={SESSION_FILTER: session.id}, properties=session_terms(session))
+            link.accept(producer, filters={SESSION_FILTER: session.id}, properties=session_terms(session))
 
     def _entity(self, address: Address, *claims: Claim) -> Queue:
         """Raises AccessRefused or BrokerError. Whether an entity exists is told only to those with a token."""
@@ -159,7 +179,7 @@ class Peer:
         self._responses[link.session, path] = responses
         link.accept(responses)
 
-    def _requests(self, link: IncomingLink, path: str, answer: Callable[[EncodedMessage], Response]) -> Requests:
+    def _requests(self, link: IncomingLink, path: str, answer: Answer) -> Requests:
         return Requests(
             link,
             answer,
@@ -175,6 +195,7 @@ class Peer:
         self._links.pop(link, None)
         if isinstance(link, OutgoingLink):
             self._outlets.pop(link, None)
+        self._idle.note_detached()
 
     def _held_session(self, queue: Queue, session_id: str) -> Session:
         for outlet in self._outlets.values():

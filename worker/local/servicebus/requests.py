@@ -64,11 +64,11 @@ class Requests:
     def __init__(
         self,
         link: IncomingLink,
-        answer: Callable[[EncodedMessage], Response],
+        answer: Callable[[EncodedMessage], Response | None],
         responses: Callable[[], Responses | None],
         on_detached: Callable[[], None],
     ) -> None:
-        """`answer` may raise DecodeError: the request is then rejected."""
+        """`answer` may raise DecodeError: the request is then rejected. None is no answer at all."""
         self._link = link
         self._answer = answer
         self._responses = responses
@@ -89,7 +89,7 @@ class Requests:
     def _handle(self, request: EncodedMessage) -> None:
         response = self._answer(request)
         responses = self._responses()
-        if responses is not None:
+        if response is not None and responses is not None:
             responses.send(
                 encode_message(
                     correlation_id=request.message_id,

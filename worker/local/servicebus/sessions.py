@@ -10,10 +10,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from math import inf
 from uuid import UUID
 
+from worker.local.servicebus import checks
+from worker.local.servicebus.entities import Entity
 from worker.local.servicebus.messages import (
-    ARGUMENT_ERROR,
     NOT_ALLOWED,
     SESSION_CANNOT_BE_LOCKED,
     SESSION_LOCK_LOST,
@@ -21,8 +23,8 @@ from worker.local.servicebus.messages import (
     Message,
     MessageState,
 )
-from worker.local.servicebus.order import Agenda, Backlog
-from worker.local.servicebus.queues import LONGEST_ID, Queue
+from worker.local.servicebus.order import Backlog
+from worker.local.servicebus.queues import Queue
 from worker.local.world import QueueSpec
 
 
@@ -34,6 +36,7 @@ class SessionRecord:
     backlog: Backlog = field(default_factory=Backlog)
     locked: dict[int, Message] = field(default_factory=dict)
     state: bytes | None = None
+    state_set_at: float = -inf
     holder: "Session | None" = None
 
     @property
@@ -66,7 +69,7 @@ class Session:
 
     @state.setter
     def state(self, state: bytes | None) -> None:
-        self._queue.record_of(self).state = state
+        self._queue.set_state(self, state)
 
     def renew(self) -> float:
         """The new end of the lock. Raises session-lock-lost."""
@@ -80,12 +83,13 @@ class Session:
 class SessionQueue(Queue):
     """Without a session only sending, peeking, scheduling and settling by token are allowed."""
 
-    def __init__(self, spec: QueueSpec, clock: Callable[[], float] = time.time) -> None:
-        super().__init__(spec, clock)
+    def __init__(
+        self, spec: QueueSpec, clock: Callable[[], float] = time.time, upstream: Entity | None = None
+    ) -> None:
+        super().__init__(spec, clock, upstream)
         self._records: dict[str, SessionRecord] = {}
         self._ready: OrderedDict[str, None] = OrderedDict()  # free, with messages; longest ready first
-        self._session_ends = Agenda[str](self._lose_session)
-        self._agendas = (*self._agendas, self._session_ends)
+        self._session_ends = self._timetable.agenda(self._lose_session)
 
     def accept_session(self, session_id: str | None) -> Session | None:
         now = self._advance()
@@ -93,7 +97,7 @@ class SessionQueue(Queue):
             session_id = next(iter(self._ready), None)
         if session_id is None:
             return None
-        self._check_session_id(session_id)
+        checks.check_session_id(session_id, self.name)
         record = self._record(session_id)
         if record.holder is not None:
             raise BrokerError(
@@ -113,10 +117,16 @@ class SessionQueue(Queue):
             raise self._session_lost(session_id)
         return record.holder
 
-    def sessions(self, skip: int, top: int) -> list[str]:
+    def sessions(self, skip: int, top: int, state_set_after: float | None = None) -> list[str]:
         self._advance()
-        with_messages = (record.id for record in self._records.values() if record.has_active_messages)
-        return list(islice(with_messages, skip, skip + top))
+        found = (record.id for record in self._records.values() if _listed(record, state_set_after))
+        return list(islice(found, skip, skip + top))
+
+    def set_state(self, session: Session, state: bytes | None) -> None:
+        """Raises session-lock-lost."""
+        now = self._advance()
+        record = self._held_record(session)
+        record.state, record.state_set_at = state, now
 
     def renew(self, tokens: Sequence[UUID]) -> list[float]:
         """Raises not-allowed: the lock to renew is the session's."""
@@ -162,7 +172,7 @@ class SessionQueue(Queue):
 
     def _prolong(self, session: Session, now: float) -> float:
         session.locked_until = now + self.spec.lock_duration
-        self._remind(self._session_ends, session.id, session.locked_until)
+        self._timetable.put(self._session_ends, session.id, session.locked_until)
         return session.locked_until
 
     def _record(self, session_id: str) -> SessionRecord:
@@ -205,20 +215,11 @@ class SessionQueue(Queue):
     def _let_go(self, message: Message) -> None:
         del self._records[self._session_id(message)].locked[message.sequence_number]
 
-    def _check_sendable(self, message: Message) -> None:
-        super()._check_sendable(message)
+    def _check_own(self, message: Message) -> None:
         if message.session_id is None:
             raise BrokerError(
                 NOT_ALLOWED,
                 f"message {message.message_id!r} has no session id, which {self.name!r} needs; set group-id",
-            )
-
-    def _check_session_id(self, session_id: str) -> None:
-        if len(session_id) > LONGEST_ID:
-            raise BrokerError(
-                ARGUMENT_ERROR,
-                f"the session id {session_id[:20]!r}... has {len(session_id)} characters; at most "
-                f"{LONGEST_ID} are allowed",
             )
 
     def _session_id(self, message: Message) -> str:
@@ -230,3 +231,9 @@ class SessionQueue(Queue):
             SESSION_LOCK_LOST,
             f"the lock of session {session_id!r} of {self.name!r} expired or was released; accept it anew",
         )
+
+
+def _listed(record: SessionRecord, state_set_after: float | None) -> bool:
+    if state_set_after is None:
+        return record.has_active_messages or record.state is not None
+    return record.state_set_at > state_set_after

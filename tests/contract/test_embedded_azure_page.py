@@ -1,0 +1,30 @@
+"""docs/embedded-azure.md: its example runs, and its entities file is one."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from worker.local.entities_file import put_entities
+from worker.local.world import default_world
+
+PAGE = Path(__file__).parents[2] / "docs" / "embedded-azure.md"
+
+
+def block(language: str) -> str:
+    match = re.search(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert match, f"the page has no block of {language}"
+    return match[1]
+
+
+def test_the_example_sends_and_receives() -> None:
+    run = subprocess.run([sys.executable, "-c", block("python")], capture_output=True, text=True, timeout=50)
+    assert (run.stdout, run.returncode) == ("hello\n", 0), run.stderr
+
+
+def test_the_entities_file_can_be_used(tmp_path: Path) -> None:
+    path = tmp_path / "entities.yaml"
+    path.write_text(block("yaml"))
+    world = put_entities(default_world(), path)
+    assert [queue.name for queue in world.queues] == ["orders", "morgue"]
+    assert [subscription.name for subscription in world.topics[0].subscriptions] == ["all", "urgent"]

@@ -1,0 +1,33 @@
+"""The keys of a run of foreign tests: a state directory as the embedded Service Bus reads it, and a token.
+
+Delivery-ids are not looked at: some tests use one receiver from several threads, and then the SDK numbers two
+deliveries alike. They pass in Azure.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from tests.local_azure import bus_world
+from worker.local.certificates import make_server_identity, make_signing_key, private_pem, public_pem
+from worker.local.servicebus.access import AUDIENCE
+from worker.local.state import StateDirectory, write_atomically
+from worker.local.tokens import TokenIssuer
+
+_LIFETIME = 86_400.0
+
+
+def write_keys(folder: Path) -> None:
+    """The world in it has a namespace without entities, and `owner.jwt` is a token of the namespace's owner."""
+    state = StateDirectory(folder)
+    world = dataclasses.replace(bus_world(), queues=(), topics=(), strict_delivery_ids=False)
+    signing, server = make_signing_key(), make_server_identity()
+    write_atomically(state.entra_public_key, public_pem(signing))
+    write_atomically(state.ca, server.ca_pem)
+    write_atomically(state.server_certificate, server.certificate_pem)
+    write_atomically(state.server_key, server.key_pem)
+    world.save(state.world)
+    owner = world.identity("owner")
+    token = TokenIssuer(private_pem(signing), world.tenant_id, _LIFETIME).issue(
+        audience=AUDIENCE, client_id=owner.client_id, object_id=owner.object_id
+    )
+    write_atomically(folder / "owner.jwt", token.encode())

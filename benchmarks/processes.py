@@ -37,14 +37,30 @@ def cpu_ms(pid: int) -> float:
 
 
 def peak_rss_mib(pid: int) -> float:
+    return _status_mib(pid, "VmHWM:")
+
+
+def rss_mib(pid: int) -> float:
+    return _status_mib(pid, "VmRSS:")
+
+
+def _status_mib(pid: int, field: str) -> float:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    [kib] = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+    [kib] = [line.split()[1] for line in lines if line.startswith(field)]
     return int(kib) / 1024
 
 
 def family_cpu_ms(pid: int) -> float:
     """The CPU of a process and of its children."""
     return cpu_ms(pid) + sum(cpu_ms(child) for child in _children(pid))
+
+
+def foreign_cpu_ms(*ours: int) -> float:
+    """The CPU of the machine, so far, but for this process and the families of `ours`."""
+    words = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    user, nice, system, _idle, _waiting, interrupts, soft_interrupts, stolen = map(int, words)
+    busy = TICK_MS * (user + nice + system + interrupts + soft_interrupts + stolen)
+    return busy - cpu_ms(os.getpid()) - sum(map(family_cpu_ms, ours))
 
 
 def _children(pid: int) -> Iterator[int]:
@@ -54,8 +70,9 @@ def _children(pid: int) -> Iterator[int]:
 class Child:
     """A process whose last lines are kept for the message of a failure."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, stop_by: signal.Signals) -> None:
         self.process = process
+        self._stop_by = stop_by
         self.pid = process.pid
         self._last_lines: deque[str] = deque(maxlen=LINES_KEPT)
         self._reading: asyncio.Task[None] | None = None
@@ -86,7 +103,7 @@ class Child:
     async def stop(self) -> None:
         """Ask it to end, and kill it if it does not."""
         if self.process.returncode is None:
-            self.process.send_signal(signal.SIGTERM)
+            self.process.send_signal(self._stop_by)
         try:
             async with asyncio.timeout(STOP_PATIENCE):
                 await self.process.wait()
@@ -109,18 +126,19 @@ class Child:
 
 
 @asynccontextmanager
-async def child(*arguments: str, environment: Mapping[str, str], says: str) -> AsyncIterator[Child]:
-    """`python *arguments`, once it has printed `says`; asked to stop at the end, and killed if it does not."""
+async def child(
+    *command: str, environment: Mapping[str, str], says: str, stop_by: signal.Signals = signal.SIGTERM
+) -> AsyncIterator[Child]:
+    """`command`, once it has printed `says`; asked to stop at the end, and killed if it does not."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *arguments,
+        *command,
         env=environment,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         limit=1 << 20,
     )
-    running = Child(process)
+    running = Child(process, stop_by)
     try:
         await running.printed(says)
         running.keep_reading()
@@ -154,7 +172,7 @@ class Azure:
 async def embedded_azure(folder: Path, world: World) -> AsyncIterator[Azure]:
     """`folder` must not exist yet."""
     arguments = ["--state", str(folder / "state"), "--world", str(_write_world(folder, world))]
-    command = ["-m", "worker", "local", "--write-env", str(folder / "azure.env"), *arguments]
+    command = [sys.executable, "-m", "worker", "local", "--write-env", str(folder / "azure.env"), *arguments]
     async with child(*command, environment=clean_environment(), says="is ready") as process:
         yield Azure(state=folder / "state", process=process)
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 
 from azure.core.exceptions import AzureError
+from azure.servicebus._pyamqp.error import TokenAuthFailure
 from azure.servicebus.exceptions import (
     MessageSizeExceededError,
     MessagingEntityDisabledError,
@@ -48,6 +49,8 @@ def _tell(error: BaseException) -> str | None:
                 f"Service Bus does not accept the token: {_first_line(error)}\n"
                 "Next: check that the identity's tenant (AZURE_TENANT_ID) is the namespace's."
             )
+        case TokenAuthFailure(status_code=404):  # Azure misses the queue when it is given a token for it
+            return _tell(MessagingEntityNotFoundError(message=_text(error.status_description)))
         case MessagingEntityNotFoundError():
             return (
                 f"The queue does not exist: {_first_line(error)}\n"
@@ -73,6 +76,10 @@ def _tell(error: BaseException) -> str | None:
             return str(error)
         case _:
             return None
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def _way_to_a_token(error: TokenUnavailable) -> str:

@@ -3,32 +3,36 @@
 import asyncio
 import contextlib
 import logging
+import os
 import random
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any
 
 import uvloop
 
-from worker.azure_openai import AzureOpenAI
-from worker.consumer import Consumer
-from worker.errors import WorkerError
+from worker.calls import Caller, Patience
+from worker.connections import open_connections, scopes, targets
+from worker.consumer import Consumer, Receiver
+from worker.gates import Gates
 from worker.health import serve_health
-from worker.identity import TokenBroker, check_environment, open_broker
-from worker.interfaces import Event, Observer, SetupCheckFailed, Started, Target
-from worker.limits import Gates, Intake, Setup
+from worker.identity import check_environment
+from worker.intake import Intake
+from worker.interfaces import Event, Observer, Started, Target
 from worker.logs import EventLog, set_up_logging
 from worker.metrics import Metrics
-from worker.processor import Patience, Processor
-from worker.results_queue import ResultsQueue
+from worker.probing import Setup
+from worker.processor import Processor
 from worker.retry import RetryPolicy
-from worker.servicebus import SERVICEBUS_SCOPE, JobsQueue, connect
 from worker.settings import WorkerSettings
+from worker.startup import prove
+from worker.suspects import Quarantine
+from worker.sweeper import Sweeper
 from worker.waits import loop_time
 
-CHECK_AGAIN = RetryPolicy(base=2.0, cap=60.0)
-"""Between start-up's checks: a new role assignment takes minutes to count."""
+SPANS_GO_TO = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
 def run(settings: WorkerSettings) -> int:
@@ -42,19 +46,56 @@ def run(settings: WorkerSettings) -> int:
 async def serve(settings: WorkerSettings, logger: logging.Logger) -> None:
     routes = targets(settings)
     metrics = Metrics(
-        queue=settings.jobs_queue,
+        queues=settings.models_of_queues,
         deployments=[target.deployment for some in (routes or {}).values() for target in some],
-        scopes=[settings.openai_scope, SERVICEBUS_SCOPE],
+        scopes=scopes(settings).values(),
         slots=settings.slots,
+        bytes_limit=settings.in_flight_bytes,
     )
-    observer = fan_out([metrics, EventLog(logger)])
-    gates = Gates(routes, endpoint=settings.openai_endpoint, observer=observer)
-    intake = Intake(settings.slots, observer, gates_open_at=gates.opens_at)
+    with ExitStack() as listeners:
+        listening: list[Observer] = [metrics, EventLog(logger), *tracing(listeners, logger)]
+        await serve_and_work(settings, routes, metrics, fan_out(listening), logger)
+    logger.info("stopped")
+
+
+def tracing(stack: ExitStack, logger: logging.Logger) -> Sequence[Observer]:
+    """A listener that sends spans, where a place to send them to is named as OpenTelemetry does."""
+    wanted = [name for name in SPANS_GO_TO if os.environ.get(name)]
+    if not wanted:
+        return []
+    try:
+        from worker.traces import Traces, open_provider
+    except ImportError:
+        hint = "the extra is not installed: pip install 'aoai-worker[otel]'"
+        logger.warning("no_traces", extra={"variable": wanted[0], "detail": hint})
+        return []
+    provider = open_provider()
+    stack.callback(provider.shutdown)
+    return [Traces(provider)]
+
+
+async def serve_and_work(
+    settings: WorkerSettings,
+    routes: Mapping[str, Sequence[Target]] | None,
+    metrics: Metrics,
+    observer: Observer,
+    logger: logging.Logger,
+) -> None:
+    intake = Intake(settings.slots, observer, bytes_limit=settings.in_flight_bytes)
     intake.close("start-up", "tokens, queues and deployments are not proved yet")
-    metrics.watch(in_flight=lambda: intake.in_flight, held=lambda: intake.held)
+    gates = Gates(
+        routes,
+        endpoint=settings.openai_endpoint,
+        observer=observer,
+        fleet_size=settings.fleet_size,
+        slots=settings.slots,
+        on_change=intake.look_again,
+    )
+    quarantine = Quarantine(intake)
+    metrics.watch(intake=intake, gates=gates)
 
     def state() -> dict[str, Any]:
-        return describe(intake, gates)
+        return describe(intake, gates, quarantine)
 
     with stopping_on_signals(intake.stop):
         async with serve_health(
@@ -65,118 +106,76 @@ async def serve(settings: WorkerSettings, logger: logging.Logger) -> None:
             state=state,
         ) as port:
             logger.info("serving", extra={"port": port})
-            async with consumer_of(settings, gates, intake, observer) as consumer:
-                await consumer.run()
-    logger.info("stopped")
+            async with set_up(settings, gates, intake, quarantine, observer) as (consumer, sweepers):
+                await work(consumer, sweepers)
+
+
+async def work(consumer: Consumer, sweepers: Sequence[Sweeper]) -> None:
+    """Until the intake is stopped and everything held is settled."""
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(consumer.run(), name="consumer")
+        for sweeper in sweepers:
+            tasks.create_task(sweeper.run(), name=f"sweeper of {sweeper.queue}")
 
 
 @asynccontextmanager
-async def consumer_of(
-    settings: WorkerSettings, gates: Gates, intake: Intake, observer: Observer
-) -> AsyncIterator[Consumer]:
+async def set_up(
+    settings: WorkerSettings, gates: Gates, intake: Intake, quarantine: Quarantine, observer: Observer
+) -> AsyncIterator[tuple[Consumer, Sequence[Sweeper]]]:
     """Everything that talks to Azure, proved: yielded once a job could be done, or once it is stopping."""
-    async with (
-        open_broker(settings, observer) as tokens,
-        connect(settings, tokens, retries=0) as client,
-        JobsQueue(client, settings.jobs_queue, observer=observer) as source,
-        ResultsQueue(client, settings.results_queue) as sink,
-        AzureOpenAI(
-            tokens,
-            scope=settings.openai_scope,
-            ca_file=settings.ca_file,
-            timeout=settings.call_timeout,
-            connections=settings.slots,
-            passthrough=settings.models == "passthrough",
-            responses_store=settings.responses_store,
-        ) as model,
-    ):
-        await prove(checks(settings, tokens, source, sink, model, gates), intake, observer)
-        observer(Started(queue=settings.jobs_queue, slots=settings.slots))
-        processor = Processor(
-            source=source,
-            model=model,
-            sink=sink,
+    models_of = settings.models_of_queues
+    async with open_connections(settings, [gate.target for gate in gates.all()], observer) as azure:
+        await prove(azure.checks, intake, observer, random.random)
+        observer(Started(queues=tuple(models_of), slots=settings.slots))
+        caller = Caller(
+            model=azure.model,
             gates=gates,
             setup=Setup(intake),
             intake=intake,
             policy=RetryPolicy(attempts=settings.attempts),
-            patience=Patience(max_age=settings.max_age, parking=settings.parking),
+            patience=Patience(parking=settings.parking),
+            observer=observer,
+            models=models_of,
+        )
+        processor = Processor(
+            caller=caller,
+            sink=azure.sink,
+            claims=azure.claims,
+            intake=intake,
+            quarantine=quarantine,
             observer=observer,
             pod=settings.pod,
+            max_age=settings.max_age,
         )
-        yield Consumer(
-            source=source,
+        receivers = [
+            Receiver(
+                source=source, lane=intake.lane(source.queue, partial(gates.opens_at, models_of[source.queue]))
+            )
+            for source in azure.sources
+        ]
+        consumer = Consumer(
+            receivers=receivers,
             processor=processor,
             intake=intake,
             observer=observer,
             chance=random.random,
             grace=settings.grace,
         )
-
-
-Check = tuple[str, Callable[[], Awaitable[object]]]
-
-
-def checks(
-    settings: WorkerSettings,
-    tokens: TokenBroker,
-    source: JobsQueue,
-    sink: ResultsQueue,
-    model: AzureOpenAI,
-    gates: Gates,
-) -> Sequence[Check]:
-    """What must be true before anything is received, each with the name under which it is reported."""
-
-    def deployment(target: Target) -> Check:
-        return f"deployment {target.deployment}", lambda: model.prove(target)
-
-    return [
-        ("token for Azure OpenAI", lambda: tokens.bearer(settings.openai_scope)),
-        ("token for Service Bus", lambda: tokens.bearer(SERVICEBUS_SCOPE)),
-        (f"queue {settings.jobs_queue}", source.open),
-        (f"queue {settings.results_queue}", sink.open),
-        *[deployment(gate.target) for gate in gates.all()],
-    ]
-
-
-async def prove(pending: Sequence[Check], intake: Intake, observer: Observer) -> None:
-    """Run the checks together, and those that failed again, until all have passed or it is stopping."""
-    failures = 0
-    while pending and not intake.is_stopping:
-        details = await asyncio.gather(*[failure_of(check) for _, check in pending])
-        wrong = {check: detail for check, detail in zip(pending, details, strict=True) if detail}
-        pending = list(wrong)
-        if not wrong:
-            break
-        failures += 1
-        for (what, _), detail in wrong.items():
-            observer(SetupCheckFailed(what=what, detail=detail))
-        intake.close("start-up", "; ".join(f"{what}: {detail}" for (what, _), detail in wrong.items()))
-        await intake.stopping(loop_time() + CHECK_AGAIN.backoff(failures, random.random()))
-    if not pending:
-        intake.open("start-up")
-
-
-async def failure_of(check: Callable[[], Awaitable[object]]) -> str | None:
-    """What is wrong, or None."""
-    try:
-        await check()
-    except WorkerError as error:
-        return str(error)
-    return None
-
-
-def targets(settings: WorkerSettings) -> dict[str, list[Target]] | None:
-    """The deployments of each model in their order; None under `passthrough`."""
-    if settings.models == "passthrough":
-        return None
-    return {
-        model: [
-            Target(deployment=deployment.name, endpoint=deployment.endpoint or settings.openai_endpoint)
-            for deployment in deployments
+        sweepers = [
+            Sweeper(
+                queue=queue,
+                open_dead_letters=partial(azure.dead_letters, queue, observer),
+                sink=azure.sink,
+                claims=azure.claims,
+                intake=intake,
+                observer=observer,
+                pod=settings.pod,
+                every=settings.sweep_every,
+                chance=random.random,
+            )
+            for queue in models_of
         ]
-        for model, deployments in settings.models.items()
-    }
+        yield consumer, sweepers
 
 
 def reasons_not_ready(intake: Intake) -> dict[str, str]:
@@ -185,25 +184,27 @@ def reasons_not_ready(intake: Intake) -> dict[str, str]:
     return {**intake.closures, **draining}
 
 
-def describe(intake: Intake, gates: Gates) -> dict[str, Any]:
+def describe(intake: Intake, gates: Gates, quarantine: Quarantine) -> dict[str, Any]:
     """For /statez: what is under way, and what waits for what and for how long."""
     now = loop_time()
     return {
         "slots": intake.slots,
         "in_flight": intake.in_flight,
+        "in_flight_bytes": intake.in_flight_bytes,
         "held": intake.held,
+        "suspects": quarantine.suspects,
         "stopping": intake.is_stopping,
         "receiving_stopped_by": dict(intake.closures),
-        "gates": [
+        "queues": [
             {
-                "deployment": gate.target.deployment,
-                "endpoint": gate.target.endpoint,
-                "open": gate.opens_at <= now,
-                "reason": gate.reason if gate.opens_at > now else None,
-                "opens_in_seconds": round(max(0.0, gate.opens_at - now), 3),
+                "queue": lane.queue,
+                "in_flight": lane.in_flight,
+                "receives_in_seconds": round(max(0.0, lane.opens_at() - now), 3),
+                "trouble": lane.trouble,
             }
-            for gate in gates.all()
+            for lane in intake.lanes
         ],
+        "gates": [gate.describe() for gate in gates.all()],
     }
 
 

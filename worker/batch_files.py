@@ -16,11 +16,12 @@ from typing import BinaryIO
 from worker.errors import DeadLetterReason, NotAJob, WorkerError
 from worker.jobs import JobLine, parse_line
 
-MAX_MESSAGE_BYTES = 262_144
-"""Service Bus's standard tier; premium takes more, but a file should run on both."""
 ENVELOPE_BYTES = 1_024
 """Room for all that a message has beside its body: ids of at most 128 and 48 bytes, type, deadline, batch frame."""
-MAX_LINE_BYTES = MAX_MESSAGE_BYTES - ENVELOPE_BYTES
+LARGE_LINE_BYTES = 262_144 - ENVELOPE_BYTES
+"""What every tier of Service Bus carries as a message; whether longer lines can be sent depends on the queue."""
+MAX_LINE_BYTES = 256 << 20
+"""Bytes that can be set as the largest claim, so no line that is longer can be sent anywhere."""
 SHOWN_PROBLEMS = 50
 
 
@@ -49,7 +50,8 @@ class InvalidBatch(WorkerError):
 class BatchFile:
     """A file whose every line is a job. `sha256` is of the lines, each ended by one newline.
 
-    `size` (bytes) and `modified` (ns) tell whether the file is still the one that was checked.
+    `size` (bytes) and `modified` (ns) tell whether the file is still the one that was checked. `large`: number and
+    bytes of each line that may not fit a message.
     """
 
     path: Path
@@ -57,6 +59,7 @@ class BatchFile:
     sha256: str
     size: int
     modified: int
+    large: Sequence[tuple[int, int]] = ()
 
 
 def read_batch_file(path: Path) -> BatchFile:
@@ -64,12 +67,15 @@ def read_batch_file(path: Path) -> BatchFile:
     wrong, repeated = _Problems(), _Problems()
     digest = hashlib.sha256()
     identities: array[int] = array("q")
+    large: list[tuple[int, int]] = []
     total = 0
     with path.open("rb") as file:
         stat = os.fstat(file.fileno())
         _refuse_utf16(path, file)
         for total, line in _numbered(file):
             digest.update(line + b"\n")
+            if len(line) > LARGE_LINE_BYTES:
+                large.append((total, len(line)))
             try:
                 identities.append(hash(_read_job(line).custom_id))
             except NotAJob as error:
@@ -81,8 +87,35 @@ def read_batch_file(path: Path) -> BatchFile:
     if count := wrong.count + repeated.count:
         raise InvalidBatch(path, [*wrong.kept, *repeated.kept], count=count)
     return BatchFile(
-        path=path, total=total, sha256=digest.hexdigest(), size=stat.st_size, modified=stat.st_mtime_ns
+        path=path,
+        total=total,
+        sha256=digest.hexdigest(),
+        size=stat.st_size,
+        modified=stat.st_mtime_ns,
+        large=large,
     )
+
+
+def check_sizes(batch: BatchFile, *, message: int, claim: int | None) -> None:
+    """Each line can be sent as a message of `message` bytes, or as a claim of `claim`, None where there is no
+    container for claims; else this raises InvalidBatch."""
+    largest = message if claim is None else max(message, claim)
+    problems = [
+        LineProblem(line=number, problem=f"{size:,} bytes, which {_way_out(message, claim)}")
+        for number, size in batch.large
+        if size > largest
+    ]
+    if problems:
+        raise InvalidBatch(batch.path, problems)
+
+
+def _way_out(message: int, claim: int | None) -> str:
+    if claim is None:
+        return (
+            f"no message of this queue can carry: it has room for {message:,}. Shorten the job, or set "
+            "AOAI_WORKER_CLAIMS_CONTAINER, so that large jobs go by Blob storage"
+        )
+    return f"is more than AOAI_WORKER_LARGEST_CLAIM, {claim:,}. Shorten the job, or raise that, for the workers too"
 
 
 def read_jobs(batch: BatchFile) -> Iterator[tuple[str, bytes]]:
@@ -131,8 +164,7 @@ def _read_job(line: bytes) -> JobLine:
     if len(line) > MAX_LINE_BYTES:
         raise NotAJob(
             DeadLetterReason.INVALID_JOB,
-            f"more than {MAX_LINE_BYTES:,} bytes, which a message on Service Bus's standard tier cannot carry "
-            "beside its own fields; shorten the job",
+            f"more than {MAX_LINE_BYTES:,} bytes, which cannot be sent in any way; shorten the job",
         )
     return parse_line(line)
 

@@ -55,6 +55,30 @@ def run() -> None:
 
 
 @app.command()
+def check(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 for a warning too.")] = False,
+) -> None:
+    """Look at everything that `run` needs, and say what mends what is wrong.
+
+    Nothing is paid for, sent, received or locked. Exit code 1 where something is wrong, 2 where the settings are.
+    """
+    with _readable_errors():
+        from worker.check import run as look_at_everything
+        from worker.findings import as_json as render
+        from worker.findings import as_lines, print_table
+
+        report = look_at_everything()
+    if as_json:
+        typer.echo(render(report))
+    elif sys.stdout.isatty():
+        print_table(report)
+    else:
+        typer.echo("\n".join(as_lines(report)))
+    raise typer.Exit(report.exit_code(strict=strict))
+
+
+@app.command()
 def local(
     write_env: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write here the environment of a worker's pod.")
@@ -67,6 +91,10 @@ def local(
         Path | None,
         typer.Option(metavar="FILE", help="What exists: identities, roles, queues, deployments, as JSON."),
     ] = None,
+    blob: Annotated[
+        bool,
+        typer.Option("--blob", help="Blob storage too, and results go there. Needs Node.js and scripts/azurite."),
+    ] = False,
 ) -> None:
     """Run an Azure on this machine: Entra, Service Bus and Azure OpenAI, for trying out and for tests."""
     if importlib.util.find_spec("worker.local") is None:
@@ -78,7 +106,7 @@ def local(
     with _readable_errors():
         from worker.local import supervisor
 
-        code = supervisor.run(write_env=write_env, state=state, world=world)
+        code = supervisor.run(write_env=write_env, state=state, world=world, blob=blob)
     raise typer.Exit(code)
 
 
@@ -108,7 +136,7 @@ def status(
     batch: BatchId,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
-    """Tell how many results wait to be collected. Takes nothing from the queue."""
+    """Tell how many results are there to be collected. Takes nothing away."""
     with _readable_errors():
         found = asyncio.run(_status(batch))
     typer.echo(json.dumps(_as_document(found)) if as_json else describe(found))
@@ -123,7 +151,7 @@ def collect(
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Wait until the batch is complete.")] = False,
 ) -> None:
-    """Move the results of a batch from the queue into a file.
+    """Bring the results of a batch into a file. The queue then has them no longer; Blob storage keeps them.
 
     The file has the suffix .partial until every job has its result. Interrupted or killed, the same command goes on
     where it was. Exit code 3 while results are missing.
@@ -164,6 +192,8 @@ def describe(status: "BatchStatus") -> str:
         return f"{status.batch_id}: being collected by another process, which alone sees the results"
     done = status.succeeded + status.failed
     counts = f"{status.succeeded:,} succeeded, {status.failed:,} failed"
+    if status.stays:
+        return describe_stored(status, done, counts)
     if status.total is None:
         return (
             f"{status.batch_id}: {done:,} results wait to be collected ({counts}); no manifest, so either nothing "
@@ -172,6 +202,17 @@ def describe(status: "BatchStatus") -> str:
     if status.complete:
         return f"{status.batch_id}: complete, {done:,} results wait to be collected ({counts})"
     return f"{status.batch_id}: {done:,} of {status.total:,} results wait to be collected ({counts})"
+
+
+def describe_stored(status: "BatchStatus", done: int, counts: str) -> str:
+    """Of a batch in Blob storage, where nothing is taken away."""
+    if status.total is None:
+        return (
+            f"{status.batch_id}: {done:,} results ({counts}); no manifest, so nothing was submitted under this id"
+        )
+    if status.complete:
+        return f"{status.batch_id}: complete, {done:,} results ({counts})"
+    return f"{status.batch_id}: {done:,} of {status.total:,} results ({counts})"
 
 
 def describe_collection(collection: "Collection", out: Path, errors: Path | None) -> str:
@@ -260,14 +301,13 @@ def _readable_errors() -> Iterator[None]:
 
 def _ended_by(error: Exception) -> typer.Exit:
     from worker.advice import explain
-    from worker.batch_files import InvalidBatch
-    from worker.client import InvalidBatchId, UnusableOutput
+    from worker.client import InvalidBatch, InvalidBatchId, OtherBatch, UnusableOutput
 
     if isinstance(error, InvalidBatch):
         _complain(describe_problems(error))
     else:
         _complain(explain(error))
-    wrong_input = isinstance(error, (InvalidBatch, InvalidBatchId, UnusableOutput))
+    wrong_input = isinstance(error, (InvalidBatch, InvalidBatchId, OtherBatch, UnusableOutput))
     return typer.Exit(WRONG_INPUT if wrong_input else FAILED)
 
 

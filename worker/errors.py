@@ -6,9 +6,11 @@
     ├── CallFailed               a call to the model that brought no answer
     │   ├── Throttled            429: the deployment's gate closes, no attempt is counted
     │   ├── RefusedByService     a 4xx that is about this job: final
+    │   │   └── AnswerTooLarge   an answer of more bytes than we take in: final
     │   ├── Unavailable          5xx, time-out, lost connection, broken answer: an attempt is counted
     │   └── SetupWrong           our identity, role or deployment is wrong: receiving stops
     ├── Expired                  the job's deadline passed before it was answered
+    ├── ClaimUnavailable         the body that a claim check stands for could not be read now
     ├── TokenUnavailable         no valid token and none to be had now
     ├── SinkUnavailable          the result could not be written now; the answer is kept
     ├── ResultTooLarge           the sink can never take this line
@@ -22,6 +24,8 @@ Errors carry what the handler needs; the original is chained as cause.
 
 from collections.abc import Sequence
 from enum import StrEnum
+
+from worker.headroom import Headroom, ThrottleKind
 
 
 class WorkerError(Exception):
@@ -42,6 +46,8 @@ class DeadLetterReason(StrEnum):
     INVALID_JSON = "InvalidJson"
     INVALID_JOB = "InvalidJob"
     UNSUPPORTED_OPERATION = "UnsupportedOperation"
+    UNSUPPORTED_CONTENT_TYPE = "UnsupportedContentType"
+    INVALID_CLAIM = "InvalidClaim"
 
 
 class NotAJob(WorkerError):
@@ -57,7 +63,8 @@ class CallFailed(WorkerError):
     """A call to a deployment brought no answer.
 
     `status` is the HTTP status, None when there was none; `body` (JSON on one line, or empty) and `request_id`
-    are what the service said; `retry_after` is the wait in seconds that it asked for.
+    are what the service said; `retry_after` is the wait in seconds that it asked for; `headroom` is what its
+    headers say of the deployment's quota.
     """
 
     def __init__(
@@ -68,6 +75,7 @@ class CallFailed(WorkerError):
         body: bytes = b"",
         request_id: str | None = None,
         retry_after: float | None = None,
+        headroom: Headroom | None = None,
     ) -> None:
         super().__init__(detail)
         self.detail = detail
@@ -75,14 +83,21 @@ class CallFailed(WorkerError):
         self.body = body
         self.request_id = request_id
         self.retry_after = retry_after
+        self.headroom = headroom
 
 
 class Throttled(CallFailed):
-    """429: the deployment takes no more for now."""
+    """429: the deployment takes no more for now. `kind` says why."""
+
+    kind: ThrottleKind = ThrottleKind.QUOTA
 
 
 class RefusedByService(CallFailed):
     """The service refuses this very request; asking again would bring the same."""
+
+
+class AnswerTooLarge(RefusedByService):
+    """The service answers with more than we take in; it is paid for and lost, and would be again."""
 
 
 class Unavailable(CallFailed):
@@ -95,6 +110,10 @@ class SetupWrong(CallFailed):
 
 class Expired(WorkerError):
     """The job's deadline passed before it was answered."""
+
+
+class ClaimUnavailable(WorkerError):
+    """The blob behind a claim check could not be read now; another attempt may succeed."""
 
 
 class TokenUnavailable(WorkerError):

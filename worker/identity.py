@@ -310,7 +310,7 @@ def open_broker(settings: ConnectionSettings, observer: Observer) -> TokenBroker
 
 def check_environment(settings: ConnectionSettings) -> None:
     """Raises InvalidSettings naming the variables that the workload identity webhook should have set."""
-    if _chosen(settings) != "workload":
+    if chosen_credential(settings) != "workload":
         return
     names = ("AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AZURE_FEDERATED_TOKEN_FILE")
     missing = [name for name in names if not os.environ.get(name)]
@@ -324,7 +324,8 @@ def check_environment(settings: ConnectionSettings) -> None:
         )
 
 
-def _chosen(settings: ConnectionSettings) -> str:
+def chosen_credential(settings: ConnectionSettings) -> str:
+    """What `auto` stands for here, or what was named."""
     if settings.credential != "auto":
         return settings.credential
     return "workload" if os.environ.get("AZURE_FEDERATED_TOKEN_FILE") else "cli"
@@ -340,7 +341,7 @@ def _credential_maker(settings: ConnectionSettings, session: aiohttp.ClientSessi
             "retry_total": 0,
         }
 
-    match _chosen(settings):
+    match chosen_credential(settings):
         case "workload":
             return lambda: WorkloadIdentityCredential(
                 enable_azure_proxy=settings.enable_azure_proxy, **over_the_shared_session()

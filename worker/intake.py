@@ -1,103 +1,23 @@
-"""What may happen now, and if not, when: gates of deployments, our own set-up, and the intake of messages.
+"""How many messages may be received now, and from which queue: free slots, unless something is wrong.
 
 Arithmetic and time only; times are those of the event loop's clock. Every wait here has a computed end or is
 ended by the bell, never by polling.
 """
 
-import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from worker.errors import HandedBack, RefusedByService, SetupWrong, Throttled
-from worker.interfaces import GateClosed, IntakeClosed, IntakeOpened, Observer, Target
-from worker.outcomes import HandBackReason
+from worker.interfaces import IntakeClosed, IntakeOpened, Observer
 from worker.waits import Bell, loop_time
 
-MAX_PASSTHROUGH_MODELS = 64
-"""Models that producers may bring in under `passthrough`: each is a gate and a value of a metric's label."""
-
-DEFAULT_PAUSE = 10.0
-"""Seconds a gate stays closed after a 429 that names no time; Azure counts requests over 1 s and 10 s."""
-
-MAX_PAUSE = 600.0
-"""No header closes a gate for longer."""
-
-FIRST_PROBE = 5.0
-LAST_PROBE = 300.0
-"""Seconds between probes of a set-up that is wrong: doubling from the first to the last."""
-
-
-class Gate:
-    """The admission to one deployment. A throttle closes it for every job, for as long as the service asked."""
-
-    def __init__(self, target: Target, observer: Observer) -> None:
-        self.target = target
-        self.opens_at = -math.inf
-        self.reason: str | None = None
-        self._observer = observer
-
-    def throttle(self, retry_after: float | None) -> None:
-        """Close, never shortening an earlier closing."""
-        now = loop_time()
-        opens_at = now + (DEFAULT_PAUSE if retry_after is None else min(max(retry_after, 0.0), MAX_PAUSE))
-        if opens_at <= self.opens_at:
-            return
-        more = opens_at - max(now, self.opens_at)
-        self.opens_at, self.reason = opens_at, "throttled"
-        self._observer(GateClosed(deployment=self.target.deployment, reason="throttled", seconds=more))
-
-
-class Gates:
-    """The gates of every model, in the order in which its deployments are preferred.
-
-    `routes` is None under `passthrough`: the model's name is the deployment's name at `endpoint`.
-    """
-
-    def __init__(self, routes: Mapping[str, Sequence[Target]] | None, *, endpoint: str, observer: Observer) -> None:
-        self._endpoint = endpoint
-        self._observer = observer
-        self._passthrough = routes is None
-        gates = {target: Gate(target, observer) for targets in (routes or {}).values() for target in targets}
-        self._routes = {model: [gates[target] for target in targets] for model, targets in (routes or {}).items()}
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        return tuple(self._routes)
-
-    def all(self) -> Iterable[Gate]:
-        return {gate.target: gate for gates in self._routes.values() for gate in gates}.values()
-
-    def of(self, model: str) -> Sequence[Gate] | None:
-        """The gates that can carry a model, None if it is not allowed here."""
-        gates = self._routes.get(model)
-        if gates is None and self._passthrough and len(self._routes) < MAX_PASSTHROUGH_MODELS:
-            gates = [Gate(Target(deployment=model, endpoint=self._endpoint), self._observer)]
-            self._routes[model] = gates
-        return gates
-
-    def opens_at(self) -> float:
-        """When the first gate of any model opens; -inf while one is open."""
-        return min((gate.opens_at for gate in self.all()), default=-math.inf)
-
-
-async def admit(gates: Sequence[Gate], *, until: float) -> Gate:
-    """The first open gate, waiting for one to open.
-
-    Raises HandedBack at once where none will be open by `until`.
-    """
-    while True:
-        now = loop_time()
-        for gate in gates:
-            if gate.opens_at <= now:
-                return gate
-        opens_at = min(gate.opens_at for gate in gates)
-        if opens_at > until:
-            raise HandedBack(HandBackReason.PARKED)
-        await asyncio.sleep(opens_at - now)
+FIRST_SHYNESS = 1.0
+LAST_SHYNESS = 30.0
+"""Seconds without receiving after a job was handed back because too many of its like wait here: doubling from the
+first to the last. The broker would give us the same job at once, again and again."""
 
 
 @dataclass(slots=True)
@@ -109,28 +29,41 @@ class _Closure:
 
 
 class Intake:
-    """How many messages may be received now: free slots, unless something is wrong.
+    """The pod's slots and bytes, which the lanes of its queues share.
 
     A slot is taken by a delivery and free once its result is written; the delivery stays held until it is
-    settled. At most twice the slots are held, so slow settlements cannot pile up without end.
+    settled. At most twice the slots are held, so slow settlements cannot pile up without end. `bytes_limit` bounds
+    the bodies and answers in flight; a receive may overshoot it by what it brings.
     """
 
-    def __init__(
-        self, slots: int, observer: Observer, *, gates_open_at: Callable[[], float] = lambda: -math.inf
-    ) -> None:
+    def __init__(self, slots: int, observer: Observer, *, bytes_limit: float = math.inf) -> None:
         self.slots = slots
+        self.bytes_limit = bytes_limit
         self.in_flight = 0
+        self.in_flight_bytes = 0
         self.held = 0
         self.is_stopping = False
+        self.lanes: list[Lane] = []
         self._observer = observer
-        self._gates_open_at = gates_open_at
         self._closures: dict[str, _Closure] = {}
+        self._is_paused = False
+        self._is_in_trouble = False
+        self._typical_bytes = 0.0
         self._bell = Bell()
 
     @property
     def closures(self) -> Mapping[str, str]:
-        """What keeps it closed: reason to detail."""
-        return {reason: closure.detail for reason, closure in self._closures.items()}
+        """What keeps it closed, reason to detail; `source` for queues that cannot be received, while others can."""
+        closures = {reason: closure.detail for reason, closure in self._closures.items()}
+        if troubles := [lane.trouble for lane in self.lanes if lane.trouble]:
+            closures["source"] = "; ".join(sorted(set(troubles)))
+        return closures
+
+    def lane(self, queue: str, gates_open_at: Callable[[], float] = lambda: -math.inf) -> "Lane":
+        """A way in from `queue`, which is received while one of its gates is open."""
+        lane = Lane(self, queue, gates_open_at)
+        self.lanes.append(lane)
+        return lane
 
     def close(self, reason: str, detail: str, *, probe_at: float = -math.inf) -> None:
         if reason not in self._closures:
@@ -142,24 +75,18 @@ class Intake:
             self._observer(IntakeOpened(reason=reason))
             self._bell.ring()
 
+    def pause(self) -> None:
+        """Receive nothing for a while, though nothing is wrong."""
+        self._is_paused = True
+
+    def resume(self) -> None:
+        self._is_paused = False
+        self._bell.ring()
+
     def stop(self) -> None:
         """Let nothing more in, for good."""
         self.is_stopping = True
         self._bell.ring()
-
-    def slot(self) -> "Slot":
-        self.in_flight += 1
-        self.held += 1
-        return Slot(self)
-
-    async def room(self) -> int:
-        """How many messages to ask for, at least 1, waiting until there is room; 0 once it is stopping."""
-        while not self.is_stopping:
-            room, changes_at = self._room_now(loop_time())
-            if room > 0:
-                return room
-            await self._bell.wait(changes_at)
-        return 0
 
     async def settled(self, until: float) -> bool:
         """Wait until nothing is held any more, at most until `until`; whether that is so."""
@@ -173,21 +100,56 @@ class Intake:
             await self._bell.wait(until)
         return self.is_stopping
 
-    def _room_now(self, now: float) -> tuple[int, float]:
-        """Room, and when it may change without the bell."""
-        free = min(self.slots - self.in_flight, 2 * self.slots - self.held)
-        if free <= 0:
+    def look_again(self) -> None:
+        """What the lanes wait for may have changed."""
+        self._bell.ring()
+
+    async def wait_for_change(self, until: float) -> None:
+        await self._bell.wait(until)
+
+    def room_for(self, lane: "Lane", now: float) -> tuple[int, float]:
+        """How many messages the lane may ask for, and when that may change without the bell."""
+        reserved = sum(other.reserved for other in self.lanes)
+        free = min(self.slots - self.in_flight, 2 * self.slots - self.held) - reserved
+        if free <= 0 or self._is_paused:
             return 0, math.inf
         if self._closures:
             probe_at = max(closure.probe_at for closure in self._closures.values())
-            if self.in_flight:
+            if self.in_flight or reserved:
                 return 0, math.inf
             return (1, math.inf) if probe_at <= now else (0, probe_at)
-        gates_open_at = self._gates_open_at()
-        return (0, gates_open_at) if gates_open_at > now else (free, math.inf)
+        opens_at = lane.opens_at()
+        if opens_at > now:
+            return 0, opens_at
+        return min(lane.part_of(free), self._fitting()), math.inf
 
-    def _free(self) -> None:
+    def _fitting(self) -> int:
+        """As many messages of the usual size as the free bytes hold."""
+        free = self.bytes_limit - self.in_flight_bytes
+        if free <= 0 or math.isinf(free) or not self._typical_bytes:
+            return self.slots if free > 0 else 0
+        return max(1, int(free / self._typical_bytes))
+
+    def _note_trouble(self, trouble: str | None) -> None:
+        is_in_trouble = any(lane.trouble for lane in self.lanes)
+        if is_in_trouble == self._is_in_trouble:
+            return
+        self._is_in_trouble = is_in_trouble
+        if trouble is None:
+            self._observer(IntakeOpened(reason="source"))
+        else:
+            self._observer(IntakeClosed(reason="source", detail=trouble))
+
+    def _enter(self, size: int) -> None:
+        self.in_flight += 1
+        self.held += 1
+        self.in_flight_bytes += size
+        # up at once and down slowly: a large message is rarely alone
+        self._typical_bytes = max(float(size), 0.9 * self._typical_bytes + 0.1 * size)
+
+    def _free(self, size: int) -> None:
         self.in_flight -= 1
+        self.in_flight_bytes -= size
         self._bell.ring()
 
     def _let_go(self) -> None:
@@ -195,12 +157,98 @@ class Intake:
         self._bell.ring()
 
 
-class Slot:
+class Lane:
+    """One receiver's share of the intake.
+
+    Each lane has an equal share of the slots for as long as its queue has messages; what one leaves, the
+    others use. A queue that was found empty is asked for one message only, so that waiting for it holds no slots.
+    """
+
+    def __init__(self, intake: Intake, queue: str, gates_open_at: Callable[[], float]) -> None:
+        self.queue = queue
+        self.in_flight = 0
+        self.reserved = 0
+        self.is_hungry = True
+        self.trouble: str | None = None
+        self._intake = intake
+        self._gates_open_at = gates_open_at
+        self._shyness = 0.0
+        self._shy_until = -math.inf
+
+    def opens_at(self) -> float:
+        """When it may be received; -inf if now."""
+        return max(self._gates_open_at(), self._shy_until)
+
+    def has_open_gate(self) -> bool:
+        return self._gates_open_at() <= loop_time()
+
+    async def room(self) -> int:
+        """How many messages to ask for, at least 1, waiting until there is room; 0 once it is stopping.
+
+        They are reserved until `received` tells how many came.
+        """
+        while not self._intake.is_stopping:
+            room, changes_at = self._intake.room_for(self, loop_time())
+            if room > 0:
+                self.reserved = room
+                return room
+            await self._intake.wait_for_change(changes_at)
+        return 0
+
+    def received(self, count: int) -> None:
+        self.is_hungry = count > 0
+        self._end_receive(None)
+
+    def fail(self, detail: str) -> None:
+        """The queue could not be received; the other lanes go on."""
+        self._end_receive(detail)
+
+    def _end_receive(self, trouble: str | None) -> None:
+        self.reserved = 0
+        self.trouble = trouble
+        self._intake._note_trouble(trouble)
+        self._intake._bell.ring()
+
+    def slot(self, size: int = 0) -> "Slot":
+        """For a delivery of `size` bytes."""
+        return Slot(self._intake, self, size)
+
+    def shy_away(self) -> None:
+        """Receive nothing for a while, longer each time: jobs that cannot be kept would come again at once."""
+        now = loop_time()
+        if now >= self._shy_until:
+            self._shyness = min(max(FIRST_SHYNESS, 2 * self._shyness), LAST_SHYNESS)
+            self._shy_until = now + self._shyness
+
+    def take_heart(self) -> None:
+        """A job of this queue could be called."""
+        self._shyness = 0.0
+
+    def part_of(self, free: int) -> int:
+        """Of so many free slots, those that others are not owed."""
+        if len(self._intake.lanes) == 1:
+            return free
+        if not self.is_hungry:
+            return 1
+        fair = max(1, self._intake.slots // len(self._intake.lanes))
+        owed = sum(
+            max(0, fair - lane.in_flight - lane.reserved)
+            for lane in self._intake.lanes
+            if lane is not self and lane.is_hungry and lane.opens_at() <= loop_time()
+        )
+        return max(free - owed, min(free, fair - self.in_flight), 0)
+
+
+class Slot(AbstractContextManager["Slot"]):
     """One delivery's place. `free` it when the result is written; leaving the block lets the delivery go."""
 
-    def __init__(self, intake: Intake) -> None:
+    def __init__(self, intake: Intake, lane: Lane, size: int) -> None:
+        self.lane = lane
         self._intake = intake
+        self._size = size
         self._is_free = False
+        lane.in_flight += 1
+        intake._enter(size)
 
     def __enter__(self) -> Self:
         return self
@@ -214,71 +262,13 @@ class Slot:
         self.free()
         self._intake._let_go()
 
+    def grow(self, size: int) -> None:
+        """So many bytes more are held for this delivery: a fetched body, an answer."""
+        self._size += size
+        self._intake.in_flight_bytes += size
+
     def free(self) -> None:
         if not self._is_free:
             self._is_free = True
-            self._intake._free()
-
-
-class Setup:
-    """Whether our own set-up works: identity, roles, deployments.
-
-    Once a call has shown that it does not, the intake is closed and the jobs at hand wait, one of them probing
-    after 5 s, 10 s ... 5 min, until a call gets through.
-    """
-
-    def __init__(self, intake: Intake) -> None:
-        self._intake = intake
-        self._bell = Bell()
-        self._interval = 0.0
-        self._probe_at = -math.inf
-        self._is_probing = False
-
-    @property
-    def is_wrong(self) -> bool:
-        return self._interval > 0
-
-    @asynccontextmanager
-    async def trial(self, until: float) -> AsyncIterator[None]:
-        """Around a call. Raises HandedBack where the turn to probe would not come by `until`."""
-        is_probe = self.is_wrong and await self._turn(until)
-        if is_probe:
-            self._is_probing = True
-        try:
-            yield
-        except SetupWrong as error:
-            self._note_wrong(error.detail, is_probe)
-            raise
-        except (Throttled, RefusedByService):
-            self._note_works()
-            raise
-        else:
-            self._note_works()
-        finally:
-            if is_probe:
-                self._is_probing = False
-                self._bell.ring()
-
-    async def _turn(self, until: float) -> bool:
-        """Whether to probe; False if meanwhile all is well."""
-        while self.is_wrong:
-            now = loop_time()
-            turn = math.inf if self._is_probing else self._probe_at
-            if turn <= now:
-                return True
-            if now >= until or until < turn < math.inf:
-                raise HandedBack(HandBackReason.SETUP)
-            await self._bell.wait(min(until, turn))
-        return False
-
-    def _note_wrong(self, detail: str, was_probe: bool) -> None:
-        if was_probe or not self.is_wrong:
-            self._interval = min(max(FIRST_PROBE, self._interval * 2), LAST_PROBE)
-            self._probe_at = loop_time() + self._interval
-        self._intake.close("setup", detail, probe_at=self._probe_at)
-
-    def _note_works(self) -> None:
-        if self.is_wrong:
-            self._interval = 0.0
-            self._intake.open("setup")
-            self._bell.ring()
+            self.lane.in_flight -= 1
+            self._intake._free(self._size)

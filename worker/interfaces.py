@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from worker.jobs import Envelope, Job
-from worker.outcomes import Outcome, Response, Settlement
+from worker.headroom import ThrottleKind
+from worker.jobs import Claim, Envelope, Job
+from worker.outcomes import Outcome, Response, Settlement, Usage
 
 
 class Delivery(Protocol):
@@ -40,6 +41,16 @@ class Source(Protocol):
         """
 
 
+class DeadLetters(Source, Protocol):
+    """The dead-letter queue of a queue of jobs. A released message stays where it was."""
+
+    async def peek(self, following: int, count: int) -> Sequence[Envelope]:
+        """Up to `count` messages from the sequence number `following` on; none is locked.
+
+        Raises SourceUnavailable.
+        """
+
+
 class Model(Protocol):
     """The deployments of Azure OpenAI."""
 
@@ -60,40 +71,74 @@ class Tokens(Protocol):
 class Sink(Protocol):
     """Where results go. Writing the same job again has no further effect."""
 
-    async def write(self, job: Job, line: bytes) -> None:
-        """Return once the line is durable. Raises SinkUnavailable (try again), or ResultTooLarge (never)."""
+    async def write(self, job: Job, line: bytes) -> bool:
+        """Return once the line is durable; False where a result of this job is known to have been there before.
+
+        Raises SinkUnavailable (try again), or ResultTooLarge (never).
+        """
+
+    async def has(self, job: Job) -> bool:
+        """Whether a result of this job is there, so that it need not be paid for again. False where the sink
+        cannot tell. Raises SinkUnavailable."""
+
+
+class Claims(Protocol):
+    """The store of bodies that were too large for a message."""
+
+    def require_ours(self, claim: Claim) -> object:
+        """Raises NotAJob where the claim is larger than allowed or points elsewhere, before anything is fetched."""
+
+    async def fetch(self, claim: Claim) -> bytes:
+        """The body, its length and sha256 checked.
+
+        Raises NotAJob where the claim cannot be honoured, ClaimUnavailable where it cannot now.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A deployment of a model at an endpoint, such as `https://my-account.openai.azure.com`."""
+    """A deployment of a model at an endpoint, such as `https://my-account.openai.azure.com`.
+
+    The budgets are the whole fleet's; None is unlimited as far as we know.
+    """
 
     deployment: str
     endpoint: str
+    tokens_per_minute: int | None = None
+    requests_per_minute: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
     """The worker is set up; sent once."""
 
-    queue: str
+    queues: tuple[str, ...]
     slots: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobsReceived:
+    """`count` is 0 when the queue was found empty after it was not. `age`: seconds since the last of them was
+    enqueued, which is how far behind the queue is."""
+
     queue: str
     count: int
     redelivered: int
+    age: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallEnded:
-    """`status`: the HTTP status, or a word such as `timeout` where none came. Seconds of this call."""
+    """`status`: the HTTP status, `none` where none came. Seconds of this call, and to the first token of a streamed
+    answer. `throttle` tells the kind of a 429."""
 
+    job_id: str
     deployment: str
     status: str
     seconds: float
+    first_token: float | None = None
+    throttle: ThrottleKind | None = None
+    usage: Usage | None = None
     detail: str | None = None
 
 
@@ -133,15 +178,50 @@ class IntakeOpened:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResultWritten:
+    """`paid_twice`: another answer of the same job had been written before."""
+
+    queue: str
     seconds: float
+    paid_twice: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobStarted:
-    """A job leaves the queue for its first call. `waited`: seconds since it was enqueued."""
+    """A job leaves the queue for its first call. `waited`: seconds since it was enqueued. `traceparent`: W3C's, as
+    its producer sent it."""
+
+    job_id: str
+    queue: str
+    operation: str
+    model: str
+    waited: float
+    traceparent: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuspectMet:
+    """A delivery whose process may have died of it, after `delivery_count` deliveries; it runs apart."""
 
     queue: str
-    waited: float
+    message_id: str | None
+    delivery_count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetterSwept:
+    """What the broker itself had dead-lettered has its error line and is gone. `code` is a FailureCode."""
+
+    queue: str
+    message_id: str | None
+    code: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepFailed:
+    """A dead-letter queue could not be swept; it is tried again."""
+
+    queue: str
+    detail: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +230,7 @@ class JobEnded:
 
     queue: str
     message_id: str | None
+    job_id: str | None
     outcome: Outcome
     deployment: str | None
     calls: int
@@ -258,6 +339,9 @@ Event = (
     | Draining
     | Drained
     | JobFaulted
+    | SuspectMet
+    | DeadLetterSwept
+    | SweepFailed
 )
 
 Observer = Callable[[Event], None]

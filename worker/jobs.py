@@ -24,6 +24,12 @@ REPLAYED = re.compile(r"~r(\d{1,4})$")
 HASHED = "sha256-"
 MAX_ID_LENGTH = 128
 """Service Bus's limit for a message-id, and so for a job id."""
+JOB_TYPES = frozenset(
+    {"", "application/json", "application/jsonl", "application/x-ndjson", "application/octet-stream", "text/plain"}
+)
+"""Content types that say nothing against a line of JSON; many clients send none, or a general one."""
+CLAIM_TYPE = "application/vnd.aoai-worker.claim+json"
+SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 MAX_NESTING = 200
 """Levels of arrays and objects in a job. orjson itself stops at 1,024; no request comes near either."""
 
@@ -49,8 +55,21 @@ class Envelope:
     enqueued_at: float
     message_id: str | None = None
     correlation_id: str | None = None
+    content_type: str | None = None
     delivery_count: int = 0
+    dead_letter_reason: str | None = None
     properties: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A claim check: where the body of a job is that was too large for a message. `length` in bytes,
+    `sha256` in hex, `etag` as Blob storage gave it or None."""
+
+    url: str
+    length: int
+    sha256: str
+    etag: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,12 +132,41 @@ def parse_line(raw: bytes) -> JobLine:
     return JobLine(custom_id=custom_id, operation=operation, model=model, body=body)
 
 
-def decode(envelope: Envelope, *, max_age: float) -> Job:
-    """Read a message as a job. `max_age`: seconds from enqueuing to the deadline of a job that names none.
+def claim_of(envelope: Envelope) -> Claim | None:
+    """The claim check that the message is, None where it carries its job itself. Raises NotAJob."""
+    kind = (envelope.content_type or "").split(";", 1)[0].strip().lower()
+    if kind in JOB_TYPES:
+        return None
+    if kind != CLAIM_TYPE:
+        raise NotAJob(
+            DeadLetterReason.UNSUPPORTED_CONTENT_TYPE,
+            f"content-type is {_shown(envelope.content_type)}; send application/json, or {CLAIM_TYPE}",
+        )
+    return parse_claim(envelope.body)
+
+
+def parse_claim(body: bytes) -> Claim:
+    """Raises NotAJob."""
+    claim = _parse_object(body).get("claim")
+    match claim:
+        case {"url": str(url), "length": int(length), "sha256": str(sha256), **rest}:
+            etag = rest.get("etag")
+            is_whole = not isinstance(length, bool) and length >= 0 and isinstance(etag, str | None)
+            if is_whole and SHA256.fullmatch(sha256):
+                return Claim(url=url, length=length, sha256=sha256.lower(), etag=etag)
+    raise NotAJob(
+        DeadLetterReason.INVALID_CLAIM,
+        f'"claim" is {_described(claim)}; it must be an object with url, length in bytes, sha256 in hex, and etag',
+    )
+
+
+def decode(envelope: Envelope, *, max_age: float, body: bytes | None = None) -> Job:
+    """Read a message as a job. `max_age`: seconds from enqueuing to the deadline of a job that names none;
+    `body`: what the message's claim stands for, where it is one.
 
     Raises NotAJob.
     """
-    line = parse_line(envelope.body)
+    line = parse_line(envelope.body if body is None else body)
     return Job(
         id=_job_id(envelope),
         batch_id=_batch_id(envelope.correlation_id),
@@ -349,6 +397,16 @@ class ResultLine:
     replay: int
     failed: bool
     raw: bytes
+
+    @property
+    def rank(self) -> tuple[int, bool]:
+        return result_rank(self.replay, self.failed)
+
+
+def result_rank(replay: int, failed: bool) -> tuple[int, bool]:
+    """Of a job's results the one of the highest rank counts: the latest replay, of it the answer before the error;
+    of equals the first."""
+    return replay, not failed
 
 
 def decode_result(raw: bytes) -> ResultLine:

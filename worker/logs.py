@@ -40,6 +40,9 @@ LEVELS: Mapping[type[Any], int] = {
     events.Draining: logging.INFO,
     events.Drained: logging.INFO,
     events.JobFaulted: logging.ERROR,
+    events.SuspectMet: logging.WARNING,
+    events.DeadLetterSwept: logging.WARNING,
+    events.SweepFailed: logging.WARNING,
 }
 
 LINES_PER_WINDOW = 20

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import assert_never
 
 from worker.errors import DeadLetterReason
+from worker.headroom import Headroom
 
 
 class FailureCode(StrEnum):
@@ -18,6 +19,7 @@ class FailureCode(StrEnum):
     MODEL_NOT_ALLOWED = "model_not_allowed"
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"
     ANSWER_TOO_LARGE = "answer_too_large"
+    MAX_DELIVERIES = "max_deliveries"
 
 
 class HandBackReason(StrEnum):
@@ -26,6 +28,7 @@ class HandBackReason(StrEnum):
     SHUTDOWN = "shutdown"
     PARKED = "parked"
     SETUP = "setup"
+    SUSPECT = "suspect"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,12 +42,17 @@ class Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """What the service said. `body` is its JSON, byte for byte."""
+    """What the service said. `body` is its JSON, byte for byte; of a streamed answer, the final object.
+
+    `first_token`: seconds from the request to the first token of a streamed answer.
+    """
 
     status: int
     request_id: str | None
     body: bytes
     usage: Usage | None = None
+    headroom: Headroom | None = None
+    first_token: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +75,11 @@ class Failed:
 
     code: FailureCode
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class AlreadyDone:
+    """A result was there before: an earlier delivery wrote it and died before it settled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +110,7 @@ class Lost:
 Concluded = Answered | Refused | Failed
 """The outcomes that are written as a result line."""
 
-Outcome = Concluded | Unreadable | Unfinished | Faulted | Lost
+Outcome = Concluded | AlreadyDone | Unreadable | Unfinished | Faulted | Lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +146,7 @@ Settlement = Complete | DeadLetter | Release | Abandon | Lapse
 
 def settlement_of(outcome: Outcome) -> Settlement:
     match outcome:
-        case Answered() | Refused() | Failed():
+        case Answered() | Refused() | Failed() | AlreadyDone():
             return Complete()
         case Unreadable(reason=reason, description=description):
             return DeadLetter(reason=reason, description=description)
@@ -156,6 +169,8 @@ def label_of(outcome: Outcome) -> str:
             return "refused"
         case Failed(code=code):
             return code.value
+        case AlreadyDone():
+            return "already_done"
         case Unreadable():
             return "dead_lettered"
         case Unfinished():

@@ -1,48 +1,45 @@
 """The life of one job: receive, decode, admit, call, classify, write, settle.
 
-Read `process` first, then downwards: each function is one verb of that life. Which failure is called again
-decides `retry.py`, what may happen now `limits.py`, what is said to the broker `outcomes.settlement_of`.
+Read `process` first, then downwards: each function is one verb of that life. Admitting, calling and classifying
+are the caller's (`calls.py`); what is said to the broker decides `outcomes.settlement_of`.
 The result is written before the message is settled: at least once, and effects once, because results are keyed by
 the job's id.
 """
 
 import asyncio
-import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from worker.calls import Caller
 from worker.errors import (
-    CallFailed,
-    Expired,
+    ClaimUnavailable,
+    DeadLetterReason,
     HandedBack,
     LockLost,
     NotAJob,
-    RefusedByService,
     ResultTooLarge,
     SinkUnavailable,
     SourceUnavailable,
-    Throttled,
-    Unavailable,
 )
+from worker.intake import Intake, Slot
 from worker.interfaces import (
-    BackedOff,
-    CallEnded,
+    Claims,
     Delivery,
     JobEnded,
     JobFaulted,
     JobStarted,
-    Model,
     Observer,
     ResultWritten,
     Settled,
     Sink,
     Source,
+    SuspectMet,
 )
-from worker.jobs import Job, Record, decode, encode_result
-from worker.limits import Gate, Gates, Intake, Setup, Slot, admit
+from worker.jobs import Claim, Envelope, Job, Record, claim_of, decode, encode_result
 from worker.outcomes import (
+    AlreadyDone,
     Answered,
     Concluded,
     Failed,
@@ -52,64 +49,53 @@ from worker.outcomes import (
     Lapse,
     Lost,
     Outcome,
-    Refused,
-    Response,
     Settlement,
     Unfinished,
     Unreadable,
     settlement_of,
 )
-from worker.retry import Course, RetryPolicy, retrying
+from worker.retry import Course, RetryPolicy
+from worker.suspects import SUSPECT_FROM, Place, Quarantine
 from worker.waits import Interrupt, loop_time
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How long a job is kept. Seconds."""
-
-    max_age: float = 86_400.0
-    """From enqueuing to the deadline of a job that names none."""
-    parking: float = 900.0
-    """At closed gates, before it is handed back."""
-    setup: float = 60.0
-    """For our own set-up to be mended, before it is handed back."""
 
 
 @dataclass(kw_only=True)
 class Processor:
     """Takes deliveries through their lives, many at a time. `clock` is Unix time."""
 
-    source: Source
-    model: Model
+    caller: Caller
     sink: Sink
-    gates: Gates
-    setup: Setup
+    claims: Claims | None = None
     intake: Intake
-    policy: RetryPolicy
-    sink_policy: RetryPolicy = field(default_factory=lambda: RetryPolicy(base=0.25, cap=10.0))
-    patience: Patience
+    quarantine: Quarantine
     observer: Observer
     pod: str
+    max_age: float = 86_400.0
+    """Seconds from enqueuing to the deadline of a job that names none."""
+    store_policy: RetryPolicy = field(default_factory=lambda: RetryPolicy(base=0.25, cap=10.0))
     clock: Callable[[], float] = time.time
     chance: Callable[[], float] = field(default=random.random)
 
-    async def process(self, delivery: Delivery, slot: Slot, interrupt: Interrupt) -> None:
+    async def process(self, delivery: Delivery, source: Source, slot: Slot, interrupt: Interrupt) -> None:
         """Bring a delivery to its outcome and settle it. The slot is free once the result is written."""
         delivery.when_lost(lambda: interrupt.by(LockLost("the lock lapsed")))
         course = Course()
         with slot:
-            outcome = await self._conclude(delivery, interrupt, course)
+            outcome = await self._conclude(delivery, slot, interrupt, course)
             slot.free()
             self._report(delivery, outcome, course)
-            await self._settle(delivery, settlement_of(outcome))
+            await self._settle(source, delivery, settlement_of(outcome))
 
-    async def _conclude(self, delivery: Delivery, interrupt: Interrupt, course: Course) -> Outcome:
+    async def _conclude(self, delivery: Delivery, slot: Slot, interrupt: Interrupt, course: Course) -> Outcome:
+        envelope = delivery.envelope
         try:
-            async with interrupt:
-                job = decode(delivery.envelope, max_age=self.patience.max_age)
-                started = self._start(job)
-                outcome = await self._answer(job, course)
-                return await self._write(job, outcome, course, started)
+            async with interrupt, self._place(envelope):
+                job = await self._decode(envelope, slot)
+                if envelope.delivery_count and await self._is_done(job):
+                    return AlreadyDone()
+                started = self._start(job, envelope, course)
+                outcome = await self.caller.answer(job, slot.lane, course)
+                return await self._write(job, outcome, slot, course, started)
         except NotAJob as error:
             return Unreadable(reason=error.reason, description=error.description)
         except LockLost:
@@ -117,97 +103,77 @@ class Processor:
         except HandedBack as error:
             return Unfinished(reason=HandBackReason(error.reason))
         except Exception as error:  # a fault of ours must cost one job, not the pod and all it holds
-            self.observer(JobFaulted(message_id=delivery.envelope.message_id, error=error))
+            self.observer(JobFaulted(message_id=envelope.message_id, error=error))
             return Faulted()
 
-    def _start(self, job: Job) -> float:
+    def _place(self, envelope: Envelope) -> Place:
+        count = envelope.delivery_count
+        if count >= SUSPECT_FROM:
+            self.observer(SuspectMet(queue=envelope.queue, message_id=envelope.message_id, delivery_count=count))
+        return self.quarantine.place(count)
+
+    async def _decode(self, envelope: Envelope, slot: Slot) -> Job:
+        claim = claim_of(envelope)
+        body = None if claim is None else await self._fetch(claim, slot)
+        return decode(envelope, max_age=self.max_age, body=body)
+
+    async def _fetch(self, claim: Claim, slot: Slot) -> bytes:
+        """Fetch until it can be read: a store that is down is no fault of the job."""
+        if self.claims is None:
+            raise NotAJob(
+                DeadLetterReason.INVALID_CLAIM,
+                "this worker takes no claim checks: it has no claims container (AOAI_WORKER_CLAIMS_CONTAINER)",
+            )
+        self.claims.require_ours(claim)
+        slot.grow(claim.length)
+        failures = 0
+        while True:
+            try:
+                body = await self.claims.fetch(claim)
+            except ClaimUnavailable as error:
+                failures += 1
+                self.intake.close("claims", str(error))
+                await self._wait_for_store(failures)
+            else:
+                self.intake.open("claims")
+                return body
+
+    async def _is_done(self, job: Job) -> bool:
+        """Whether an earlier delivery wrote its result; unknown counts as not, as paying twice beats losing."""
+        try:
+            return await self.sink.has(job)
+        except SinkUnavailable:
+            return False
+
+    def _start(self, job: Job, envelope: Envelope, course: Course) -> float:
         now = self.clock()
-        self.observer(JobStarted(queue=job.queue, waited=max(0.0, now - job.enqueued_at)))
-        return now
-
-    async def _answer(self, job: Job, course: Course) -> Concluded:
-        """Call until there is a last word."""
-        gates = self.gates.of(job.line.model)
-        if gates is None:
-            return self._not_allowed(job)
-        retrier = retrying(
-            self.policy,
-            course,
-            left=lambda: job.deadline - self.clock(),
-            chance=self.chance,
-            on_backoff=lambda seconds, error: self._back_off(job, course, seconds, error),
-        )
-        try:
-            return Answered(response=await retrier(self._attempt, job, gates, course))
-        except Expired as error:
-            return Failed(code=FailureCode.EXPIRED, message=str(error))
-        except (RefusedByService, Unavailable) as error:
-            return last_word(error, course)
-
-    async def _attempt(self, job: Job, gates: Sequence[Gate], course: Course) -> Response:
-        """One call, once our set-up and a gate let it through. Raises CallFailed, HandedBack or Expired."""
-        left = job.deadline - self.clock()
-        if left <= 0:
-            raise Expired(f"the deadline passed {-left:.0f} s ago, after {course.calls} calls")
-        gate = await self._admit(gates, course, left)
-        async with self.setup.trial(self._held_until(course)):
-            return await self._call(job, gate, course)
-
-    async def _admit(self, gates: Sequence[Gate], course: Course, left: float) -> Gate:
-        now = loop_time()
-        if course.parked_until is None and all(gate.opens_at > now for gate in gates):
-            course.parked_until = now + self.patience.parking
-        until = now if course.parked_until is None else course.parked_until
-        deadline = now + left
-        try:
-            return await admit(gates, until=min(until, deadline))
-        except HandedBack:
-            if until < deadline:
-                raise
-            raise Expired(f"no deployment was open before the deadline, after {course.calls} calls") from None
-
-    async def _call(self, job: Job, gate: Gate, course: Course) -> Response:
-        started = loop_time()
-        course.calls += 1
-        course.deployment, course.endpoint = gate.target.deployment, gate.target.endpoint
-        try:
-            response = await self.model.complete(job, gate.target)
-        except CallFailed as error:
-            self._note_call(gate, course, started, error.status, error.detail)
-            if isinstance(error, Throttled):
-                gate.throttle(error.retry_after)
-            elif isinstance(error, Unavailable):
-                course.failures += 1
-            raise
-        self._note_call(gate, course, started, response.status)
-        return response
-
-    def _note_call(
-        self, gate: Gate, course: Course, started: float, status: int | None, detail: str | None = None
-    ) -> None:
-        seconds = loop_time() - started
-        course.call_seconds += seconds
+        course.job_id = job.id
+        traceparent = envelope.properties.get("traceparent")
         self.observer(
-            CallEnded(
-                deployment=gate.target.deployment,
-                status=str(status) if status else "none",
-                seconds=seconds,
-                detail=detail,
+            JobStarted(
+                job_id=job.id,
+                queue=job.queue,
+                operation=job.line.operation,
+                model=job.line.model,
+                waited=max(0.0, now - job.enqueued_at),
+                traceparent=traceparent if isinstance(traceparent, str) else None,
             )
         )
+        return now
 
-    async def _write(self, job: Job, outcome: Concluded, course: Course, started: float) -> Concluded:
+    async def _write(self, job: Job, outcome: Concluded, slot: Slot, course: Course, started: float) -> Concluded:
         """Write until the sink has it: the answer is paid for, so it is kept as long as the lock is."""
         line = self._encode(job, outcome, course, started)
+        slot.grow(len(line))
         failures = 0
         while True:
             begun = loop_time()
             try:
-                await self.sink.write(job, line)
+                is_new = await self.sink.write(job, line)
             except SinkUnavailable as error:
                 failures += 1
                 self.intake.close("sink", str(error))
-                await self._wait_for_sink(failures)
+                await self._wait_for_store(failures)
             except ResultTooLarge as error:
                 if isinstance(outcome, Failed):
                     raise
@@ -215,36 +181,24 @@ class Processor:
                 line = self._encode(job, outcome, course, started)
             else:
                 self.intake.open("sink")
-                self.observer(ResultWritten(seconds=loop_time() - begun))
+                # after a failure it may be our own first try that is there
+                paid_twice = not is_new and not failures and isinstance(outcome, Answered)
+                self.observer(ResultWritten(queue=job.queue, seconds=loop_time() - begun, paid_twice=paid_twice))
                 return outcome
 
-    async def _settle(self, delivery: Delivery, settlement: Settlement) -> None:
+    async def _settle(self, source: Source, delivery: Delivery, settlement: Settlement) -> None:
         if isinstance(settlement, Lapse):
             return
         try:
-            await self.source.settle(delivery, settlement)
+            await source.settle(delivery, settlement)
         except (LockLost, SourceUnavailable):
             # the result is written and keyed by the job: a redelivery changes nothing
             self.observer(Settled(settlement=settlement, confirmed=False))
         else:
             self.observer(Settled(settlement=settlement, confirmed=True))
 
-    def _held_until(self, course: Course) -> float:
-        """A job's patience with a wrong set-up begins when it first meets it."""
-        if course.held_until is None and self.setup.is_wrong:
-            course.held_until = loop_time() + self.patience.setup
-        return math.inf if course.held_until is None else course.held_until
-
-    def _not_allowed(self, job: Job) -> Failed:
-        allowed = ", ".join(sorted(self.gates.models)[:20]) or "any deployment's name"
-        message = f"the model {job.line.model[:80]!r} is not one that this worker may call; allowed are: {allowed}"
-        return Failed(code=FailureCode.MODEL_NOT_ALLOWED, message=message)
-
-    def _back_off(self, job: Job, course: Course, seconds: float, error: Unavailable) -> None:
-        self.observer(BackedOff(job_id=job.id, failures=course.failures, seconds=seconds, detail=error.detail))
-
-    async def _wait_for_sink(self, failures: int) -> None:
-        await asyncio.sleep(self.sink_policy.backoff(failures, self.chance()))
+    async def _wait_for_store(self, failures: int) -> None:
+        await asyncio.sleep(self.store_policy.backoff(failures, self.chance()))
 
     def _encode(self, job: Job, outcome: Concluded, course: Course, started: float) -> bytes:
         record = Record(
@@ -264,17 +218,10 @@ class Processor:
             JobEnded(
                 queue=envelope.queue,
                 message_id=envelope.message_id,
+                job_id=course.job_id,
                 outcome=outcome,
                 deployment=course.deployment,
                 calls=course.calls,
                 seconds=max(0.0, self.clock() - envelope.enqueued_at),
             )
         )
-
-
-def last_word(error: RefusedByService | Unavailable, course: Course) -> Concluded:
-    """What the service said last becomes the result; where it said nothing, how often it was tried."""
-    if error.status is None:
-        message = f"no answer in {course.calls} calls; the last: {error.detail}"
-        return Failed(code=FailureCode.ATTEMPTS_EXHAUSTED, message=message)
-    return Refused(response=Response(status=error.status, request_id=error.request_id, body=error.body or b"null"))

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import BinaryIO, NamedTuple
 
 from worker.errors import WorkerError
-from worker.jobs import ResultLine, decode_result
+from worker.jobs import ResultLine, decode_result, result_rank
 
 
 class UnusableOutput(WorkerError):
@@ -20,10 +20,14 @@ class UnusableOutput(WorkerError):
 
 
 class _Kept(NamedTuple):
-    """Which of a job's results counts: the one with the highest replay, and of those the first."""
+    """Which of a job's results counts: the first of the highest rank."""
 
     replay: int
     failed: bool
+
+    @property
+    def rank(self) -> tuple[int, bool]:
+        return result_rank(self.replay, self.failed)
 
 
 class ResultFiles:
@@ -67,6 +71,10 @@ class ResultFiles:
     @property
     def failed(self) -> int:
         return self._failed
+
+    def ranks(self) -> Iterator[tuple[str, tuple[int, bool]]]:
+        """Each job whose result is here, and the rank of that result."""
+        return ((job_id, kept.rank) for job_id, kept in self._kept.items())
 
     def add(self, lines: Sequence[ResultLine]) -> None:
         """Returns once every line that is new is on the disk."""
@@ -116,7 +124,7 @@ class ResultFiles:
         before = self._kept.get(line.job_id)
         if before is not None:
             self._has_superseded_lines = True
-            if line.replay <= before.replay:
+            if line.rank <= before.rank:
                 return False
             self._failed -= before.failed
         self._kept[line.job_id] = _Kept(line.replay, line.failed)

@@ -73,18 +73,23 @@ class ResultsQueue:
             await self._close()
             raise SinkUnavailable(self._describe(error)) from error
 
-    async def write(self, job: Job, line: bytes) -> None:
+    async def has(self, job: Job) -> bool:
+        """A queue of results cannot be asked."""
+        return False
+
+    async def write(self, job: Job, line: bytes, *, content_type: str = "application/json") -> bool:
         message = ServiceBusMessage(
             line,
             message_id=result_id(job),
             session_id=job.batch_id,
             correlation_id=job.batch_id,
-            content_type="application/json",
+            content_type=content_type,
         )
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._pending.append(_Pending(job.batch_id, message, len(line), done))
         self._wanted.set()
         await done
+        return True
 
     async def _send_forever(self) -> None:
         while True:

@@ -41,6 +41,7 @@ class Course:
     calls: int = 0
     failures: int = 0
     call_seconds: float = 0.0
+    job_id: str | None = None
     deployment: str | None = None
     endpoint: str | None = None
     parked_until: float | None = None

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self, cast
 
 from azure.core.credentials_async import AsyncTokenCredential
-from azure.servicebus import ServiceBusReceivedMessage, TransportType
+from azure.servicebus import ServiceBusReceivedMessage, ServiceBusSubQueue, TransportType
 from azure.servicebus._common import mgmt_handlers
 from azure.servicebus._pyamqp.error import AMQPError
 from azure.servicebus.aio import ServiceBusClient, ServiceBusReceiver
@@ -109,6 +109,8 @@ class LockedMessage:
 class JobsQueue:
     """A `Source`: competing consumer of one queue with peek-lock. Use it as a context manager.
 
+    With `dead_letters` it is the `DeadLetters` of that queue.
+
     A link that fails is retired: the next receive opens another, and the old one keeps its locks renewed until
     its last delivery is settled. What is unsettled at the end comes again when its lock lapses.
     """
@@ -119,10 +121,12 @@ class JobsQueue:
         queue: str,
         *,
         observer: Observer,
+        dead_letters: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._client = client
-        self._queue = queue
+        self.queue = queue
+        self._options: dict[str, Any] = {"sub_queue": ServiceBusSubQueue.DEAD_LETTER} if dead_letters else {}
         self._observer = observer
         self._clock = clock
         self._link: _Link | None = None
@@ -149,16 +153,20 @@ class JobsQueue:
         if self._link is not None:
             return
         receiver = self._client.get_queue_receiver(
-            self._queue, prefetch_count=0, socket_timeout=SOCKET_TIMEOUT, timeout=SETTLE_TIMEOUT
+            self.queue,
+            prefetch_count=0,
+            socket_timeout=SOCKET_TIMEOUT,
+            timeout=SETTLE_TIMEOUT,
+            **self._options,
         )
         try:
             await receiver.__aenter__()
         except FAULTS as error:
             await _close(receiver)
-            raise SourceUnavailable(f"queue {self._queue!r}: {describe_fault(error)}") from error
+            raise SourceUnavailable(f"queue {self.queue!r}: {describe_fault(error)}") from error
         link = self._link = _Link(receiver, self._observer, self._clock)
         self._links.add(link)
-        tending = self._tending.create_task(link.tend(), name=f"locks of {self._queue}")
+        tending = self._tending.create_task(link.tend(), name=f"locks of {self.queue}")
         tending.add_done_callback(lambda _: self._links.discard(link))
 
     async def receive(self, count: int, *, wait: float) -> Sequence[Delivery]:
@@ -170,10 +178,21 @@ class JobsQueue:
                 messages = await link.receiver.receive_messages(max_message_count=count, max_wait_time=wait)
         except FAULTS as error:
             self._retire()
-            detail = f"queue {self._queue!r}: {describe_fault(error)}"
-            self._observer(ReceiverRestarted(queue=self._queue, detail=detail))
+            detail = f"queue {self.queue!r}: {describe_fault(error)}"
+            self._observer(ReceiverRestarted(queue=self.queue, detail=detail))
             raise SourceUnavailable(detail) from error
-        return link.take(messages, self._queue)
+        return link.take(messages, self.queue)
+
+    async def peek(self, following: int, count: int) -> Sequence[Envelope]:
+        await self.open()
+        link = self._link
+        assert link is not None
+        try:
+            messages = await link.peek(following, count)
+        except FAULTS as error:
+            self._retire()
+            raise SourceUnavailable(f"queue {self.queue!r}: {describe_fault(error)}") from error
+        return [_open_envelope(message, self.queue) for message in messages]
 
     async def settle(self, delivery: Delivery, settlement: Settlement) -> None:
         locked = cast(LockedMessage, delivery)
@@ -208,6 +227,12 @@ class _Link:
             self._deliveries.update((locked.token, locked) for locked in taken)
             self._bell.ring()
         return taken
+
+    async def peek(self, following: int, count: int) -> Sequence[ServiceBusReceivedMessage]:
+        # the SDK takes 0 for "after the one received last"
+        first = max(1, following)
+        async with self._management:
+            return await self.receiver.peek_messages(count, sequence_number=first, timeout=SETTLE_TIMEOUT)
 
     def retire(self) -> None:
         self._is_retired = True
@@ -319,7 +344,9 @@ def _open_envelope(message: ServiceBusReceivedMessage, queue: str) -> Envelope:
         enqueued_at=enqueued.timestamp() if enqueued else time.time(),
         message_id=message.message_id,
         correlation_id=message.correlation_id,
+        content_type=message.content_type,
         delivery_count=message.delivery_count or 0,
+        dead_letter_reason=message.dead_letter_reason,
         properties=_properties(message.application_properties),
     )
 

@@ -23,8 +23,13 @@ def describe_fault(error: BaseException) -> str:
     """The error's first line, with what is behind it: a refused token arrives as a lost connection, and only the
     inner exception tells that it was refused and why."""
     inner = getattr(error, "inner_exception", None)
-    told = [_first_line(error), _first_line(inner)] if isinstance(inner, BaseException) else [_first_line(error)]
+    told = [_first_line(error), _one_line(inner)] if isinstance(inner, BaseException) else [_first_line(error)]
     return ": ".join(dict.fromkeys(told))
+
+
+def _one_line(error: BaseException) -> str:
+    """Of a refused token the reason comes last, below the status."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _first_line(error: BaseException) -> str:

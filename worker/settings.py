@@ -10,7 +10,7 @@ import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import (
@@ -20,6 +20,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    model_validator,
 )
 from pydantic_settings import (
     BaseSettings,
@@ -83,6 +84,15 @@ def _host(name: str) -> str:
     return name
 
 
+def _container(url: str) -> str:
+    # no query: a shared access signature is a key
+    if not re.fullmatch(r"https://[^\s/@?#]+(/[A-Za-z0-9$-]+){1,2}/?", url):
+        raise ValueError(
+            "the https:// URL of a container, such as https://my-account.blob.core.windows.net/results"
+        )
+    return url.rstrip("/")
+
+
 def _host_and_port(address: str) -> str:
     found = re.fullmatch(r"([^\s/@:]+|\[[0-9a-fA-F:]+\]):([0-9]{1,5})", address)
     if found is None or not 0 < int(found[2]) < 65_536:
@@ -101,6 +111,7 @@ def _deployment(value: Any) -> Any:
 
 
 HttpsUrl = Annotated[str, AfterValidator(_https)]
+ContainerUrl = Annotated[str, AfterValidator(_container)]
 ReadableFile = Annotated[Path, AfterValidator(_readable)]
 
 
@@ -112,6 +123,11 @@ class Deployment(BaseModel):
     name: str = Field(min_length=1)
     endpoint: HttpsUrl | None = None
     """Where it is deployed, if not at AZURE_OPENAI_ENDPOINT."""
+
+    tokens_per_minute: int | None = Field(None, ge=1)
+    requests_per_minute: int | None = Field(None, ge=1)
+    """What the whole fleet may use of its quota, which other users may share. Left out: what the service's headers
+    say, and where they say nothing no pacing, only the pauses that a 429 asks for."""
 
 
 Deployments = Annotated[list[Annotated[Deployment, BeforeValidator(_deployment)]], Field(min_length=1)]
@@ -135,6 +151,24 @@ class ConnectionSettings(BaseSettings):
     jobs_queue: str = Field("jobs", min_length=1, max_length=260)
     results_queue: str = Field("results", min_length=1, max_length=260)
 
+    sink: Literal["queue", "blob"] = "queue"
+    """Where results go: messages of the results queue, or one blob each in `blob_container`."""
+
+    blob_container: ContainerUrl | None = None
+    """The container of results, such as https://my-account.blob.core.windows.net/results. For the blob sink."""
+
+    blob_prefix: Annotated[
+        str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$", max_length=200)
+    ] = "results"
+    """The folder of the results in it."""
+
+    claims_container: ContainerUrl | None = None
+    """Where jobs lie that are too large for a message; `blob_container` unless set, and without both such
+    jobs cannot be sent. Claims that point anywhere else are refused."""
+
+    largest_claim: int = Field(16 << 20, ge=1, le=256 << 20)
+    """Bytes of the largest job that is fetched for a claim; it is held in memory while it is in flight."""
+
     credential: Literal["auto", "workload", "managed", "cli", "default"] = "auto"
     """Who we are. `auto`: the workload identity where AZURE_FEDERATED_TOKEN_FILE is set, else the Azure CLI's
     login. `default`: azure-identity's chain without its environment credential, which takes secrets."""
@@ -144,6 +178,13 @@ class ConnectionSettings(BaseSettings):
 
     token_timeout: float = Field(10.0, gt=0, le=60)
     """Seconds for one token request. The SDK's own default of 300 would stall a refresh for minutes."""
+
+    @model_validator(mode="after")
+    def _has_a_container(self) -> Self:
+        if self.sink == "blob" and self.blob_container is None:
+            purpose = "the container of results, such as https://my-account.blob.core.windows.net/results"
+            raise ValueError(f"{PREFIX}BLOB_CONTAINER is missing, which {PREFIX}SINK=blob needs: {purpose}")
+        return self
 
 
 class WorkerSettings(ConnectionSettings):
@@ -163,8 +204,30 @@ class WorkerSettings(ConnectionSettings):
     """Let Azure keep responses (`/v1/responses`), 30 days by default. False sends `store: false` with each job
     that does not say itself: the result is here, and nobody would delete the copy of prompt and answer there."""
 
+    queues: Annotated[dict[str, Annotated[list[str], Field(min_length=1)]], Field(min_length=1)] | None = None
+    """The queues to work, each with the models its jobs may ask for, such as `{"jobs-mini": ["gpt-4o-mini"]}`. One
+    model a queue is best: jobs of a throttled model then hold up no others. Left out: `jobs_queue`, every model."""
+
+    fleet_size: int = Field(1, ge=1, le=10_000)
+    """Pods that share the budgets of deployments at most; this one takes its part, and more where the service's
+    headers show that others leave some."""
+
+    api_version: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}(-preview)?$")] | None = None
+    """Call the older surface with this version, such as 2024-10-21, instead of /openai/v1/."""
+
     slots: int = Field(64, ge=1, le=4_096)
     """Jobs in flight at once in this pod."""
+
+    in_flight_bytes: int = Field(64 << 20, ge=1 << 20)
+    """Bytes of jobs and of answers not yet written that are held at once; beyond it nothing is received."""
+
+    receivers: int = Field(1, ge=1, le=16)
+    """Connections on which a queue is received. One carries 700 jobs/s; more help where answers are quicker than
+    that or locks are many."""
+
+    sweep_every: float = Field(60.0, ge=1, allow_inf_nan=False)
+    """Seconds between looks into the dead-letter queues for jobs that the broker gave up: expired, or delivered too
+    often. They get an error line, so that their batches end."""
 
     attempts: int = Field(6, ge=1, le=50)
     """Calls that may fail before a job's last failure becomes its result; throttles do not count."""
@@ -190,6 +253,24 @@ class WorkerSettings(ConnectionSettings):
 
     pod: str = Field(default_factory=socket.gethostname)
     """The name under which this process signs its results; the host name, in a pod the pod's name."""
+
+    @model_validator(mode="after")
+    def _knows_the_models_of_its_queues(self) -> Self:
+        if self.models == "passthrough":
+            return self
+        for queue, models in (self.queues or {}).items():
+            unknown = [model for model in models if model not in self.models]
+            if unknown:
+                allowed = ", ".join(sorted(self.models))
+                raise ValueError(f"{PREFIX}QUEUES[{queue}]={unknown[0]}: must be one of {PREFIX}MODELS: {allowed}")
+        return self
+
+    @property
+    def models_of_queues(self) -> dict[str, frozenset[str] | None]:
+        """Each queue to its models, None for any."""
+        if self.queues is None:
+            return {self.jobs_queue: None}
+        return {queue: frozenset(models) for queue, models in self.queues.items()}
 
     @classmethod
     def settings_customise_sources(
@@ -283,7 +364,7 @@ def _without_alternatives(details: Sequence[Any]) -> list[Any]:
     seen: set[str] = set()
     kept = []
     for detail in details:
-        first, *rest = (str(part) for part in detail["loc"])
+        first, *rest = [str(part) for part in detail["loc"]] or [""]
         if first not in seen or not any(part.startswith("literal[") for part in rest):
             kept.append(detail)
         seen.add(first)
@@ -292,6 +373,8 @@ def _without_alternatives(details: Sequence[Any]) -> list[Any]:
 
 def _explain(kind: type[ConnectionSettings], detail: Any) -> str:
     """`NAME=value: what is allowed`, from one of pydantic's errors."""
+    if not detail["loc"]:  # settings that do not fit together; the message names them
+        return str(detail["msg"]).removeprefix("Value error, ")
     first, *rest = detail["loc"]
     name = str(first) if str(first).startswith("AZURE_") else f"{PREFIX}{str(first).upper()}"
     where = "".join(f"[{part}]" for part in rest if not str(part).startswith(("list[", "dict[", "literal")))

@@ -12,9 +12,10 @@ from typing import TypeVar
 
 import orjson
 
-from worker.errors import LockLost, ResultTooLarge, SinkUnavailable, SourceUnavailable
+from worker.claims import invalid_claim, make_claim
+from worker.errors import ClaimUnavailable, LockLost, ResultTooLarge, SinkUnavailable, SourceUnavailable
 from worker.interfaces import Delivery, Event, Target
-from worker.jobs import Envelope, Job, result_id
+from worker.jobs import Claim, Envelope, Job, result_id
 from worker.outcomes import Abandon, Complete, DeadLetter, Release, Response, Settlement, Usage
 from worker.waits import Bell, loop_time
 
@@ -42,7 +43,8 @@ class FakeQueue:
     """A `Source` in memory. `settled` tells what became of each delivery, in order.
 
     `down`: receiving raises SourceUnavailable; `mute`: settlements are never confirmed. A message delivered too
-    often leaves the queue for `dead`, without a settlement of ours.
+    often leaves the queue for `dead`, without a settlement of ours. It is a `DeadLetters` too, of what was `sent`
+    with a reason.
     """
 
     def __init__(self, name: str = "jobs", *, clock: Callable[[], float], max_delivery_count: int = 20) -> None:
@@ -69,6 +71,8 @@ class FakeQueue:
         correlation_id: str | None = "batch",
         properties: Mapping[str, object] | None = None,
         delivery_count: int = 0,
+        content_type: str | None = "application/json",
+        dead_letter_reason: str | None = None,
     ) -> None:
         self._put(
             Envelope(
@@ -78,7 +82,9 @@ class FakeQueue:
                 enqueued_at=self._clock(),
                 message_id=message_id,
                 correlation_id=correlation_id,
+                content_type=content_type,
                 delivery_count=delivery_count,
+                dead_letter_reason=dead_letter_reason,
                 properties=properties or {},
             )
         )
@@ -92,6 +98,12 @@ class FakeQueue:
         del self._waiting[:count]
         self.locked += taken
         return taken
+
+    async def peek(self, following: int, count: int) -> Sequence[Envelope]:
+        await asyncio.sleep(0)
+        if self.down:
+            raise SourceUnavailable(f"queue {self.name!r}: down")
+        return [envelope for envelope in self._waiting if envelope.sequence_number >= following][:count]
 
     async def settle(self, delivery: Delivery, settlement: Settlement) -> None:
         await asyncio.sleep(0)
@@ -131,9 +143,13 @@ class FakeQueue:
 
 
 class FakeSink:
-    """A `Sink` in memory: the first line of a result's id stays. `down`: writing raises SinkUnavailable."""
+    """A `Sink` in memory: the first line of a result's id stays. `down`: writing raises SinkUnavailable.
 
-    def __init__(self, *, largest: int | None = None) -> None:
+    `knows`: it can tell what it has, as the blob sink can and the queue cannot.
+    """
+
+    def __init__(self, *, largest: int | None = None, knows: bool = False) -> None:
+        self.knows = knows
         self.lines: dict[str, bytes] = {}
         self.writes = 0
         self.down = False
@@ -143,14 +159,44 @@ class FakeSink:
     def results(self) -> dict[str, Mapping[str, object]]:
         return {name: orjson.loads(line) for name, line in self.lines.items()}
 
-    async def write(self, job: Job, line: bytes) -> None:
+    async def has(self, job: Job) -> bool:
+        await asyncio.sleep(0)
+        if self.down:
+            raise SinkUnavailable("the sink is down")
+        return self.knows and result_id(job) in self.lines
+
+    async def write(self, job: Job, line: bytes) -> bool:
         await asyncio.sleep(0)
         if self.down:
             raise SinkUnavailable("the sink is down")
         if self._largest is not None and len(line) > self._largest:
             raise ResultTooLarge(size=len(line), allowed=self._largest)
         self.writes += 1
+        is_new = result_id(job) not in self.lines
         self.lines.setdefault(result_id(job), line)
+        return is_new or not self.knows
+
+
+class FakeClaims:
+    """A `Claims` in memory, of bodies by url. `down`: fetching raises ClaimUnavailable."""
+
+    def __init__(self) -> None:
+        self.bodies: dict[str, bytes] = {}
+        self.down = False
+
+    def require_ours(self, claim: Claim) -> None:
+        """Every claim is."""
+
+    async def fetch(self, claim: Claim) -> bytes:
+        await asyncio.sleep(0)
+        if self.down:
+            raise ClaimUnavailable("the claims are down")
+        body = self.bodies.get(claim.url)
+        if body is None:
+            raise invalid_claim('"claim.url" names a blob that does not exist')
+        if make_claim(claim.url, body, etag=claim.etag) != claim:
+            raise invalid_claim('"claim.length" or "claim.sha256" is not that of the blob')
+        return body
 
 
 E = TypeVar("E")

@@ -1,110 +1,28 @@
 """The worker's model adapter before the embedded Azure OpenAI: what each answer of the service becomes.
 
-What a job then does about it is `tests/unit/test_processor.py`.
+What a job then does about it is `tests/unit/test_processor.py`; streams are in `test_model_streams.py`.
 """
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import orjson
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestServer
 
+from tests.contract.model_service import SCOPE, ScriptedTokens, Service, embedded_service, job, job_of, scripted
 from worker.azure_openai import AzureOpenAI
-from worker.errors import RefusedByService, SetupWrong, Throttled, TokenUnavailable, Unavailable
+from worker.errors import AnswerTooLarge, RefusedByService, SetupWrong, Throttled, Unavailable
+from worker.headroom import Headroom, ThrottleKind
 from worker.interfaces import Target
-from worker.jobs import Envelope, Job, decode
-from worker.local.openai_service.__main__ import load_account
-from worker.local.openai_service.account import Account
-from worker.local.openai_service.app import build_app
-from worker.local.process import server_context
-from worker.local.state import StateDirectory
-from worker.local.supervisor import prepare_state
-from worker.local.tokens import TokenIssuer
-from worker.local.world import default_world
-
-WORLD = default_world()
-SCOPE = "https://cognitiveservices.azure.com/.default"
-AUDIENCE = "https://cognitiveservices.azure.com"
-
-
-@dataclass
-class ScriptedTokens:
-    """`Tokens` that hands out what it is given, and remembers what was rejected."""
-
-    tokens: list[str]
-    rejected: list[str] = field(default_factory=list)
-
-    async def bearer(self, scope: str) -> str:
-        if not self.tokens:
-            raise TokenUnavailable(scope, "none left", code="none")
-        return self.tokens[0]
-
-    async def replace(self, scope: str, rejected: str) -> str:
-        self.rejected.append(rejected)
-        del self.tokens[:1]
-        return await self.bearer(scope)
-
-
-@dataclass
-class Service:
-    state: StateDirectory
-    account: Account
-    endpoint: str
-
-    def token(self, identity: str = "worker", *, lifetime: float = 3_600.0) -> str:
-        person = WORLD.identity(identity)
-        issuer = TokenIssuer(self.state.entra_private_key.read_bytes(), WORLD.tenant_id, lifetime)
-        return issuer.issue(audience=AUDIENCE, client_id=person.client_id, object_id=person.object_id)
-
-    def target(self, deployment: str = "gpt-4o-mini") -> Target:
-        return Target(deployment=deployment, endpoint=self.endpoint)
-
-    @asynccontextmanager
-    async def model(
-        self, *tokens: str, timeout: float = 10.0, passthrough: bool = False, responses_store: bool = False
-    ) -> AsyncIterator[AzureOpenAI]:
-        given = ScriptedTokens(list(tokens) or [self.token()])
-        async with AzureOpenAI(
-            given,
-            scope=SCOPE,
-            ca_file=self.state.ca,
-            timeout=timeout,
-            passthrough=passthrough,
-            responses_store=responses_store,
-        ) as model:
-            yield model
+from worker.jobs import Job
 
 
 @pytest.fixture
 async def service(tmp_path: Path) -> AsyncIterator[Service]:
-    state = StateDirectory(tmp_path)
-    prepare_state(state, WORLD)
-    account = load_account(state)
-    server = TestServer(build_app(account), scheme="https")
-    await server.start_server(ssl=server_context(state))
-    try:
-        yield Service(state, account, f"https://localhost:{server.port}")
-    finally:
-        await server.close()
-
-
-def job(content: str, **body: object) -> Job:
-    messages = [{"role": "user", "content": content}]
-    return job_of("/v1/chat/completions", "gpt-4o-mini", messages=messages, **body)
-
-
-def job_of(url: str, model: str, **body: object) -> Job:
-    line = {"custom_id": "a", "method": "POST", "url": url, "body": {"model": model, **body}}
-    envelope = Envelope(
-        body=orjson.dumps(line), queue="jobs", sequence_number=1, enqueued_at=time.time(), properties={}
-    )
-    return decode(envelope, max_age=60)
+    async with embedded_service(tmp_path) as service:
+        yield service
 
 
 async def test_an_answer_comes_whole_on_one_line_with_its_usage(service: Service) -> None:
@@ -117,14 +35,6 @@ async def test_an_answer_comes_whole_on_one_line_with_its_usage(service: Service
     assert response.usage is not None
     assert response.usage.prompt > 0
     assert response.usage.completion > 0
-
-
-async def test_a_job_that_asks_for_a_stream_gets_the_whole_object(service: Service) -> None:
-    async with service.model() as model:
-        response = await model.complete(
-            job("Hi", stream=True, stream_options={"include_usage": True}), service.target()
-        )
-    assert orjson.loads(response.body)["object"] == "chat.completion"
 
 
 async def test_the_deployment_and_not_the_jobs_model_is_asked_for(service: Service) -> None:
@@ -331,15 +241,128 @@ async def test_a_proxys_error_page_becomes_json_on_one_line(service: Service) ->
     async def page(_: web.Request) -> web.Response:
         return web.Response(status=502, text="<html>\nBad gateway\n</html>", content_type="text/html")
 
-    app = web.Application()
-    app.router.add_post("/openai/v1/chat/completions", page)
-    server = TestServer(app, scheme="https")
-    await server.start_server(ssl=server_context(service.state))
-    try:
-        async with service.model() as model:
-            with pytest.raises(Unavailable) as caught:
-                await model.complete(job("Hi"), Target(deployment="d", endpoint=f"https://localhost:{server.port}"))
-    finally:
-        await server.close()
+    async with scripted(service.state, page) as target, service.model() as model:
+        with pytest.raises(Unavailable) as caught:
+            await model.complete(job("Hi"), target)
     assert b"\n" not in caught.value.body
     assert orjson.loads(caught.value.body)["error"] == {"code": "502", "message": "<html>\nBad gateway\n</html>"}
+
+
+async def test_a_proxys_page_in_place_of_an_answer_may_be_tried_again_and_is_shown(service: Service) -> None:
+    async def page(_: web.Request) -> web.Response:
+        return web.Response(text="<html>Sign in</html>", content_type="text/html")
+
+    async with scripted(service.state, page) as target, service.model() as model:
+        for asked in (job("Hi"), job("Hi", stream=True)):
+            with pytest.raises(Unavailable) as caught:
+                await model.complete(asked, target)
+            assert caught.value.detail.startswith("the answer of 20 bytes is not a whole chat completion: ")
+            assert caught.value.detail.endswith("it begins with b'<html>Sign in</html>'")
+
+
+async def test_an_answer_that_is_too_large_is_not_taken_in_and_not_asked_for_again(service: Service) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.json_response({"choices": [{"message": {"content": "x" * 100_000}}]})
+
+    async with scripted(service.state, answer) as target, service.model(max_answer=65_536) as model:
+        with pytest.raises(AnswerTooLarge, match=r"the answer has more than the 65,536 bytes that are taken in"):
+            await model.complete(job("Hi"), target)
+        with pytest.raises(AnswerTooLarge):
+            await model.complete(job("Hi", stream=True), target)
+
+
+async def test_an_endless_error_page_is_read_no_further_than_it_is_kept(service: Service) -> None:
+    async def page(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(status=503)
+        await response.prepare(request)
+        for _ in range(32):
+            await response.write(b"<" * 65_536)
+        await asyncio.Event().wait()  # and never ends
+        return response
+
+    async with scripted(service.state, page) as target, service.model() as model:
+        with pytest.raises(Unavailable) as caught:
+            await model.complete(job("Hi"), target)
+    assert caught.value.status == 503
+    assert orjson.loads(caught.value.body)["error"]["message"] == "<" * 2_000
+
+
+async def test_compressed_answers_are_not_asked_for_as_only_what_they_unfold_to_could_be_bounded(
+    service: Service,
+) -> None:
+    seen: list[str | None] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        seen.append(request.headers.get("Accept-Encoding"))
+        return web.json_response({"choices": [1]})
+
+    async with scripted(service.state, answer) as target, service.model() as model:
+        await model.complete(job("Hi"), target)
+    assert seen == ["identity"]
+
+
+async def test_what_is_left_of_the_quota_is_told_with_the_answer_and_with_the_refusal(service: Service) -> None:
+    limits = {"x-ratelimit-limit-tokens": "1000", "x-ratelimit-remaining-tokens": "0"}
+
+    async def answer(request: web.Request) -> web.Response:
+        status = 429 if "again" in await request.text() else 200
+        return web.json_response({"choices": [1]}, status=status, headers=limits)
+
+    async with scripted(service.state, answer) as target, service.model() as model:
+        answered = await model.complete(job("Hi"), target)
+        with pytest.raises(Throttled) as caught:
+            await model.complete(job("Hi again"), target)
+    assert answered.headroom == Headroom(limit_tokens=1_000)
+    assert caught.value.headroom == Headroom(limit_tokens=1_000, remaining_tokens=0)
+    assert caught.value.kind is ThrottleKind.QUOTA
+
+
+# The surface of an api-version
+
+
+VERSION = "2024-10-21"
+
+
+@pytest.mark.parametrize(
+    ("asked", "deployment", "path"),
+    [
+        (job("Hi"), "d/1", "/openai/deployments/d%2F1/chat/completions"),
+        (job("Hi", stream=True), "d", "/openai/deployments/d/chat/completions"),
+        (job_of("/v1/embeddings", "m", input="x"), "d", "/openai/deployments/d/embeddings"),
+        (job_of("/v1/completions", "m", prompt="x"), "d", "/openai/deployments/d/completions"),
+        (job_of("/v1/responses", "m", input="x"), "d", "/openai/responses"),
+    ],
+)
+async def test_with_an_api_version_its_own_paths_are_asked_with_the_same_token(
+    service: Service, asked: Job, deployment: str, path: str
+) -> None:
+    seen: list[tuple[str, str | None, str]] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        seen.append((request.raw_path, request.headers.get("Authorization"), (await request.json())["model"]))
+        document = {"choices": [1], "data": [1], "status": "completed", "output": []}
+        return web.json_response(document)
+
+    async with scripted(service.state, answer) as target, service.model("a", api_version=VERSION) as model:
+        await model.complete(asked, Target(deployment=deployment, endpoint=target.endpoint))
+    assert seen == [(f"{path}?api-version={VERSION}", "Bearer a", deployment)]
+
+
+async def test_the_surface_of_an_api_version_answers_as_v1_does(service: Service) -> None:
+    async with service.model(api_version=VERSION) as model:
+        await model.prove(service.target())
+        whole = await model.complete(job("What is 17 + 25?"), service.target())
+        streamed = await model.complete(job("What is 17 + 25?", stream=True), service.target())
+        with pytest.raises(SetupWrong, match="nowhere"):
+            await model.prove(service.target("nowhere"))
+        with pytest.raises(RefusedByService):
+            await model.complete(job("[[content-filter]]"), service.target())
+    for response in (whole, streamed):
+        assert "17 + 25 = 42" in orjson.loads(response.body)["choices"][0]["message"]["content"]
+
+
+async def test_a_rejected_token_is_replaced_on_the_surface_of_an_api_version_too(service: Service) -> None:
+    tokens = ScriptedTokens([service.token(lifetime=-10), service.token()])
+    async with AzureOpenAI(tokens, scope=SCOPE, ca_file=service.state.ca, api_version=VERSION) as model:
+        assert (await model.complete(job("Hi"), service.target())).status == 200
+    assert len(tokens.rejected) == 1

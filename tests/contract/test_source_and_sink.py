@@ -7,16 +7,18 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+import orjson
 import pytest
 from azure.servicebus import ServiceBusMessage
 
 from tests.local_azure import Bus
 from worker.errors import DeadLetterReason, LockLost, ResultTooLarge, SinkUnavailable, SourceUnavailable
+from worker.intake import Intake
 from worker.interfaces import Delivery, Sink, Source
 from worker.jobs import Envelope, Job, decode
 from worker.local.servicebus.broker import Broker
@@ -25,6 +27,7 @@ from worker.outcomes import Abandon, Complete, DeadLetter, Release
 from worker.results_queue import ResultsQueue
 from worker.servicebus import SETTLE_TIMEOUT, SOCKET_TIMEOUT, JobsQueue, LockedMessage, connect
 from worker.settings import ConnectionSettings
+from worker.sweeper import Sweeper
 from worker.testing import EventList, FakeQueue, FakeSink, job_line
 from worker.waits import loop_time
 
@@ -180,6 +183,53 @@ async def test_a_dead_letter_tells_its_reason_and_how_to_mend_it(world: World) -
     await world.source.settle(delivery, settlement)
     assert await receive(world.source) == []
     assert await world.dead_letters() == [("InvalidJson", "send a Batch line")]
+
+
+async def test_dead_letters_can_be_looked_at_given_back_and_completed(bus: Bus) -> None:
+    async with jobs_queue(bus) as source:
+        await send(bus, JOBS, b"broken", job_line("b"))
+        for delivery in await receive(source):
+            await source.settle(delivery, DeadLetter(reason=DeadLetterReason.INVALID_JSON, description="mend it"))
+    client = connect(settings_for(bus), bus.credential("owner"), retries=0)
+    async with client, JobsQueue(client, JOBS, observer=EventList(), dead_letters=True) as dead:
+        seen = await dead.peek(0, 10)
+        assert [(envelope.body, envelope.dead_letter_reason) for envelope in seen] == [
+            (b"broken", "InvalidJson"),
+            (job_line("b"), "InvalidJson"),
+        ]
+        assert await dead.peek(seen[-1].sequence_number + 1, 10) == []
+        first, second = await receive(dead)
+        await dead.settle(first, Release())
+        await dead.settle(second, Complete())
+        assert [envelope.body for envelope in await dead.peek(0, 10)] == [b"broken"]
+
+
+async def test_what_the_broker_gave_up_is_swept_and_the_rest_stays(bus: Bus) -> None:
+    async with jobs_queue(bus) as source:
+        await send(bus, JOBS, b"broken", job_line("b"))
+        broken, tried = await receive(source)
+        await source.settle(broken, DeadLetter(reason=DeadLetterReason.INVALID_JSON, description="mend it"))
+        while tried.envelope.delivery_count < 19:
+            await source.settle(tried, Abandon())
+            [tried] = await receive(source)
+        await source.settle(tried, Abandon())
+    sink, events = FakeSink(), EventList()
+    client = connect(settings_for(bus), bus.credential("owner"), retries=0)
+    async with client, JobsQueue(client, JOBS, observer=events, dead_letters=True) as dead:
+        sweeper = Sweeper(
+            queue=JOBS,
+            open_dead_letters=lambda: nullcontext(dead),
+            sink=sink,
+            claims=None,
+            intake=Intake(1, events),
+            observer=events,
+            pod="pod-1",
+            every=60,
+            chance=lambda: 0.5,
+        )
+        await sweeper.sweep(dead)
+        assert [line["error"]["code"] for line in map(orjson.loads, sink.lines.values())] == ["max_deliveries"]
+        assert [envelope.body for envelope in await dead.peek(0, 10)] == [b"broken"]
 
 
 async def test_a_message_is_settled_once(world: World) -> None:
@@ -374,7 +424,7 @@ async def test_a_line_that_can_never_be_taken_is_told_apart_and_the_others_are_w
         sinks.sink.write(a_job("other"), b"2"),
         return_exceptions=True,
     )
-    assert [type(outcome) for outcome in outcomes] == [type(None), ResultTooLarge, type(None)]
+    assert [type(outcome) for outcome in outcomes] == [bool, ResultTooLarge, bool]
     assert sorted(await sinks.lines()) == [b"1", b"2"]
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -66,31 +67,35 @@ class Azure:
 
     state: Path
     world: World
+    servicebus: str
+    """The https address of its Service Bus."""
 
     def environment(self, identity: str = "worker") -> dict[str, str]:
         return clean_environment() | read_exports(self.state / "env" / f"{identity}.env")
 
-    async def control(self, path: str, document: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Ask or tell the embedded Azure OpenAI over its local control paths."""
-        endpoint = self.environment()["AZURE_OPENAI_ENDPOINT"]
+    async def control(self, path: str, document: Any = None, *, servicebus: bool = False) -> Any:
+        """Ask or tell the embedded Azure OpenAI, or its Service Bus, over its local control paths."""
+        endpoint = self.servicebus if servicebus else self.environment()["AZURE_OPENAI_ENDPOINT"]
         async with ClientSession() as session:
             verb = session.get if document is None else session.put
             async with verb(f"{endpoint}{path}", json=document, ssl=False) as answer:
                 answer.raise_for_status()
                 body = await answer.read()
-                return dict(json.loads(body)) if body else {}
+                return json.loads(body) if body else None
 
 
 @asynccontextmanager
-async def azure(folder: Path, world: World) -> AsyncIterator[Azure]:
+async def azure(folder: Path, world: World, *options: str) -> AsyncIterator[Azure]:
     world_file = folder / "wanted.json"
     world_file.write_text(json.dumps(asdict(world)))
     state = folder / "state"
     env = folder / "azure.env"
-    arguments = ["--state", str(state), "--world", str(world_file), "--write-env", str(env)]
+    arguments = ["--state", str(state), "--world", str(world_file), "--write-env", str(env), *options]
     async with process("-m", "worker", "local", *arguments, environment=clean_environment()) as running:
         await running.printed("is ready")
-        yield Azure(state, world)
+        address = re.search(r"https://\S+:\d+", await running.printed("administration and WebSockets"))
+        assert address is not None
+        yield Azure(state, world, address[0])
 
 
 class Process:
@@ -189,16 +194,17 @@ async def worker(azure: Azure, *, identity: str = "worker", **settings: str) -> 
     """A worker that serves; `settings` are `slots="8"` for AOAI_WORKER_SLOTS=8. It may not be ready yet."""
     wanted = {"models": MODELS, "http_host": "127.0.0.1", "http_port": "0", **settings}
     environment = azure.environment(identity) | {
-        f"AOAI_WORKER_{name.upper()}": value for name, value in wanted.items()
+        name if name.startswith("OTEL_") else f"AOAI_WORKER_{name.upper()}": value for name, value in wanted.items()
     }
     async with process("-m", "worker", "run", environment=environment) as running:
         line = await running.printed('"event":"serving"')
         yield Worker(running, json.loads(line)["port"])
 
 
-async def command(azure: Azure, *arguments: str) -> tuple[int, str]:
+async def command(azure: Azure, *arguments: str, **variables: str) -> tuple[int, str]:
     """Run the producer's command line; its exit code and all it printed."""
-    async with process("-m", "worker", *arguments, environment=azure.environment("producer")) as running:
+    environment = azure.environment("producer") | variables
+    async with process("-m", "worker", *arguments, environment=environment) as running:
         code = await running.ended()
         return code, running.output
 

@@ -240,7 +240,7 @@ async def test_a_worker_given_only_what_leaks_becomes_never_ready_and_takes_no_j
     """The very process, with a forged token where the projected one would be."""
     stolen = tmp_path / "azure-identity-token"
     stolen.write_text(forged_assertion(cloud))
-    impostor = ImpostorsAzure(cloud.state, cloud.world, stolen)
+    impostor = ImpostorsAzure(cloud.state, cloud.world, cloud.servicebus, stolen)
     async with worker(impostor) as one:
         await one.process.printed("setup_check_failed")
         status, body = await one.get("/readyz")

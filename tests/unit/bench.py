@@ -3,13 +3,17 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from worker.consumer import Consumer
-from worker.interfaces import Target
+from worker.calls import Caller, Patience
+from worker.consumer import Consumer, Receiver
+from worker.gates import Gates
+from worker.intake import Intake
+from worker.interfaces import Source, Target
 from worker.jobs import Job
-from worker.limits import Gates, Intake, Setup
 from worker.outcomes import Response
-from worker.processor import Patience, Processor
+from worker.probing import Setup
+from worker.processor import Processor
 from worker.retry import RetryPolicy
+from worker.suspects import Quarantine
 from worker.testing import EventList, FakeModel, FakeQueue, FakeSink, answer
 from worker.waits import loop_time
 
@@ -39,6 +43,7 @@ class Bench:
         passthrough: bool = False,
         attempts: int = 6,
         patience: Patience | None = None,
+        max_age: float = 86_400.0,
         grace: float = 25.0,
         sink: FakeSink | None = None,
     ) -> None:
@@ -47,30 +52,50 @@ class Bench:
         self.sink = sink or FakeSink()
         self.model = FakeModel(behaviour or answers)
         known = None if passthrough else routes or {"gpt-4o-mini": [target("mini")]}
-        self.gates = Gates(known, endpoint="https://account.openai.azure.com", observer=self.events)
-        self.intake = Intake(slots, self.events, gates_open_at=self.gates.opens_at)
+        self.intake = Intake(slots, self.events)
+        self.gates = Gates(
+            known,
+            endpoint="https://account.openai.azure.com",
+            observer=self.events,
+            slots=slots,
+            on_change=self.intake.look_again,
+        )
+        self.lane = self.intake.lane("jobs", self.gates.opens_at)
         self.setup = Setup(self.intake)
-        self.processor = Processor(
-            source=self.queue,
+        self.caller = Caller(
             model=self.model,
-            sink=self.sink,
             gates=self.gates,
             setup=self.setup,
             intake=self.intake,
             policy=RetryPolicy(attempts=attempts),
             patience=patience or Patience(),
             observer=self.events,
-            pod="pod-1",
             clock=wall_clock,
             chance=lambda: 1.0,
         )
-        self.consumer = Consumer(
-            source=self.queue,
+        self.processor = Processor(
+            caller=self.caller,
+            sink=self.sink,
+            intake=self.intake,
+            quarantine=Quarantine(self.intake),
+            observer=self.events,
+            pod="pod-1",
+            max_age=max_age,
+            clock=wall_clock,
+            chance=lambda: 1.0,
+        )
+        self.grace = grace
+        self.consumer = self.consumer_of(self.queue)
+
+    def consumer_of(self, source: Source) -> Consumer:
+        return Consumer(
+            receivers=[Receiver(source=source, lane=self.lane)],
             processor=self.processor,
             intake=self.intake,
             observer=self.events,
             chance=lambda: 1.0,
-            grace=grace,
+            grace=self.grace,
+            clock=wall_clock,
         )
 
     async def run_for(self, seconds: float) -> None:

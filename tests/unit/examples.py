@@ -3,9 +3,11 @@
 from typing import Any, get_args, get_type_hints
 
 from worker.errors import DeadLetterReason
+from worker.headroom import ThrottleKind
 from worker.interfaces import Event
 from worker.outcomes import (
     Abandon,
+    AlreadyDone,
     Answered,
     Complete,
     DeadLetter,
@@ -38,6 +40,7 @@ OUTCOMES: tuple[Outcome, ...] = (
     ),
     Refused(response=Response(status=400, request_id="req-2", body=f'{{"error":"{PAYLOAD}"}}'.encode())),
     *[Failed(code=code, message="why") for code in FailureCode],
+    AlreadyDone(),
     Unreadable(reason=DeadLetterReason.INVALID_JOB, description="why"),
     *[Unfinished(reason=reason) for reason in HandBackReason],
     Faulted(),
@@ -63,6 +66,10 @@ _EXAMPLES: tuple[tuple[Any, Any], ...] = (
     (Exception, ValueError("wrong")),
     (Outcome, OUTCOMES[0]),
     (Settlement, SETTLEMENTS[0]),
+    (tuple[str, ...], ("text",)),
+    (float | None, 1.5),
+    (ThrottleKind | None, ThrottleKind.QUOTA),
+    (Usage | None, Usage(prompt=10, completion=2, cached=4)),
 )
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.batch_files import MAX_LINE_BYTES, InvalidBatch, read_batch_file, read_jobs
+from worker.batch_files import LARGE_LINE_BYTES, InvalidBatch, check_sizes, read_batch_file, read_jobs
 
 
 def make_line(custom_id: str = "q1", **changes: Any) -> bytes:
@@ -67,7 +67,6 @@ def test_a_line_is_sent_as_it_stands_in_the_file(tmp_path: Path) -> None:
         (make_line(method="GET"), '"method" is "GET"'),
         (make_line(body={"messages": []}), '"body.model" is missing'),
         (make_line(custom_id=""), '"custom_id"'),
-        (make_line(body={"model": "m", "x": "y" * MAX_LINE_BYTES}), "more than 261,120 bytes"),
         (b"\xef\xbb\xbf" + make_line(), "UTF-8 without BOM"),
     ],
 )
@@ -109,8 +108,9 @@ def test_a_utf_16_file_is_one_problem(tmp_path: Path) -> None:
     assert problems_of(tmp_path / "jobs.jsonl") == [(0, "the file is UTF-16; save it as UTF-8")]
 
 
-def test_an_endless_line_is_passed_over_without_being_held(tmp_path: Path) -> None:
-    long = b"x" * (3 * MAX_LINE_BYTES)
+def test_an_endless_line_is_passed_over_without_being_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.batch_files.MAX_LINE_BYTES", 10_000)
+    long = b"x" * 30_000
     assert [line for line, _ in problems_of(write(tmp_path / "jobs.jsonl", [long, b"x", make_line()]))] == [1, 2]
 
 
@@ -134,3 +134,33 @@ def test_a_file_is_refused_exactly_if_a_custom_id_is_repeated(
         assert [line for line, _ in problems_of(path)] == repeated
     else:
         assert [custom_id for custom_id, _ in read_jobs(read_batch_file(path))] == names
+
+
+def make_large_batch(path: Path, *sizes: int) -> Any:
+    lines = [make_line(str(number), body={"model": "m", "x": "y" * size}) for number, size in enumerate(sizes)]
+    return read_batch_file(write(path / "jobs.jsonl", lines))
+
+
+def test_lines_that_may_not_fit_a_message_are_noted(tmp_path: Path) -> None:
+    batch = make_large_batch(tmp_path, 10, LARGE_LINE_BYTES, 20)
+    assert [number for number, _ in batch.large] == [2]
+    assert batch.large[0][1] > LARGE_LINE_BYTES
+
+
+def test_a_line_that_fits_a_message_or_a_claim_can_be_sent(tmp_path: Path) -> None:
+    batch = make_large_batch(tmp_path, 300_000)
+    check_sizes(batch, message=1_000_000, claim=None)
+    check_sizes(batch, message=LARGE_LINE_BYTES, claim=1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("claim", "told"),
+    [
+        (None, r"room for 261,120\. Shorten the job, or set AOAI_WORKER_CLAIMS_CONTAINER"),
+        (290_000, "more than AOAI_WORKER_LARGEST_CLAIM, 290,000"),
+    ],
+)
+def test_a_line_that_fits_neither_is_told_with_the_way_out(tmp_path: Path, claim: int | None, told: str) -> None:
+    with pytest.raises(InvalidBatch, match=told) as caught:
+        check_sizes(make_large_batch(tmp_path, 10, 300_000), message=LARGE_LINE_BYTES, claim=claim)
+    assert [problem.line for problem in caught.value.problems] == [2]

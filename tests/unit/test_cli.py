@@ -13,8 +13,10 @@ from azure.servicebus.exceptions import ServiceBusAuthorizationError
 from typer.testing import CliRunner, Result
 
 import worker.client
+from worker.blobs import BlobFailed, describe_refusal
 from worker.cli import app
-from worker.client import BatchStatus, Collection, Progress, Submission
+from worker.client import BatchStatus, Collection, OtherBatch, Progress, Submission
+from worker.jobs import Manifest
 
 GOOD_LINE = (
     '{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m", "messages": []}}\n'
@@ -134,6 +136,9 @@ def test_status_as_json_is_one_object_on_standard_output(monkeypatch: pytest.Mon
         (BatchStatus(batch_id="b1", total=1, failed=1), "complete"),
         (BatchStatus(batch_id="b1"), "no manifest"),
         (BatchStatus(batch_id="b1", being_collected_by_other=True), "being collected by another process"),
+        (BatchStatus(batch_id="b1", total=3, succeeded=1, failed=1, stays=True), "2 of 3 results (1 succeeded"),
+        (BatchStatus(batch_id="b1", total=1, failed=1, stays=True), "complete, 1 results"),
+        (BatchStatus(batch_id="b1", stays=True), "nothing was submitted under this id"),
     ],
 )
 def test_status_is_told_in_words(monkeypatch: pytest.MonkeyPatch, status: BatchStatus, told: str) -> None:
@@ -168,6 +173,29 @@ def test_an_error_of_azure_is_one_message_with_a_next_step_and_no_traceback(
     assert "Traceback" not in result.output
 
 
+def test_a_batch_id_that_another_file_has_is_wrong_input(monkeypatch: pytest.MonkeyPatch, jobs_file: Path) -> None:
+    manifest = Manifest(batch_id="b1", total=7, sha256="0" * 64, submitted_at="2026-11-23T18:00:00Z")
+    answer_with(monkeypatch, OtherBatch(manifest))
+    result = call("submit", jobs_file, "--batch", "b1")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "7 jobs" in result.stderr
+
+
+def test_a_container_that_refuses_is_told_with_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusal = describe_refusal("https://a.blob.core.windows.net/r", 403, "AuthorizationPermissionMismatch")
+    answer_with(monkeypatch, BlobFailed(refusal, status=403, code="AuthorizationPermissionMismatch"))
+    result = call("status", "b1")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert 'role "Storage Blob Data Contributor"' in result.stderr
+
+
+def test_local_blob_storage_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    result = call("local", "--blob")
+    assert result.exit_code == 2
+    assert "Node.js 20 or newer. Next: install it, then run scripts/azurite" in result.stderr
+
+
 def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     answer_with(monkeypatch, KeyboardInterrupt())
     result = call("collect", "b1", "-o", "out", "--follow")
@@ -194,7 +222,8 @@ def test_without_the_local_azure_the_command_says_where_to_get_it(monkeypatch: p
 def test_help_loads_neither_azure_nor_the_settings() -> None:
     script = (
         "import sys, worker.cli\n"
-        "heavy = {'azure.servicebus', 'azure.identity', 'openai', 'pydantic', 'aiohttp', 'worker.local'}\n"
+        "heavy = {'azure.servicebus', 'azure.identity', 'azure.storage', 'openai', 'pydantic', 'aiohttp'}\n"
+        "heavy |= {'worker.local'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

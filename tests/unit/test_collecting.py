@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.client import Progress, Received, Taking
+from worker.batches import Progress
 from worker.jobs import Manifest, encode_manifest
+from worker.queue_batches import Received, Taking
 from worker.result_files import ResultFiles, UnusableOutput
 
 
@@ -161,6 +162,17 @@ async def test_an_older_replay_does_not_supersede(tmp_path: Path) -> None:
     assert (read_ids(tmp_path / "out"), files.failed, queue) == (["a"], 0, [])
 
 
+@pytest.mark.parametrize("statuses", [(0, 200), (200, 0)], ids=["the error first", "the answer first"])
+async def test_of_an_answer_and_an_error_of_one_job_the_answer_counts(
+    tmp_path: Path, statuses: tuple[int, int]
+) -> None:
+    queue = [manifest(1), *[result("a", status=status) for status in statuses]]
+    files = await collect(FakeSession(queue, group=1), tmp_path / "out", tmp_path / "err")
+    await collect(FakeSession(queue), tmp_path / "out", tmp_path / "err")
+    assert (read_ids(tmp_path / "out"), read_ids(tmp_path / "err")) == (["a"], [])
+    assert (len(files), queue) == (1, [])
+
+
 async def test_what_is_neither_result_nor_manifest_is_refused_and_does_not_stop_the_rest(
     tmp_path: Path,
 ) -> None:
@@ -276,6 +288,10 @@ jobs_with_results = st.lists(
 )
 
 
+def rank(replay: int, status: int) -> tuple[int, bool]:
+    return replay, status == 200
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     sent=jobs_with_results,
@@ -296,7 +312,7 @@ async def test_each_job_is_collected_exactly_once_however_often_the_collector_is
     out, errors = folder / "out", folder / "err"
     expected: dict[str, tuple[int, int]] = {}
     for name, status, replay in sent:
-        if name not in expected or replay > expected[name][0]:
+        if name not in expected or rank(replay, status) > rank(*expected[name]):
             expected[name] = (replay, status)
     queue = [result(name, status=status, replay=replay) for name, status, replay in sent]
     queue.insert(manifest_at, manifest(len(expected)))
@@ -309,9 +325,9 @@ async def test_each_job_is_collected_exactly_once_however_often_the_collector_is
                 await collect(FakeSession(queue, group=group, before=steps), out, errors)
         except Killed:
             tear(folder, synced, shares)
-            # a replay that comes later takes two renames to get into files that were whole
-            replayed = any(replay for _, _, replay in sent)
-            assert replayed or not out.exists() or len(read_ids(out) + read_ids(errors)) == len(expected)
+            # what supersedes and comes later takes two renames to get into files that were whole
+            superseded = len(sent) > len(expected)
+            assert superseded or not out.exists() or len(read_ids(out) + read_ids(errors)) == len(expected)
     await collect(FakeSession(queue, group=group), out, errors)
     await collect(FakeSession(queue, group=group), out, errors)  # takes what came after the last one was whole
     assert queue == []

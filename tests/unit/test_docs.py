@@ -13,6 +13,8 @@ import pytest
 from pydantic_core import PydanticUndefined
 
 from worker.errors import DeadLetterReason
+from worker.gates import Gates
+from worker.intake import Intake
 from worker.jobs import Manifest
 from worker.logs import LEVELS, event_name
 from worker.metrics import INTAKE_REASONS, OUTCOMES, Metrics
@@ -73,8 +75,10 @@ def default_of(name: str) -> str:
 def real_metrics(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Every name that /metrics can show, as Prometheus stores it, without what a library adds by itself."""
     monkeypatch.setenv("AZURE_FEDERATED_TOKEN_FILE", "/var/run/secrets/azure/tokens/azure-identity-token")
-    metrics = Metrics(queue="jobs", deployments=["d"], scopes=["https://servicebus.azure.net//.default"], slots=1)
-    metrics.watch(in_flight=lambda: 0.0, held=lambda: 0.0)
+    scopes = ["https://servicebus.azure.net//.default"]
+    metrics = Metrics(queues=["jobs"], deployments=["d"], scopes=scopes, slots=1, bytes_limit=1)
+    intake = Intake(1, metrics)
+    metrics.watch(intake=intake, gates=Gates({}, endpoint="", observer=metrics, slots=1))
     suffixes = {"counter": "_total", "info": "_info"}
     return {family.name + suffixes.get(family.type, "") for family in metrics.registry.collect()}
 

@@ -1,129 +1,95 @@
-"""Gates, the intake and the set-up's probes: arithmetic and time."""
+"""Slots, bytes and lanes: how many messages may be received now, and from which queue."""
 
 import asyncio
-import itertools
 import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.bench import target
-from worker.errors import HandedBack, RefusedByService, SetupWrong, Throttled, Unavailable
-from worker.interfaces import GateClosed, IntakeClosed, IntakeOpened
-from worker.limits import Gate, Gates, Intake, Setup, admit
-from worker.retry import RetryPolicy
+from worker.intake import Intake, Lane, Slot
+from worker.interfaces import IntakeClosed, IntakeOpened
 from worker.testing import EventList
 from worker.waits import loop_time
 
 pytestmark = pytest.mark.looptime
 
-
-async def test_a_gate_opens_when_the_service_said_it_would() -> None:
-    gate = Gate(target("mini"), EventList())
-    gate.throttle(2.5)
-    assert await admit([gate], until=100) is gate
-    assert loop_time() == 2.5
+MIB = 1 << 20
 
 
-async def test_a_later_throttle_prolongs_the_closing_and_an_earlier_end_does_not_shorten_it() -> None:
-    events = EventList()
-    gate = Gate(target("mini"), events)
-    gate.throttle(5)
-    gate.throttle(1)
-    assert gate.opens_at == 5
-    gate.throttle(8)
-    assert gate.opens_at == 8
-    assert [event.seconds for event in events.of(GateClosed)] == [5, 3], "an overlap counts once"
+def lane_of(slots: int) -> Lane:
+    return Intake(slots, EventList()).lane("jobs")
 
 
-async def test_those_who_wait_at_a_gate_wait_on_when_it_is_closed_again() -> None:
-    gate = Gate(target("mini"), EventList())
-    gate.throttle(5)
-    asyncio.get_running_loop().call_at(4, gate.throttle, 6)
-    await admit([gate], until=100)
-    assert loop_time() == 10
-
-
-async def test_no_header_closes_a_gate_for_longer_than_ten_minutes() -> None:
-    gate = Gate(target("mini"), EventList())
-    gate.throttle(1e9)
-    assert gate.opens_at == 600
-
-
-async def test_whoever_would_wait_too_long_does_not_wait_at_all() -> None:
-    gate = Gate(target("mini"), EventList())
-    gate.throttle(50)
-    with pytest.raises(HandedBack):
-        await admit([gate], until=49)
-    assert loop_time() == 0
-
-
-async def test_two_models_on_one_deployment_share_its_gate() -> None:
-    gates = Gates({"a": [target("x")], "b": [target("x")]}, endpoint="", observer=EventList())
-    assert gates.of("a") == gates.of("b")
-    assert len(list(gates.all())) == 1
+def at(seconds: float, action: object, *arguments: object) -> None:
+    asyncio.get_running_loop().call_at(seconds, action, *arguments)  # type: ignore[arg-type]
 
 
 async def test_nothing_is_received_while_every_gate_is_closed() -> None:
-    gates = Gates({"a": [target("x")], "b": [target("y")]}, endpoint="", observer=EventList())
-    intake = Intake(4, EventList(), gates_open_at=gates.opens_at)
-    for model, seconds in (("a", 9), ("b", 5)):
-        (gate,) = gates.of(model) or ()
-        gate.throttle(seconds)
-    assert await intake.room() == 4
+    lane = Intake(4, EventList()).lane("jobs", lambda: 5.0)
+    assert await lane.room() == 4
     assert loop_time() == 5
 
 
 async def test_room_is_what_slots_are_free() -> None:
-    intake = Intake(3, EventList())
-    with intake.slot(), intake.slot():
-        assert await intake.room() == 1
+    lane = lane_of(3)
+    with lane.slot(), lane.slot():
+        assert await lane.room() == 1
 
 
 async def test_a_waiter_for_room_is_woken_when_a_slot_is_freed() -> None:
-    intake = Intake(1, EventList())
-    slot = intake.slot()
-    asyncio.get_running_loop().call_at(3, slot.free)
-    assert await intake.room() == 1
+    lane = lane_of(1)
+    slot = lane.slot()
+    at(3, slot.free)
+    assert await lane.room() == 1
     assert loop_time() == 3
 
 
 async def test_unsettled_deliveries_cannot_pile_up_beyond_twice_the_slots() -> None:
-    intake = Intake(2, EventList())
-    slots = [intake.slot() for _ in range(4)]
+    lane = lane_of(2)
+    slots = [lane.slot() for _ in range(4)]
     for slot in slots:
         slot.free()
-    asyncio.get_running_loop().call_at(3, slots[0].__exit__, None, None, None)
-    assert await intake.room() == 1
+    at(3, slots[0].__exit__, None, None, None)
+    assert await lane.room() == 1
     assert loop_time() == 3
 
 
 async def test_freeing_a_slot_twice_frees_one() -> None:
     intake = Intake(2, EventList())
-    with intake.slot() as slot:
+    lane = intake.lane("jobs")
+    with lane.slot(10) as slot:
+        slot.grow(5)
         slot.free()
         slot.free()
-        assert intake.in_flight == 0
-    assert (intake.in_flight, intake.held) == (0, 0)
+        assert (intake.in_flight, lane.in_flight, intake.in_flight_bytes) == (0, 0, 0)
+    assert (intake.in_flight, intake.held, lane.in_flight) == (0, 0, 0)
 
 
 async def test_a_closed_intake_lets_in_one_message_to_probe_when_nothing_is_in_flight() -> None:
-    intake = Intake(4, EventList())
-    intake.close("setup", "403", probe_at=20)
-    assert await intake.room() == 1
+    lane = lane_of(4)
+    lane._intake.close("setup", "403", probe_at=20)
+    assert await lane.room() == 1
     assert loop_time() == 20
 
 
-async def test_a_closed_intake_lets_nothing_in_beside_a_job_in_flight() -> None:
+async def test_only_one_lane_probes_a_closed_intake() -> None:
     intake = Intake(4, EventList())
-    intake.close("sink", "down")
-    slot = intake.slot()
-    loop = asyncio.get_running_loop()
-    loop.call_at(5, intake.open, "sink")
-    assert await intake.room() == 3
-    assert loop_time() == 5
-    slot.free()
+    first, second = intake.lane("a"), intake.lane("b")
+    intake.close("setup", "403", probe_at=20)
+    assert await first.room() == 1
+    at(30, first.received, 0)
+    assert await second.room() == 1
+    assert loop_time() == 30
+
+
+async def test_a_closed_intake_lets_nothing_in_beside_a_job_in_flight() -> None:
+    lane = lane_of(4)
+    lane._intake.close("sink", "down")
+    with lane.slot():
+        at(5, lane._intake.open, "sink")
+        assert await lane.room() == 3
+        assert loop_time() == 5
 
 
 async def test_closing_and_opening_are_reported_once() -> None:
@@ -136,91 +102,155 @@ async def test_closing_and_opening_are_reported_once() -> None:
     assert events.all == [IntakeClosed(reason="sink", detail="down"), IntakeOpened(reason="sink")]
 
 
+async def test_a_queue_that_cannot_be_received_is_told_until_every_queue_can_be() -> None:
+    events = EventList()
+    intake = Intake(4, events)
+    first, second = intake.lane("a"), intake.lane("b")
+    first.fail("a: gone")
+    second.fail("b: gone")
+    assert intake.closures == {"source": "a: gone; b: gone"}
+    first.received(1)
+    assert intake.closures == {"source": "b: gone"}
+    second.received(0)
+    assert intake.closures == {}
+    assert events.all == [IntakeClosed(reason="source", detail="a: gone"), IntakeOpened(reason="source")]
+
+
 async def test_room_is_none_once_it_is_stopping() -> None:
-    intake = Intake(1, EventList())
-    slot = intake.slot()
-    asyncio.get_running_loop().call_at(2, intake.stop)
-    assert await intake.room() == 0
-    assert loop_time() == 2
-    slot.free()
+    lane = lane_of(1)
+    with lane.slot():
+        at(2, lane._intake.stop)
+        assert await lane.room() == 0
+        assert loop_time() == 2
 
 
-async def fails(setup: Setup, error: Exception, until: float = math.inf) -> None:
-    with pytest.raises(type(error)):
-        async with setup.trial(until):
-            raise error
+async def test_a_paused_intake_receives_nothing_until_it_is_resumed() -> None:
+    lane = lane_of(2)
+    lane._intake.pause()
+    at(4, lane._intake.resume)
+    assert await lane.room() == 2
+    assert loop_time() == 4
 
 
-async def test_probes_of_a_wrong_setup_come_at_doubling_intervals_of_at_most_five_minutes() -> None:
-    setup = Setup(Intake(1, EventList()))
-    times = []
-    for _ in range(9):
-        await fails(setup, SetupWrong("403"))
-        times.append(loop_time())
-    waits = [later - earlier for earlier, later in itertools.pairwise(times)]
-    assert waits == [5, 10, 20, 40, 80, 160, 300, 300]
+async def test_bytes_in_flight_bound_how_much_is_asked_for() -> None:
+    intake = Intake(100, EventList(), bytes_limit=10 * MIB)
+    lane = intake.lane("jobs")
+    with lane.slot(MIB):
+        assert await lane.room() == 9, "as many messages of that size as still fit"
 
 
-async def test_only_one_probes_at_a_time() -> None:
-    setup = Setup(Intake(1, EventList()))
-    await fails(setup, SetupWrong("403"))
-    at_once = peak = 0
-
-    async def probe() -> None:
-        nonlocal at_once, peak
-        async with setup.trial(1_000):
-            at_once += 1
-            peak = max(peak, at_once)
-            await asyncio.sleep(1)
-            at_once -= 1
-            raise SetupWrong("403")
-
-    outcomes = await asyncio.gather(*[probe() for _ in range(4)], return_exceptions=True)
-    assert peak == 1
-    assert all(isinstance(outcome, SetupWrong) for outcome in outcomes)
+async def test_nothing_is_received_while_the_bytes_are_used_up() -> None:
+    intake = Intake(100, EventList(), bytes_limit=2 * MIB)
+    lane = intake.lane("jobs")
+    lane.slot(MIB)
+    large = lane.slot(MIB)
+    at(3, large.free)
+    assert await lane.room() == 1
+    assert loop_time() == 3
 
 
-@pytest.mark.parametrize("error", [Throttled("429", status=429), RefusedByService("400", status=400)])
-async def test_a_word_from_the_service_about_the_job_shows_that_the_setup_works(error: Exception) -> None:
-    setup = Setup(Intake(1, EventList()))
-    await fails(setup, SetupWrong("403"))
-    await fails(setup, error)
-    assert not setup.is_wrong
+async def test_an_answer_that_waits_to_be_written_counts_too() -> None:
+    intake = Intake(100, EventList(), bytes_limit=2 * MIB)
+    lane = intake.lane("jobs")
+    slot = lane.slot(100)
+    slot.grow(2 * MIB)
+    at(3, slot.free)
+    assert await lane.room() > 1
+    assert loop_time() == 3
 
 
-async def test_a_failure_on_the_way_says_nothing_about_the_setup() -> None:
-    setup = Setup(Intake(1, EventList()))
-    await fails(setup, SetupWrong("403"))
-    await fails(setup, Unavailable("gone"))
-    assert setup.is_wrong
+async def test_messages_become_small_again_slowly() -> None:
+    intake = Intake(1_000, EventList(), bytes_limit=10 * MIB)
+    lane = intake.lane("jobs")
+    lane.slot(MIB).free()
+    rooms = []
+    for _ in range(3):
+        lane.slot(1_000).free()
+        rooms.append(await lane.room())
+        lane.received(1)
+    assert rooms == sorted(rooms)
+    assert 10 <= rooms[0] < rooms[-1] < 20
 
 
-async def test_a_cancelled_probe_passes_its_turn_on() -> None:
-    setup = Setup(Intake(1, EventList()))
-    await fails(setup, SetupWrong("403"))
-
-    async def probe() -> None:
-        async with setup.trial(1_000):
-            await asyncio.sleep(10)
-
-    first = asyncio.create_task(probe())
-    second = asyncio.create_task(probe())
-    await asyncio.sleep(6)
-    first.cancel()
-    await second
-    assert first.cancelled()
-    assert loop_time() == 16
-    assert not setup.is_wrong
+async def test_a_queue_that_was_found_empty_is_asked_for_one_message_and_holds_no_more_slots() -> None:
+    intake = Intake(10, EventList())
+    empty, busy = intake.lane("empty"), intake.lane("busy")
+    empty.received(0)
+    assert await empty.room() == 1
+    assert await busy.room() == 9
 
 
-@given(
-    failures=st.integers(1, 10_000),
-    chance=st.floats(0, 1, exclude_max=True),
-    base=st.floats(0.01, 10),
-    cap=st.floats(0.01, 600),
-)
-def test_a_backoff_is_never_negative_and_never_above_its_cap(
-    failures: int, chance: float, base: float, cap: float
-) -> None:
-    wait = RetryPolicy(base=base, cap=cap).backoff(failures, chance)
-    assert 0 <= wait <= cap
+async def test_each_of_two_full_queues_has_half_of_the_slots() -> None:
+    intake = Intake(10, EventList())
+    slow, quick = intake.lane("slow"), intake.lane("quick")
+    assert await slow.room() == 5
+    assert await quick.room() == 5
+
+
+async def test_a_queue_whose_gates_are_closed_is_owed_nothing() -> None:
+    intake = Intake(10, EventList())
+    intake.lane("closed", lambda: 100.0)
+    assert await intake.lane("open").room() == 10
+
+
+async def test_a_queue_of_slow_jobs_cannot_keep_the_slots_that_another_is_owed() -> None:
+    intake = Intake(4, EventList())
+    slow, quick = intake.lane("slow"), intake.lane("quick")
+    held = [slow.slot() for _ in range(4)]
+    quick.received(1)
+    held[0].free()
+    assert await quick.room() == 1
+    assert intake.room_for(slow, loop_time()) == (0, math.inf)
+    for slot in held[1:]:
+        slot.free()
+
+
+async def test_jobs_that_cannot_be_kept_are_not_received_at_once_again() -> None:
+    lane = lane_of(4)
+    waits = []
+    for _ in range(7):
+        began = loop_time()
+        lane.shy_away()
+        lane.shy_away()
+        assert await lane.room() == 4
+        waits.append(loop_time() - began)
+        lane.received(1)
+    assert waits == [1, 2, 4, 8, 16, 30, 30]
+    lane.take_heart()
+    lane.shy_away()
+    began = loop_time()
+    await lane.room()
+    assert loop_time() - began == 1
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["take", "free", "empty", "full"])), max_size=60))
+def test_lanes_never_promise_more_than_the_slots(steps: list[tuple[str, str]]) -> None:
+    async def follow() -> None:
+        intake = Intake(7, EventList())
+        lanes = {name: intake.lane(name) for name in "abc"}
+        slots: dict[str, list[Slot]] = {name: [] for name in "abc"}
+        for name, step in steps:
+            lane = lanes[name]
+            room, _ = intake.room_for(lane, 0.0)
+            match step:
+                case "take" if room and not lane.reserved:
+                    lane.reserved = room
+                case "full" if lane.reserved:
+                    slots[name] += [lane.slot() for _ in range(lane.reserved)]
+                    lane.received(lane.reserved)
+                case "empty" if lane.reserved:
+                    lane.received(0)
+                case "free" if slots[name]:
+                    slots[name].pop().__exit__(None, None, None)
+            reserved = sum(lane.reserved for lane in lanes.values())
+            assert 0 <= intake.in_flight + reserved <= 7
+        for held in slots.values():
+            for slot in held:
+                slot.__exit__(None, None, None)
+        assert (intake.in_flight, intake.held) == (0, 0)
+        for lane in lanes.values():
+            lane.received(1)
+        rooms = [intake.room_for(lane, 0.0)[0] for lane in lanes.values()]
+        assert all(room >= 2 for room in rooms), "no lane is starved once all is free"
+
+    asyncio.run(follow())

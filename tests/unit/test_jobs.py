@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.azure_openai import read_answer
+from worker.answers import read_answer
 from worker.errors import DeadLetterReason, NotAJob
+from worker.interfaces import Target
 from worker.jobs import (
     BATCH_ID,
     MAX_ID_LENGTH,
@@ -36,6 +37,7 @@ from worker.jobs import (
     rfc3339,
 )
 from worker.outcomes import Answered, Failed, FailureCode, Refused, Response, Usage
+from worker.refusals import Exchange
 
 DAY = 86_400.0
 ENQUEUED = 1_800_000_000.0
@@ -100,6 +102,7 @@ def job_of(custom_id: str = "a", *, job_id: str = "b1/a", replay: int = 0) -> Jo
     )
 
 
+EXCHANGE = Exchange(target=Target(deployment="mini-1", endpoint="https://one.openai.azure.com"), headers={})
 RECORD = Record(
     attempts=2,
     deployment="mini-1",
@@ -503,7 +506,7 @@ def test_a_pretty_printed_answer_becomes_one_line(extra: dict[str, Any], newline
     document = extra | {"choices": [{"index": 0}]}
     printed = json.dumps(document, indent=2).encode().replace(b"\n", newline)
     line = encode_result(
-        job_of(), Answered(response=read_answer(Operation.CHAT_COMPLETIONS, printed, "req-1")), RECORD
+        job_of(), Answered(response=read_answer(Operation.CHAT_COMPLETIONS, printed, EXCHANGE)), RECORD
     )
     assert len(line.splitlines()) == 1
     assert json.loads(line)["response"]["body"] == document
@@ -511,7 +514,7 @@ def test_a_pretty_printed_answer_becomes_one_line(extra: dict[str, Any], newline
 
 def test_a_pretty_printed_answer_keeps_its_numbers_as_the_service_wrote_them() -> None:
     printed = b'{\n "choices": [{"logprob": -0.10, "id": 123456789012345678901234567890}]\n}'
-    response = read_answer(Operation.CHAT_COMPLETIONS, printed, None)
+    response = read_answer(Operation.CHAT_COMPLETIONS, printed, EXCHANGE)
     assert b"-0.10" in response.body
     assert b"123456789012345678901234567890" in response.body
 

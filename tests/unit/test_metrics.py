@@ -13,13 +13,34 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.unit.examples import EVENT_TYPES, OUTCOMES, PAYLOAD, SETTLEMENTS, example_of
 from worker import interfaces as events
+from worker.gates import Gates
+from worker.headroom import ThrottleKind
+from worker.intake import Intake
+from worker.interfaces import Target
 from worker.metrics import Metrics, file_age, scope_label
-from worker.outcomes import Answered, Lapse, Outcome, Response, Settlement, Usage, label_of
+from worker.outcomes import (
+    Answered,
+    HandBackReason,
+    Lapse,
+    Outcome,
+    Response,
+    Settlement,
+    Unfinished,
+    Usage,
+    label_of,
+)
 
 SCOPE = "https://cognitiveservices.azure.com/.default"
 SERVICEBUS_SCOPE = "https://servicebus.azure.net//.default"
 
-IGNORED = {events.Started, events.BackedOff, events.SetupCheckFailed, events.Draining, events.Drained}
+IGNORED = {
+    events.Started,
+    events.BackedOff,
+    events.SetupCheckFailed,
+    events.Draining,
+    events.Drained,
+    events.SweepFailed,
+}
 """Events that only the log tells: each comes once in a process's life, or with another that is counted."""
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -27,7 +48,20 @@ Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 @pytest.fixture
 def metrics() -> Metrics:
-    return Metrics(queue="jobs", deployments=["mini-1", "mini-2"], scopes=[SCOPE, SERVICEBUS_SCOPE], slots=64)
+    return Metrics(
+        queues=["jobs"],
+        deployments=["mini-1", "mini-2"],
+        scopes=[SCOPE, SERVICEBUS_SCOPE],
+        slots=64,
+        bytes_limit=1_000,
+    )
+
+
+def watch(metrics: Metrics) -> Intake:
+    intake = Intake(4, metrics)
+    target = Target(deployment="mini-1", endpoint="https://a", tokens_per_minute=6_000)
+    metrics.watch(intake=intake, gates=Gates({"mini": [target]}, endpoint="", observer=metrics, slots=4))
+    return intake
 
 
 def exposed(metrics: Metrics) -> Series:
@@ -83,6 +117,14 @@ def test_what_is_exposed_is_what_prometheus_reads(metrics: Metrics) -> None:
         ("queue_wait_seconds_count", {"queue": "jobs"}),
         ("job_seconds_count", {"queue": "jobs"}),
         ("receiver_restarts_total", {"queue": "jobs"}),
+        ("jobs_paid_twice_total", {"queue": "jobs"}),
+        ("jobs_suspect_total", {"queue": "jobs"}),
+        ("backlog_age_seconds", {"queue": "jobs"}),
+        *[("jobs_handed_back_total", {"queue": "jobs", "reason": reason}) for reason in HandBackReason],
+        *[
+            ("dead_letters_swept_total", {"queue": "jobs", "reason": code})
+            for code in ("expired", "max_deliveries")
+        ],
         ("result_write_seconds_count", {}),
         ("jobs_in_flight", {}),
         ("deliveries_held", {}),
@@ -96,7 +138,12 @@ def test_what_is_exposed_is_what_prometheus_reads(metrics: Metrics) -> None:
             for deployment in ("mini-1", "mini-2")
             for series in [
                 ("call_seconds_count", {"deployment": deployment}),
-                ("gate_closed_seconds_total", {"deployment": deployment, "reason": "throttled"}),
+                ("first_token_seconds_count", {"deployment": deployment}),
+                *[
+                    (name, {"deployment": deployment, label: kind})
+                    for kind in ThrottleKind
+                    for name, label in [("gate_closed_seconds_total", "reason"), ("throttles_total", "kind")]
+                ],
                 ("calls_total", {"deployment": deployment, "status": "200"}),
                 ("calls_total", {"deployment": deployment, "status": "429"}),
                 ("jobs_total", {"queue": "jobs", "deployment": deployment, "outcome": "answered"}),
@@ -113,7 +160,7 @@ def test_what_is_exposed_is_what_prometheus_reads(metrics: Metrics) -> None:
             if not isinstance(one, Lapse)
             for confirmed in ("true", "false")
         ],
-        *[("intake_closed", {"reason": reason}) for reason in ("start-up", "setup", "sink", "source")],
+        *[("intake_closed", {"reason": reason}) for reason in ("start-up", "setup", "sink", "source", "claims")],
         *[
             ("token_refreshes_total", {"scope": scope, "outcome": outcome})
             for scope in ("cognitiveservices.azure.com", "servicebus.azure.net")
@@ -140,34 +187,65 @@ def test_a_token_that_was_never_had_does_not_expire_in_1970(metrics: Metrics) ->
     ("event", "counted"),
     [
         (
-            events.JobsReceived(queue="jobs", count=5, redelivered=2),
-            {"jobs_received_total{queue=jobs}": 5, "jobs_redelivered_total{queue=jobs}": 2},
+            events.JobsReceived(queue="jobs", count=5, redelivered=2, age=9.0),
+            {
+                "jobs_received_total{queue=jobs}": 5,
+                "jobs_redelivered_total{queue=jobs}": 2,
+                "backlog_age_seconds{queue=jobs}": 9,
+            },
         ),
-        (events.JobsReceived(queue="jobs", count=5, redelivered=0), {"jobs_received_total{queue=jobs}": 5}),
         (
-            events.JobStarted(queue="jobs", waited=2.5),
+            events.JobsReceived(queue="jobs", count=5, redelivered=0, age=0.0),
+            {"jobs_received_total{queue=jobs}": 5},
+        ),
+        (
+            example_of(events.JobStarted, queue="jobs", waited=2.5),
             {"queue_wait_seconds_count{queue=jobs}": 1, "queue_wait_seconds_sum{queue=jobs}": 2.5},
         ),
         (
-            events.CallEnded(deployment="mini-1", status="200", seconds=1.5),
+            events.CallEnded(job_id="j", deployment="mini-1", status="200", seconds=1.5, first_token=0.25),
             {
+                "first_token_seconds_count{deployment=mini-1}": 1,
+                "first_token_seconds_sum{deployment=mini-1}": 0.25,
                 "calls_total{deployment=mini-1,status=200}": 1,
                 "call_seconds_count{deployment=mini-1}": 1,
                 "call_seconds_sum{deployment=mini-1}": 1.5,
             },
         ),
         (
-            events.CallEnded(deployment="mini-1", status="none", seconds=0.0, detail="timeout"),
+            events.CallEnded(job_id="j", deployment="mini-1", status="none", seconds=0.0, detail="timeout"),
             {"calls_total{deployment=mini-1,status=none}": 1, "call_seconds_count{deployment=mini-1}": 1},
         ),
         (
-            events.GateClosed(deployment="mini-1", reason="throttled", seconds=7.0),
-            {"gate_closed_seconds_total{deployment=mini-1,reason=throttled}": 7},
+            events.CallEnded(
+                job_id="j", deployment="mini-1", status="429", seconds=0.0, throttle=ThrottleKind.CAPACITY
+            ),
+            {
+                "calls_total{deployment=mini-1,status=429}": 1,
+                "call_seconds_count{deployment=mini-1}": 1,
+                "throttles_total{deployment=mini-1,kind=capacity}": 1,
+            },
+        ),
+        (
+            events.GateClosed(deployment="mini-1", reason="quota", seconds=7.0),
+            {"gate_closed_seconds_total{deployment=mini-1,reason=quota}": 7},
+        ),
+        (
+            events.SuspectMet(queue="jobs", message_id="m", delivery_count=2),
+            {"jobs_suspect_total{queue=jobs}": 1},
+        ),
+        (
+            events.DeadLetterSwept(queue="jobs", message_id="m", code="expired"),
+            {"dead_letters_swept_total{queue=jobs,reason=expired}": 1},
         ),
         (events.IntakeClosed(reason="sink", detail="down"), {"intake_closed{reason=sink}": 1}),
         (
-            events.ResultWritten(seconds=0.25),
+            events.ResultWritten(queue="jobs", seconds=0.25, paid_twice=False),
             {"result_write_seconds_count{}": 1, "result_write_seconds_sum{}": 0.25},
+        ),
+        (
+            events.ResultWritten(queue="jobs", seconds=0.0, paid_twice=True),
+            {"result_write_seconds_count{}": 1, "jobs_paid_twice_total{queue=jobs}": 1},
         ),
         (
             events.LocksRenewed(count=100, lost=2, seconds=0.1),
@@ -198,6 +276,12 @@ def test_every_delivery_is_counted_once_by_its_outcome(metrics: Metrics, outcome
     jobs = {name: count for name, count in counted.items() if name.startswith("jobs_total")}
     assert jobs == {f"jobs_total{{deployment=none,outcome={label_of(outcome)},queue=jobs}}": 1}
     assert counted["job_seconds_sum{queue=jobs}"] == 4.0
+    told = [name for name in counted if name.startswith("jobs_handed_back")]
+    match outcome:
+        case Unfinished(reason=reason):
+            assert told == [f"jobs_handed_back_total{{queue=jobs,reason={reason}}}"]
+        case _:
+            assert told == []
 
 
 def test_tokens_are_counted_as_the_service_counts_them(metrics: Metrics) -> None:
@@ -270,36 +354,46 @@ def test_a_job_adds_no_series_of_its_own(metrics: Metrics) -> None:
     assert set(exposed(metrics)) == series
 
 
-def test_gauges_are_read_when_they_are_scraped(metrics: Metrics) -> None:
-    under_way = [3.0, 5.0]
-    metrics.watch(in_flight=lambda: under_way[0], held=lambda: under_way[1])
-    assert (value(metrics, "jobs_in_flight"), value(metrics, "deliveries_held")) == (3.0, 5.0)
-    under_way[:] = [0.0, 1.0]
-    assert (value(metrics, "jobs_in_flight"), value(metrics, "deliveries_held")) == (0.0, 1.0)
+async def test_gauges_are_read_when_they_are_scraped(metrics: Metrics) -> None:
+    intake = watch(metrics)
+    with intake.lane("jobs").slot(100):
+        assert (value(metrics, "jobs_in_flight"), value(metrics, "deliveries_held")) == (1.0, 1.0)
+        assert value(metrics, "in_flight_bytes") == 100
+    assert (value(metrics, "jobs_in_flight"), value(metrics, "deliveries_held")) == (0.0, 0.0)
+    assert value(metrics, "in_flight_bytes") == 0
+    assert value(metrics, "in_flight_bytes_limit") == 1_000
 
 
-def test_the_projected_token_tells_its_age(
+async def test_a_gate_tells_its_state_and_what_is_not_known_has_no_series(metrics: Metrics) -> None:
+    watch(metrics)
+    assert value(metrics, "gate_open", deployment="mini-1") == 1.0
+    assert value(metrics, "calls_in_flight", deployment="mini-1") == 0.0
+    assert value(metrics, "budget_tokens_per_minute", deployment="mini-1") == 6_000
+    assert not any(name == "quota_remaining_tokens" for name, _ in exposed(metrics))
+
+
+async def test_the_projected_token_tells_its_age(
     metrics: Metrics, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     token = tmp_path / "token"
     token.write_text("x")
     os.utime(token, (time.time() - 600, time.time() - 600))
     monkeypatch.setenv("AZURE_FEDERATED_TOKEN_FILE", str(token))
-    metrics.watch(in_flight=lambda: 0, held=lambda: 0)
+    watch(metrics)
     assert value(metrics, "projected_token_age_seconds") == pytest.approx(600, abs=5)
     token.unlink()
     assert math.isnan(value(metrics, "projected_token_age_seconds"))
 
 
-def test_without_a_projected_token_there_is_no_age(metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_a_projected_token_there_is_no_age(metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AZURE_FEDERATED_TOKEN_FILE", raising=False)
-    metrics.watch(in_flight=lambda: 0, held=lambda: 0)
+    watch(metrics)
     assert not any(name == "projected_token_age_seconds" for name, _ in exposed(metrics))
 
 
 def test_two_workers_in_one_process_count_apart(metrics: Metrics) -> None:
-    other = Metrics(queue="jobs", deployments=[], scopes=[], slots=1)
-    metrics(events.JobsReceived(queue="jobs", count=5, redelivered=0))
+    other = Metrics(queues=["jobs"], deployments=[], scopes=[], slots=1, bytes_limit=1)
+    metrics(events.JobsReceived(queue="jobs", count=5, redelivered=0, age=0.0))
     assert value(other, "jobs_received_total", queue="jobs") == 0
 
 

@@ -9,6 +9,7 @@ from worker import metrics
 from worker.errors import DeadLetterReason
 from worker.outcomes import (
     Abandon,
+    AlreadyDone,
     Answered,
     Complete,
     Concluded,
@@ -39,6 +40,7 @@ TABLE: list[tuple[Outcome, Settlement, str]] = [
     (Failed(code=FailureCode.MODEL_NOT_ALLOWED, message=""), Complete(), "model_not_allowed"),
     (Failed(code=FailureCode.ATTEMPTS_EXHAUSTED, message=""), Complete(), "attempts_exhausted"),
     (Failed(code=FailureCode.ANSWER_TOO_LARGE, message=""), Complete(), "answer_too_large"),
+    (Failed(code=FailureCode.MAX_DELIVERIES, message=""), Complete(), "max_deliveries"),
     (
         Unreadable(reason=DeadLetterReason.INVALID_JSON, description="mend it"),
         DeadLetter(reason=DeadLetterReason.INVALID_JSON, description="mend it"),
@@ -47,6 +49,8 @@ TABLE: list[tuple[Outcome, Settlement, str]] = [
     (Unfinished(reason=HandBackReason.SHUTDOWN), Release(), "handed_back"),
     (Unfinished(reason=HandBackReason.PARKED), Release(), "handed_back"),
     (Unfinished(reason=HandBackReason.SETUP), Release(), "handed_back"),
+    (Unfinished(reason=HandBackReason.SUSPECT), Release(), "handed_back"),
+    (AlreadyDone(), Complete(), "already_done"),
     (Faulted(), Abandon(), "faulted"),
     (Lost(), Lapse(), "lock_lost"),
 ]
@@ -70,9 +74,9 @@ def test_every_settlement_is_somebodys() -> None:
     assert {type(settlement) for settlement in SETTLEMENTS} == set(get_args(Settlement))
 
 
-def test_what_is_written_is_completed_and_nothing_else_is() -> None:
+def test_what_is_written_now_or_before_is_completed_and_nothing_else_is() -> None:
     for outcome in OUTCOMES:
-        is_written = isinstance(outcome, get_args(Concluded))
+        is_written = isinstance(outcome, (*get_args(Concluded), AlreadyDone))
         assert isinstance(settlement_of(outcome), Complete) is is_written
 
 

@@ -1,19 +1,25 @@
 """The life of one job, row by row of the failure table. Out of scope: what the SDKs do (contract tests)."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import orjson
 import pytest
 
 from tests.unit.bench import Bench, answers, target
+from worker.calls import Patience
 from worker.errors import (
     CallFailed,
+    ClaimUnavailable,
     DeadLetterReason,
+    NotAJob,
     RefusedByService,
     SetupWrong,
     Throttled,
     Unavailable,
 )
+from worker.intake import Slot
 from worker.interfaces import (
     BackedOff,
     Delivery,
@@ -22,12 +28,15 @@ from worker.interfaces import (
     IntakeOpened,
     JobEnded,
     JobFaulted,
+    ResultWritten,
     Settled,
     Target,
 )
-from worker.jobs import Job
+from worker.jobs import Claim, Job
 from worker.outcomes import (
     Abandon,
+    AlreadyDone,
+    Answered,
     Complete,
     HandBackReason,
     Lost,
@@ -36,7 +45,6 @@ from worker.outcomes import (
     Settlement,
     Unfinished,
 )
-from worker.processor import Patience
 from worker.testing import FakeSink, answer, job_line
 from worker.waits import loop_time
 
@@ -219,13 +227,15 @@ async def test_a_throttle_closes_the_gate_of_its_deployment_only() -> None:
             raise Throttled("slow down", status=429, retry_after=5)
         return await answers(job, target)
 
-    bench = Bench(mini_is_busy, routes={"gpt-4o-mini": [target("mini")], "gpt-4o": [target("large")]})
+    routes = {"gpt-4o-mini": [target("mini")], "gpt-4o": [target("large")]}
+    bench = Bench(mini_is_busy, slots=12, routes=routes)
     bench.queue.send(job_line("a", model="gpt-4o-mini"), message_id="batch/a")
     bench.queue.send(job_line("b", model="gpt-4o"), message_id="batch/b")
     bench.queue.send(job_line("c", model="gpt-4o-mini"), message_id="batch/c")
     await bench.work()
     assert bench.queue.settled[0][0] == "batch/b"
-    assert bench.model.calls == [("a", "mini"), ("b", "large"), ("a", "mini"), ("c", "mini")]
+    assert bench.model.calls[:2] == [("a", "mini"), ("b", "large")]
+    assert sorted(bench.model.calls[2:]) == [("a", "mini"), ("c", "mini")]
     assert len(bench.events.of(GateClosed)) == 1
 
 
@@ -277,7 +287,7 @@ async def test_a_job_whose_deadline_has_passed_is_not_called() -> None:
 async def test_a_job_that_no_deployment_takes_before_its_deadline_expires_without_waiting_for_it() -> None:
     bench = Bench(
         FailsFirst(*[Throttled("later", status=429, retry_after=100) for _ in range(9)]),
-        patience=Patience(max_age=150),
+        max_age=150,
     )
     bench.queue.send(job_line("a"), message_id="batch/a")
     await bench.work()
@@ -291,7 +301,7 @@ async def test_a_job_that_no_deployment_takes_before_its_deadline_expires_withou
 
 async def test_no_attempt_is_begun_after_the_deadline() -> None:
     service = FailsFirst(*[unavailable() for _ in range(9)])
-    bench = Bench(service, patience=Patience(max_age=5))
+    bench = Bench(service, max_age=5)
     bench.queue.send(job_line("a"), message_id="batch/a")
     await bench.work()
     assert service.times == [0, 1, 3]
@@ -425,7 +435,7 @@ class ConfirmsLate(Bench):
     def __init__(self) -> None:
         super().__init__(slots=1)
         self.confirmed = asyncio.Event()
-        self.processor.source = self
+        self.consumer = self.consumer_of(self)
 
     async def receive(self, count: int, *, wait: float) -> Sequence[Delivery]:
         return await self.queue.receive(count, wait=wait)
@@ -456,3 +466,223 @@ async def test_a_replayed_job_writes_a_result_of_its_own() -> None:
     worker = bench.sink.results["batch/a~r2"]["worker"]
     assert isinstance(worker, dict)
     assert (worker["job_id"], worker["replay"]) == ("batch/a", 2)
+
+
+# Several models in one queue
+
+
+async def mini_is_closed(job: Job, target: Target) -> Response:
+    if target.deployment == "mini" and loop_time() < 600:
+        raise Throttled("slow down", status=429, retry_after=600 - loop_time())
+    return await answers(job, target)
+
+
+async def test_in_a_mixed_queue_a_closed_model_parks_a_quarter_of_the_slots_and_the_others_go_on() -> None:
+    bench = Bench(mini_is_closed, slots=8, routes={"mini": [target("mini")], "large": [target("large")]})
+    for number in range(12):
+        bench.queue.send(job_line(f"m{number}", model="mini"), message_id=f"m{number}")
+        bench.queue.send(job_line(f"l{number}", model="large"), message_id=f"l{number}")
+    (route,) = [route for route in [bench.gates.of("mini")] if route]
+    parked: list[int] = []
+    for moment in range(10, 600, 10):
+        asyncio.get_running_loop().call_at(moment, lambda: parked.append(route.waiting))
+    large_done: list[int] = []
+    asyncio.get_running_loop().call_at(
+        100, lambda: large_done.append(sum(name.startswith("l") for name in bench.sink.lines))
+    )
+    await bench.work()
+    assert len(bench.sink.lines) == 24
+    assert max(parked) <= 3, "a quarter, and the one whose call was answered 429"
+    assert large_done[0] >= 6
+
+
+async def test_jobs_that_are_handed_back_again_and_again_are_not_asked_for_without_a_pause() -> None:
+    bench = Bench(mini_is_closed, slots=4, routes={"mini": [target("mini")], "large": [target("large")]})
+    for number in range(8):
+        bench.queue.send(job_line(f"m{number}", model="mini"), message_id=f"m{number}")
+    await bench.run_for(300)
+    assert len(bench.queue.settled) < 200, "the broker would give them back at once"
+    assert bench.sink.lines == {}
+
+
+async def test_a_queue_takes_only_the_models_that_it_is_bound_to() -> None:
+    bench = Bench(routes={"mini": [target("mini")], "large": [target("large")]})
+    bench.caller.models = {"jobs": frozenset({"mini"})}
+    bench.queue.send(job_line("a", model="large"), message_id="batch/a")
+    bench.queue.send(job_line("b", model="mini"), message_id="batch/b")
+    await bench.work()
+    error: Any = bench.sink.results["batch/a"]["error"]
+    assert error["code"] == "model_not_allowed"
+    assert "'large'" in error["message"]
+    assert "allowed are: mini" in error["message"]
+    assert bench.model.calls == [("b", "mini")]
+
+
+# Redeliveries and results that are there already
+
+
+async def test_a_redelivered_job_whose_result_is_there_is_not_paid_for_again() -> None:
+    bench = Bench(sink=FakeSink(knows=True))
+    bench.sink.lines["batch/a"] = b'{"first": true}'
+    bench.queue.send(job_line("a"), message_id="batch/a", delivery_count=1)
+    bench.queue.send(job_line("b"), message_id="batch/b", delivery_count=1)
+    await bench.work()
+    assert bench.model.calls == [("b", "mini")]
+    assert bench.sink.lines["batch/a"] == b'{"first": true}'
+    assert ("batch/a", Complete()) in bench.queue.settled
+    assert [type(event.outcome) for event in bench.events.of(JobEnded)] == [AlreadyDone, Answered]
+
+
+async def test_a_first_delivery_does_not_look_for_a_result() -> None:
+    bench = Bench(sink=FakeSink(knows=True))
+    bench.sink.lines["batch/a"] = b'{"first": true}'
+    bench.queue.send(job_line("a"), message_id="batch/a")
+    await bench.work()
+    assert bench.model.calls == [("a", "mini")]
+    assert [event.paid_twice for event in bench.events.of(ResultWritten)] == [True]
+    assert bench.sink.lines["batch/a"] == b'{"first": true}', "the first result stays"
+
+
+async def test_a_redelivered_job_is_called_where_the_sink_cannot_say() -> None:
+    bench = Bench(sink=FakeSink(knows=True))
+    bench.sink.down = True
+    asyncio.get_running_loop().call_at(5, setattr, bench.sink, "down", False)
+    bench.queue.send(job_line("a"), message_id="batch/a", delivery_count=1)
+    await bench.work()
+    assert bench.model.calls == [("a", "mini")]
+    assert "batch/a" in bench.sink.lines
+
+
+# Claim checks
+
+CLAIM: dict[str, Any] = {
+    "url": "https://a.blob.core.windows.net/c/claims/1",
+    "length": 5,
+    "sha256": "0" * 64,
+    "etag": None,
+}
+
+
+class FakeClaims:
+    """`bodies` by url; what is not there cannot be read until `up_at`."""
+
+    def __init__(self, bodies: Mapping[str, bytes], *, up_at: float = 0.0) -> None:
+        self.bodies = bodies
+        self.up_at = up_at
+
+    def require_ours(self, claim: Claim) -> None:
+        if claim.length > 1_000:
+            raise NotAJob(DeadLetterReason.INVALID_CLAIM, "too large")
+
+    async def fetch(self, claim: Claim) -> bytes:
+        if loop_time() < self.up_at:
+            raise ClaimUnavailable("blob storage is down")
+        if claim.url not in self.bodies:
+            raise NotAJob(DeadLetterReason.INVALID_CLAIM, "no such blob; send the job again")
+        return self.bodies[claim.url]
+
+
+def send_claim(bench: Bench, **changes: Any) -> None:
+    body = orjson.dumps({"claim": CLAIM | changes})
+    bench.queue.send(body, message_id="batch/a", content_type="application/vnd.aoai-worker.claim+json")
+
+
+async def test_a_job_is_fetched_for_its_claim() -> None:
+    bench = Bench()
+    bench.processor.claims = FakeClaims({CLAIM["url"]: job_line("a")})
+    send_claim(bench)
+    await bench.work()
+    assert bench.model.calls == [("a", "mini")]
+    assert bench.intake.in_flight_bytes == 0
+
+
+async def test_while_a_claim_cannot_be_fetched_the_job_is_kept_and_nothing_more_is_received() -> None:
+    bench = Bench()
+    bench.processor.claims = FakeClaims({CLAIM["url"]: job_line("a")}, up_at=30)
+    send_claim(bench)
+    seen: list[Mapping[str, str]] = []
+    asyncio.get_running_loop().call_at(10, lambda: seen.append(bench.intake.closures))
+    await bench.work()
+    assert seen == [{"claims": "blob storage is down"}]
+    assert bench.model.calls == [("a", "mini")]
+    assert bench.intake.closures == {}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"url": None},
+        {"url": 7},
+        {"length": "5"},
+        {"length": -1},
+        {"length": 1.5},
+        {"sha256": "abc"},
+        {"sha256": None},
+        {"etag": 5},
+    ],
+)
+async def test_a_claim_that_is_not_whole_is_dead_lettered(changes: dict[str, Any]) -> None:
+    bench = Bench()
+    bench.processor.claims = FakeClaims({})
+    send_claim(bench, **changes)
+    await bench.work()
+    (envelope, settlement) = bench.queue.dead[0]
+    assert settlement is not None
+    assert settlement.reason is DeadLetterReason.INVALID_CLAIM
+    assert "sha256 in hex" in settlement.description
+    assert envelope.message_id == "batch/a"
+
+
+async def test_a_claim_of_a_hostile_length_holds_no_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    grown: list[int] = []
+    monkeypatch.setattr(Slot, "grow", lambda slot, size: grown.append(size))
+    bench = Bench()
+    bench.processor.claims = FakeClaims({})
+    send_claim(bench, length=1 << 40)
+    await bench.work()
+    assert bench.queue.dead[0][1] is not None
+    assert grown == []
+
+
+async def test_a_worker_without_a_claims_container_says_which_setting_is_missing() -> None:
+    bench = Bench()
+    send_claim(bench)
+    await bench.work()
+    assert bench.queue.dead[0][1] is not None
+    assert "AOAI_WORKER_CLAIMS_CONTAINER" in bench.queue.dead[0][1].description
+
+
+@pytest.mark.parametrize("content_type", ["image/png", "application/xml", "text/html; charset=utf-8"])
+async def test_a_content_type_that_is_no_jobs_is_dead_lettered_and_named(content_type: str) -> None:
+    bench = Bench()
+    bench.queue.send(job_line("a"), message_id="batch/a", content_type=content_type)
+    await bench.work()
+    settlement = bench.queue.dead[0][1]
+    assert settlement is not None
+    assert settlement.reason is DeadLetterReason.UNSUPPORTED_CONTENT_TYPE
+    assert content_type in settlement.description
+
+
+@pytest.mark.parametrize("content_type", [None, "", "application/json; charset=utf-8", "TEXT/PLAIN"])
+async def test_a_content_type_that_says_nothing_against_json_passes(content_type: str | None) -> None:
+    bench = Bench()
+    bench.queue.send(job_line("a"), message_id="batch/a", content_type=content_type)
+    await bench.work()
+    assert set(bench.sink.lines) == {"batch/a"}
+
+
+async def test_a_job_larger_than_a_whole_minutes_quota_is_refused_and_closes_no_gate() -> None:
+    async def refuses_the_large(job: Job, target: Target) -> Response:
+        if job.line.custom_id == "large":
+            raise Throttled("too many tokens", status=429, body=b'{"error":{"code":"429"}}', retry_after=86_400)
+        return await answers(job, target)
+
+    small = Target(deployment="mini", endpoint="https://a", tokens_per_minute=1_000)
+    bench = Bench(refuses_the_large, routes={"gpt-4o-mini": [small]})
+    bench.queue.send(job_line("large", content="word " * 2_000), message_id="batch/large")
+    bench.queue.send(job_line("small"), message_id="batch/small")
+    await bench.work()
+    large: Any = bench.sink.results["batch/large"]["response"]
+    assert large["status_code"] == 429
+    assert bench.events.of(GateClosed) == []
+    assert "batch/small" in bench.sink.lines

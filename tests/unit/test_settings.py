@@ -397,7 +397,7 @@ def test_a_wrong_value_in_the_file_is_told_as_in_the_environment(
 ) -> None:
     file = write(tmp_path / "settings.yaml", openai_endpoint="http://x.y", slots=0, api_port=1)
     environment.setenv("AOAI_WORKER_CONFIG", file)
-    assert problem().startswith(f"AOAI_WORKER_CONFIG={file}: no such setting: api_port; allowed are attempts, ")
+    assert problem().startswith(f"AOAI_WORKER_CONFIG={file}: no such setting: api_port; allowed are api_version, ")
     write(tmp_path / "settings.yaml", openai_endpoint="http://x.y", slots=0)
     environment.delenv("AZURE_OPENAI_ENDPOINT")
     assert [line.split(":")[0] for line in problems()] == ["AZURE_OPENAI_ENDPOINT='http", "AOAI_WORKER_SLOTS=0"]

@@ -1,0 +1,199 @@
+"""The contenders, and one way of each through many jobs: what it costs, with the stand-ins and others beside it.
+
+Every run has an embedded Azure of its own. The jobs are submitted before the contender starts, and it is stopped
+before its results are counted, so nobody else works meanwhile.
+"""
+
+import asyncio
+import json
+import os
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from aiohttp import ClientSession
+from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks.processes import (
+    Azure,
+    BenchmarkFailed,
+    Child,
+    child,
+    cpu_ms,
+    embedded_azure,
+    foreign_cpu_ms,
+    peak_rss_mib,
+)
+from benchmarks.traffic import Results, collect, connect, submit
+from worker.local.world import Deployment, World, default_world
+
+CONTENDERS = {
+    "worker": ([sys.executable, "-m", "worker", "run"], '"event":"started"'),
+    "textbook": ([sys.executable, "-m", "benchmarks.textbook"], "ready"),
+}
+LATENCY = 0.2
+LOOK_EVERY = 0.5
+QUIET_MS = 40.0
+"""CPU in LOOK_EVERY below which a contender may have settled its last message and be idle."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """So many jobs through so many slots, in that world."""
+
+    slots: int
+    jobs: int
+    world: World
+
+    @property
+    def patience(self) -> float:
+        """Seconds after which no run of it is worth waiting for."""
+        return 120 + self.jobs * 0.05 + 2 * self.world.deployments[0].latency * self.jobs / self.slots
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A contender's way through its load. CPU is from ready to done; the peak in flight is what the model saw.
+    `others`: per cent of a core that went to processes of neither contender, stand-ins nor benchmark."""
+
+    contender: str
+    slots: int
+    cpu_ms_per_job: float
+    azure_cpu_ms_per_job: float
+    jobs_per_second: float
+    peak_rss_mib: float
+    peak_in_flight: float
+    start_seconds: float
+    others: float
+    results: Results
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contender:
+    """A contender that is ready, and the seconds that it took. Only the worker has a `port`, of its metrics."""
+
+    name: str
+    process: Child
+    start_seconds: float
+    port: int | None
+
+    async def metrics(self) -> Mapping[str, float]:
+        """The sum of each sample's series, without the prefix."""
+        async with ClientSession() as session, session.get(f"http://127.0.0.1:{self.port}/metrics") as answer:
+            text = await answer.text()
+        sums: Counter[str] = Counter()
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                sums[sample.name.removeprefix("aoai_worker_")] += sample.value
+        return sums
+
+
+def make_world(
+    *,
+    latency: float = LATENCY,
+    sigma: float = 0.25,
+    lock_duration: float = 300.0,
+    faults: Mapping[str, Any] | None = None,
+) -> World:
+    """The demo's Azure with one deployment. `faults`: of its start, by service."""
+    world = default_world()
+    deployment = Deployment(name="gpt-4o-mini", model="gpt-4o-mini", latency=latency, latency_sigma=sigma)
+    queues = tuple(
+        replace(queue, lock_duration=lock_duration) if queue.name == "jobs" else queue for queue in world.queues
+    )
+    return replace(world, deployments=(deployment,), queues=queues, faults=dict(faults or {}))
+
+
+@asynccontextmanager
+async def started(name: str, azure: Azure, slots: int) -> AsyncIterator[Contender]:
+    command, says = CONTENDERS[name]
+    environment = azure.environment("worker") | {
+        "AOAI_WORKER_SLOTS": str(slots),
+        "AOAI_WORKER_MODELS": json.dumps({"gpt-4o-mini": ["gpt-4o-mini"]}),
+        "AOAI_WORKER_HTTP_HOST": "127.0.0.1",
+        "AOAI_WORKER_HTTP_PORT": "0",
+    }
+    begun = time.monotonic()
+    async with child(*command, environment=environment, says=says) as process:
+        seconds = time.monotonic() - begun
+        served = re.search(r'"port":(\d+)', process.last_words)
+        port = int(served[1]) if served else None
+        yield Contender(name=name, process=process, start_seconds=seconds, port=port)
+
+
+async def measure(name: str, folder: Path, load: Load) -> Run:
+    """Raises BenchmarkFailed unless every job is answered, once, in good time."""
+    try:
+        async with asyncio.timeout(load.patience):
+            run = await _measure(name, folder, load)
+    except TimeoutError:
+        raise BenchmarkFailed(
+            f"{name}: {load.jobs:,} jobs with {load.slots:,} in flight were not done within {load.patience:.0f} s"
+        ) from None
+    _say(run)
+    return run
+
+
+async def _measure(name: str, folder: Path, load: Load) -> Run:
+    async with embedded_azure(folder, load.world) as azure, connect(azure.environment("producer")) as client:
+        await submit(client, load.jobs)
+        async with started(name, azure, load.slots) as contender:
+            pid = contender.process.pid
+            since, own, azures = time.monotonic(), cpu_ms(pid), azure.cpu_ms()
+            foreign = foreign_cpu_ms(pid, azure.process.pid)
+            peak_in_flight = await until_done(contender.process, azure, load.jobs)
+            foreign = foreign_cpu_ms(pid, azure.process.pid) - foreign
+            own, azures, seconds = cpu_ms(pid) - own, azure.cpu_ms() - azures, time.monotonic() - since
+            rss = peak_rss_mib(pid)
+        results = await collect(client, load.jobs)
+    return Run(
+        contender=name,
+        slots=load.slots,
+        cpu_ms_per_job=own / load.jobs,
+        azure_cpu_ms_per_job=azures / load.jobs,
+        jobs_per_second=(load.jobs - 1) / results.seconds,
+        peak_rss_mib=rss,
+        peak_in_flight=peak_in_flight,
+        start_seconds=contender.start_seconds,
+        others=max(0.0, foreign / seconds / 10),
+        results=results,
+    )
+
+
+async def until_done(process: Child, azure: Azure, jobs: int) -> float:
+    """Until the model has answered every job and the contender does nothing more; the peak of calls in flight.
+
+    Looks now and then, because the contenders have no common way to say that they have settled their last message,
+    and asks the model only when it may be over: its counters list every question.
+    """
+    used = cpu_ms(process.pid)
+    while True:
+        await asyncio.sleep(LOOK_EVERY)
+        process.require_alive()
+        before, used = used, cpu_ms(process.pid)
+        if used - before < QUIET_MS and (stats := await azure.model_stats())["by_status"].get("200", 0) >= jobs:
+            require_paid_once(stats)
+            return float(stats["concurrent_peak"])
+
+
+def require_paid_once(stats: Mapping[str, Any]) -> None:
+    """Raises BenchmarkFailed."""
+    if stats["answered_more_than_once"]:
+        raise BenchmarkFailed(f"{stats['answered_more_than_once']:,} answers were paid for twice")
+
+
+def _say(run: Run) -> None:
+    print(
+        f"{run.slots:>5,} in flight, {run.contender:<8}: {run.cpu_ms_per_job:.2f} ms CPU a job "
+        f"(stand-ins {run.azure_cpu_ms_per_job:.2f}), {run.jobs_per_second:,.0f} jobs/s, "
+        f"peak {run.peak_in_flight:,.0f} in flight, {run.peak_rss_mib:.0f} MiB, "
+        f"ready in {run.start_seconds:.2f} s; others {run.others:.0f} % of a core, load {os.getloadavg()[0]:.1f}",
+        file=sys.stderr,
+        flush=True,
+    )

@@ -1,0 +1,74 @@
+"""Whether memory stays flat: the worker's RSS along 100,000 jobs at 1,000 in flight."""
+
+import asyncio
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.contenders import Contender, make_world, require_paid_once, started
+from benchmarks.processes import BenchmarkFailed, embedded_azure, rss_mib
+from benchmarks.report import at_most, table
+from benchmarks.traffic import collect, connect, submit
+
+SLOTS, JOBS, LATENCY = 1_000, 100_000, 0.2
+LOOK_EVERY = 1.0
+SHARES = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
+GROWTH_TARGET = 1.05
+"""What of the RSS at 100 % and at 20 % still counts as flat."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    done: float
+    rss_mib: float
+
+
+async def measure_memory(folder: Path, share: float) -> str:
+    """Raises BenchmarkFailed unless every job is answered, once."""
+    jobs = round(JOBS * share)
+    async with (
+        embedded_azure(folder / "azure", make_world(latency=LATENCY)) as azure,
+        connect(azure.environment("producer")) as client,
+    ):
+        await submit(client, jobs)
+        async with started("worker", azure, SLOTS) as worker:
+            moments = await watch(worker, jobs)
+        require_paid_once(await azure.model_stats())
+        await collect(client, jobs)
+    return describe(moments, jobs)
+
+
+async def watch(worker: Contender, jobs: int) -> Sequence[Moment]:
+    """A look each second until the last job is settled."""
+    moments = [Moment(done=0, rss_mib=rss_mib(worker.process.pid))]
+    while moments[-1].done < jobs:
+        await asyncio.sleep(LOOK_EVERY)
+        worker.process.require_alive()
+        done = (await worker.metrics())["settlements_total"]
+        moments.append(Moment(done=done, rss_mib=rss_mib(worker.process.pid)))
+    return moments
+
+
+def describe(moments: Sequence[Moment], jobs: int) -> str:
+    rows = [(f"{share:.0%}", moment) for share in SHARES for moment in [_after(moments, share * jobs)]]
+    grown = _after(moments, jobs).rss_mib / _after(moments, 0.2 * jobs).rss_mib
+    return "\n\n".join(
+        (
+            f"{jobs:,} jobs, {SLOTS:,} in flight, {LATENCY:g} s of model latency, one worker: "
+            f"{moments[0].rss_mib:.0f} MiB when it was ready.",
+            table(
+                ("jobs done", "share", "RSS MiB"),
+                [(f"{moment.done:,.0f}", share, f"{moment.rss_mib:.1f}") for share, moment in rows],
+            ),
+            at_most("RSS at 100 %, of that at 20 %", grown, GROWTH_TARGET, "times"),
+        )
+    )
+
+
+def _after(moments: Sequence[Moment], done: float) -> Moment:
+    """The first look at which so many were done."""
+    found = next((moment for moment in moments if moment.done >= math.floor(done)), None)
+    if found is None:
+        raise BenchmarkFailed(f"only {moments[-1].done:,.0f} jobs were settled")
+    return found

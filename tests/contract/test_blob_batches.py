@@ -1,0 +1,308 @@
+"""The producer's side with Blob storage: batches, claims and collections over Azurite and the embedded queues."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from azure.servicebus import ServiceBusMessage, ServiceBusReceivedMessage
+
+from tests.azurite import BlobService
+from tests.blob_jobs import make_job, make_line
+from tests.local_azure import Bus
+from worker.batches import BatchStatus, Progress
+from worker.blob_claims import BlobClaims
+from worker.blob_names import manifest_name
+from worker.blob_results import BlobResults
+from worker.blobs import BlobContainer
+from worker.claims import encode_claim
+from worker.client import (
+    ClaimsNotConfigured,
+    InvalidBatch,
+    JobClient,
+    OtherBatch,
+    UnusableBlob,
+    make_batch_id,
+    read_batch_file,
+)
+from worker.jobs import CLAIM_TYPE, make_job_id, parse_claim
+from worker.settings import ConnectionSettings
+
+RESULTS = "chat"
+LARGE = 300_000
+
+
+@asynccontextmanager
+async def client_of(
+    bus: Bus, blobs: BlobService, container: BlobContainer | None, folder: Path, **changes: Any
+) -> AsyncIterator[JobClient]:
+    authorities = folder / "authorities.pem"
+    authorities.write_bytes(bus.authority.ca_file.read_bytes() + blobs.state.ca.read_bytes())
+    options = {
+        "servicebus_namespace": bus.world.namespace,
+        "servicebus_endpoint": f"localhost:{bus.tls_port}",
+        "ca_file": authorities,
+        "results_queue": RESULTS,
+        "blob_container": container.url if container else None,
+        **changes,
+    }
+    async with JobClient(ConnectionSettings(**options), bus.credential()) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def client(
+    bus: Bus, blob_storage: BlobService, container: BlobContainer, tmp_path: Path
+) -> AsyncIterator[JobClient]:
+    """With results in Blob storage."""
+    async with client_of(bus, blob_storage, container, tmp_path, sink="blob") as opened:
+        yield opened
+
+
+def write_batch(path: Path, contents: Mapping[str, str]) -> Path:
+    lines = [
+        json.dumps(
+            {
+                "custom_id": name,
+                "method": "POST",
+                "url": "/v1/chat/completions",
+                "body": {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": content}]},
+            }
+        )
+        for name, content in contents.items()
+    ]
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+def small_batch(path: Path, names: Iterable[str]) -> Path:
+    return write_batch(path, dict.fromkeys(names, "Is it?"))
+
+
+async def answer(container: BlobContainer, *names: str, failed: bool = False, replay: int = 0) -> None:
+    """What a worker writes for these jobs of batch b1."""
+    results = BlobResults(container)
+    for name in names:
+        job = make_job(name, replay=replay)
+        assert await results.write(job, make_line(job, failed=failed))
+
+
+async def receive_all(bus: Bus, queue: str, **options: Any) -> list[ServiceBusReceivedMessage]:
+    found = []
+    async with bus.client() as reader, reader.get_queue_receiver(queue, **options) as receiver:
+        while messages := await receiver.receive_messages(500, max_wait_time=0.3):
+            found += messages
+            await asyncio.gather(*map(receiver.complete_message, messages))
+    return found
+
+
+def read_ids(path: Path) -> list[str]:
+    return sorted(json.loads(line)["custom_id"] for line in path.read_bytes().splitlines())
+
+
+async def test_a_batch_is_announced_by_a_blob_and_submitting_again_is_harmless(
+    bus: Bus, client: JobClient, container: BlobContainer, tmp_path: Path
+) -> None:
+    batch = read_batch_file(small_batch(tmp_path / "jobs.jsonl", ["a", "b"]))
+    first, second = await client.submit(batch), await client.submit(batch)
+    assert first == second
+    manifest = await container.read(manifest_name("results", make_batch_id(batch)), at_most=1_000)
+    assert json.loads(manifest)["total"] == 2
+    assert len(await receive_all(bus, "jobs")) == 2
+    assert await receive_all(bus, RESULTS, session_id=first.batch_id) == []
+
+
+async def test_another_file_under_the_same_batch_id_is_refused_before_a_job_is_sent(
+    bus: Bus, client: JobClient, tmp_path: Path
+) -> None:
+    await client.submit(read_batch_file(small_batch(tmp_path / "one.jsonl", ["a"])), batch_id="b1")
+    other = read_batch_file(small_batch(tmp_path / "other.jsonl", ["b", "c"]))
+    with pytest.raises(OtherBatch, match=r"1 jobs.* another --batch"):
+        await client.submit(other, batch_id="b1")
+    assert len(await receive_all(bus, "jobs")) == 1
+
+
+async def test_a_line_too_large_for_a_message_goes_by_blob_storage(
+    bus: Bus, client: JobClient, container: BlobContainer, tmp_path: Path
+) -> None:
+    path = write_batch(tmp_path / "jobs.jsonl", {"a": "small", "b": "x" * LARGE, "c": "small", "d": "y" * LARGE})
+    told: list[Progress] = []
+    await client.submit(read_batch_file(path), batch_id="b1", on_progress=told.append)
+    messages = await receive_all(bus, "jobs")
+    assert [str(message.message_id) for message in messages] == [make_job_id("b1", name) for name in "abcd"]
+    assert told[-1] == Progress(done=4, total=4)
+    lines = path.read_bytes().splitlines()
+    claims = BlobClaims(container, largest=1 << 20)
+    for message, line in zip(messages, lines, strict=True):
+        body = b"".join(message.body)
+        if len(line) > LARGE:
+            assert message.content_type == CLAIM_TYPE
+            assert await claims.fetch(parse_claim(body)) == line
+        else:
+            assert (message.content_type, body) == ("application/json", line)
+
+
+@pytest.mark.parametrize("sink", ["queue", "blob"])
+async def test_a_line_too_large_for_anything_is_refused_before_anything_is_sent(
+    bus: Bus, blob_storage: BlobService, container: BlobContainer, tmp_path: Path, sink: str
+) -> None:
+    path = write_batch(tmp_path / "jobs.jsonl", {"a": "small", "b": "x" * LARGE})
+    there = container if sink == "blob" else None
+    async with client_of(bus, blob_storage, there, tmp_path, sink=sink, largest_claim=LARGE) as client:
+        with pytest.raises(InvalidBatch, match="LARGEST_CLAIM" if there else "CLAIMS_CONTAINER"):
+            await client.submit(read_batch_file(path), batch_id="b1")
+    assert await receive_all(bus, "jobs") == []
+    assert await receive_all(bus, RESULTS, session_id="b1") == []
+    assert [name async for page in container.names("") for name in page] == []
+
+
+async def test_status_counts_each_job_once_and_stays(
+    client: JobClient, container: BlobContainer, tmp_path: Path
+) -> None:
+    assert await client.status("b1") == BatchStatus(batch_id="b1", stays=True)
+    await client.submit(read_batch_file(small_batch(tmp_path / "jobs.jsonl", ["a", "b", "c"])), batch_id="b1")
+    await answer(container, "a", "b", failed=True)
+    await answer(container, "b")
+    for _ in range(2):
+        status = await client.status("b1")
+        assert (status.total, status.succeeded, status.failed, status.complete) == (3, 1, 1, False)
+        await client.collect("b1", tmp_path / "out")
+    await answer(container, "c")
+    await answer(container, "a", replay=1)
+    status = await client.status("b1")
+    assert (status.succeeded, status.failed, status.complete) == (3, 0, True)
+
+
+async def test_a_listing_of_many_pages_counts_and_collects_each_job_once(
+    client: JobClient, container: BlobContainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.blobs.PAGE", 3)
+    names = [str(number) for number in range(20)]
+    await client.submit(read_batch_file(small_batch(tmp_path / "jobs.jsonl", names)), batch_id="b1")
+    await answer(container, *names, failed=True)
+    await answer(container, *names[:10])
+    status = await client.status("b1")
+    assert (status.succeeded, status.failed) == (10, 10)
+    collection = await client.collect("b1", tmp_path / "out", tmp_path / "err")
+    assert (collection.succeeded, collection.failed, collection.complete) == (10, 10, True)
+    assert read_ids(tmp_path / "out") == sorted(names[:10])
+    assert read_ids(tmp_path / "err") == sorted(names[10:])
+
+
+async def test_a_collected_line_is_what_the_worker_wrote_and_can_be_collected_again(
+    client: JobClient, container: BlobContainer, tmp_path: Path
+) -> None:
+    await client.submit(read_batch_file(small_batch(tmp_path / "jobs.jsonl", ["a"])), batch_id="b1")
+    await answer(container, "a")
+    for out in (tmp_path / "one", tmp_path / "two", tmp_path / "two"):
+        collection = await client.collect("b1", out)
+        assert (collection.complete, collection.total, collection.missing) == (True, 1, 0)
+        assert out.read_bytes() == make_line(make_job("a")) + b"\n"
+
+
+async def test_a_collection_goes_on_where_the_last_one_ended(
+    client: JobClient, container: BlobContainer, tmp_path: Path
+) -> None:
+    out, errors = tmp_path / "out", tmp_path / "err"
+    await client.submit(read_batch_file(small_batch(tmp_path / "jobs.jsonl", ["a", "b", "c"])), batch_id="b1")
+    await answer(container, "a")
+    await answer(container, "b", failed=True)
+    first = await client.collect("b1", out, errors)
+    assert (first.complete, first.missing, out.exists()) == (False, 1, False)
+    await answer(container, "c")
+    assert (await client.collect("b1", out, errors)).complete
+    assert (read_ids(out), read_ids(errors)) == (["a", "c"], ["b"])
+
+
+async def test_what_comes_later_supersedes_in_a_batch_that_was_whole(
+    client: JobClient, container: BlobContainer, tmp_path: Path
+) -> None:
+    out, errors = tmp_path / "out", tmp_path / "err"
+    await client.submit(read_batch_file(small_batch(tmp_path / "jobs.jsonl", ["a", "b"])), batch_id="b1")
+    await answer(container, "a", "b", failed=True)
+    assert (await client.collect("b1", out, errors)).complete
+    await answer(container, "a")
+    await answer(container, "b", replay=1)
+    collection = await client.collect("b1", out, errors)
+    assert (collection.complete, collection.failed) == (True, 0)
+    assert (read_ids(out), read_ids(errors)) == (["a", "b"], [])
+
+
+async def test_following_waits_for_the_last_result(
+    client: JobClient, container: BlobContainer, tmp_path: Path
+) -> None:
+    await client.submit(read_batch_file(small_batch(tmp_path / "jobs.jsonl", ["a", "b"])), batch_id="b1")
+    await answer(container, "a")
+    first_is_here = asyncio.Event()
+
+    def watch(now: Progress) -> None:
+        if now.done == 1:
+            first_is_here.set()
+
+    async with asyncio.TaskGroup() as group:
+        collecting = group.create_task(client.collect("b1", tmp_path / "out", follow=True, on_progress=watch))
+        await first_is_here.wait()
+        await answer(container, "b")
+    assert collecting.result().complete
+    assert read_ids(tmp_path / "out") == ["a", "b"]
+
+
+async def test_a_blob_that_is_no_result_is_named(
+    client: JobClient, container: BlobContainer, tmp_path: Path
+) -> None:
+    await container.create(f"results/b1/{'0' * 32}.ok.json", make_line(make_job("a")))
+    with pytest.raises(UnusableBlob, match=f"results/b1/{'0' * 32}.ok.json cannot be read: .*move it away"):
+        await client.collect("b1", tmp_path / "out")
+
+
+async def claimed_result(bus: Bus, container: BlobContainer, name: str) -> bytes:
+    """The result that a worker writes where it is too large for the queue; the queue gets its claim."""
+    job = make_job(name)
+    line = make_line(job, said="x" * LARGE)
+    claim = await BlobClaims(container, largest=1 << 20).store("b1", line)
+    async with bus.client() as worker, worker.get_queue_sender(RESULTS) as sender:
+        await sender.send_messages(
+            ServiceBusMessage(encode_claim(claim), message_id=job.id, session_id="b1", content_type=CLAIM_TYPE)
+        )
+    return line
+
+
+async def test_a_result_that_the_queue_has_a_claim_of_is_counted_and_collected(
+    bus: Bus, blob_storage: BlobService, container: BlobContainer, tmp_path: Path
+) -> None:
+    async with client_of(bus, blob_storage, container, tmp_path) as client:
+        await client.submit(read_batch_file(small_batch(tmp_path / "jobs.jsonl", ["a"])), batch_id="b1")
+        line = await claimed_result(bus, container, "a")
+        status = await client.status("b1")
+        assert (status.succeeded, status.complete, status.stays) == (1, True, False)
+        assert (await client.collect("b1", tmp_path / "out")).complete
+    assert (tmp_path / "out").read_bytes() == line + b"\n"
+
+
+async def test_a_claimed_result_is_not_lost_by_a_collector_that_knows_no_container(
+    bus: Bus, blob_storage: BlobService, container: BlobContainer, tmp_path: Path
+) -> None:
+    async with client_of(bus, blob_storage, container, tmp_path) as client:
+        await client.submit(read_batch_file(small_batch(tmp_path / "jobs.jsonl", ["a"])), batch_id="b1")
+        await claimed_result(bus, container, "a")
+        async with client_of(bus, blob_storage, None, tmp_path) as ignorant:
+            with pytest.raises(ClaimsNotConfigured, match="collect again; nothing is lost"):
+                await ignorant.collect("b1", tmp_path / "out")
+        assert (await client.collect("b1", tmp_path / "out")).complete
+
+
+async def test_a_claimed_result_that_is_gone_is_dead_lettered_for_inspection(
+    bus: Bus, blob_storage: BlobService, container: BlobContainer, tmp_path: Path
+) -> None:
+    elsewhere = BlobContainer(blob_storage.url("elsewhere"), blob_storage.credential())
+    claim = json.dumps({"claim": {"url": f"{elsewhere.url}/claims/x", "length": 1, "sha256": "0" * 64}})
+    async with bus.client() as other, other.get_queue_sender(RESULTS) as sender:
+        await sender.send_messages(ServiceBusMessage(claim, session_id="b1", content_type=CLAIM_TYPE))
+    async with client_of(bus, blob_storage, container, tmp_path) as client:
+        await client.collect("b1", tmp_path / "out")
+    (dead,) = await receive_all(bus, RESULTS, sub_queue="deadletter")
+    assert dead.dead_letter_reason == "InvalidResult"
+    assert "claim.url" in str(dead.dead_letter_error_description)

@@ -1,0 +1,188 @@
+"""Results in Blob storage and jobs by claim, end to end: the worker's process, Azurite, and the command line."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from azure.servicebus import ServiceBusReceivedMessage, TransportType
+from azure.servicebus.aio import ServiceBusClient
+
+from tests.local_azure import SignedCredential
+from tests.system.harness import (
+    PATIENCE,
+    Azure,
+    assert_one_result_each,
+    azure,
+    command,
+    results_in,
+    worker,
+    world_for_tests,
+    write_batch,
+)
+from tests.system.test_local_supervisor import mentions, process_end, process_ids
+from worker.blob_results import BlobResults
+from worker.blobs import BlobContainer
+from worker.jobs import Envelope, decode
+from worker.local.state import StateDirectory
+
+BATCH = "a-batch"
+LARGE = 300_000
+ANSWER = "answered by a pod that died"
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("node") is None,
+    reason="BLOB STORAGE IS NOT TESTED: Node.js 20 or newer is missing on this machine",
+)
+
+
+def credential(cloud: Azure) -> SignedCredential:
+    key = StateDirectory(cloud.state).entra_private_key.read_bytes()
+    return SignedCredential(key, cloud.world.tenant_id, cloud.world.identity("worker"))
+
+
+@asynccontextmanager
+async def container_of(cloud: Azure) -> AsyncIterator[BlobContainer]:
+    environment = cloud.environment()
+    url, ca_file = environment["AOAI_WORKER_BLOB_CONTAINER"], Path(environment["AOAI_WORKER_CA_FILE"])
+    async with BlobContainer(url, credential(cloud), ca_file=ca_file) as container:
+        yield container
+
+
+async def result_names(cloud: Azure) -> list[str]:
+    async with container_of(cloud) as container:
+        names = [name async for page in container.names(f"results/{BATCH}/") for name in page]
+    return [name for name in names if not name.endswith("manifest.json")]
+
+
+async def submit(cloud: Azure, path: Path) -> None:
+    code, output = await command(cloud, "submit", str(path), "--batch", BATCH)
+    assert code == 0, output
+
+
+async def collect(cloud: Azure, out: Path) -> list[dict[str, object]]:
+    code, output = await command(cloud, "collect", BATCH, "-o", str(out), "--follow")
+    assert code == 0, output
+    return results_in(out)
+
+
+async def test_a_batch_with_large_jobs_goes_through_and_can_be_collected_by_anybody_again(tmp_path: Path) -> None:
+    path = write_batch(tmp_path / "in.jsonl", 40)
+    with path.open("a") as file:
+        for number in range(40, 44):
+            padding = [{"role": "user", "content": "x" * LARGE}]
+            question = [{"role": "user", "content": f"What is {number} + {number}?"}]
+            body = {"model": "gpt-4o-mini", "messages": [*padding, *question], "max_tokens": 64}
+            line = {"custom_id": f"q-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+            file.write(json.dumps(line) + "\n")
+    async with azure(tmp_path, world_for_tests(), "--blob") as cloud:
+        await submit(cloud, path)
+        code, told = await command(cloud, "status", BATCH)
+        assert (code, "0 of 44 results" in told) == (0, True), told
+        async with worker(cloud):
+            first = await collect(cloud, tmp_path / "one.jsonl")
+        second = await collect(cloud, tmp_path / "two.jsonl")
+        code, told = await command(cloud, "status", BATCH, "--json")
+        assert json.loads(told)["complete"], told
+    assert_one_result_each(first, 44)
+    assert sorted(json.dumps(line) for line in first) == sorted(json.dumps(line) for line in second)
+
+
+async def test_a_killed_worker_loses_and_doubles_no_result(tmp_path: Path) -> None:
+    slots = 16
+    async with azure(tmp_path, world_for_tests(lock_duration=5.0), "--blob") as cloud:
+        await submit(cloud, write_batch(tmp_path / "in.jsonl", 200))
+        async with worker(cloud, slots=str(slots)) as dying:
+            await until_written(cloud, 50)
+            dying.process.child.kill()
+            assert await dying.process.ended() == -signal.SIGKILL
+        written = set(await result_names(cloud))
+        async with worker(cloud):
+            results = await collect(cloud, tmp_path / "out.jsonl")
+        stats = await cloud.control("/local/stats")
+        assert written <= set(await result_names(cloud))
+    assert_one_result_each(results, 200)
+    assert len(written) < 200, "the kill came too late to count"
+    assert stats["answered_more_than_once"] <= slots, "more was paid twice than was under way without a result"
+
+
+async def until_written(cloud: Azure, count: int) -> None:
+    """Look again and again: a listing is all that says how far another process is."""
+    while len(await result_names(cloud)) < count:
+        pass
+
+
+async def test_a_redelivered_job_whose_result_is_there_is_not_paid_again(tmp_path: Path) -> None:
+    """As after a pod that died between writing and settling: ten of twenty jobs have their result already."""
+    async with azure(tmp_path, world_for_tests(), "--blob") as cloud:
+        await submit(cloud, write_batch(tmp_path / "in.jsonl", 20))
+        await receive_write_and_abandon(cloud, count=20, written=10)
+        async with worker(cloud) as one:
+            results = await collect(cloud, tmp_path / "out.jsonl")
+            one.process.child.send_signal(signal.SIGTERM)
+            assert await one.process.ended() == 0
+        stats = await cloud.control("/local/stats")
+    assert len(results) == len({str(result["custom_id"]) for result in results}) == 20
+    assert sum(ANSWER in json.dumps(result) for result in results) == 10
+    assert sum(stats["answers"].values()) == 10
+
+
+async def receive_write_and_abandon(cloud: Azure, *, count: int, written: int) -> None:
+    environment = cloud.environment()
+    endpoint = environment["AOAI_WORKER_SERVICEBUS_ENDPOINT"]
+    async with (
+        container_of(cloud) as container,
+        ServiceBusClient(
+            cloud.world.namespace,
+            credential(cloud),
+            custom_endpoint_address=f"sb://{endpoint}",
+            connection_verify=environment["AOAI_WORKER_CA_FILE"],
+            transport_type=TransportType.Amqp,
+        ) as client,
+        client.get_queue_receiver("jobs") as receiver,
+    ):
+        messages: list[ServiceBusReceivedMessage] = []
+        while len(messages) < count:
+            messages += await receiver.receive_messages(count, max_wait_time=5)
+        for message in messages[:written]:
+            await write_result(BlobResults(container), message)
+        for message in messages:
+            await receiver.abandon_message(message)
+
+
+async def write_result(results: BlobResults, message: ServiceBusReceivedMessage) -> None:
+    envelope = Envelope(
+        body=b"".join(message.body),
+        queue="jobs",
+        sequence_number=message.sequence_number or 0,
+        enqueued_at=0.0,
+        message_id=message.message_id,
+        correlation_id=message.correlation_id,
+        properties={},
+    )
+    job = decode(envelope, max_age=86_400.0)
+    line = {
+        "id": "batch_req_1",
+        "custom_id": job.line.custom_id,
+        "response": {"status_code": 200, "request_id": "r", "body": {"said": ANSWER}},
+        "error": None,
+        "worker": {"job_id": job.id, "batch_id": job.batch_id},
+    }
+    assert await results.write(job, json.dumps(line).encode())
+
+
+async def test_azurite_ends_when_what_started_it_is_killed(tmp_path: Path) -> None:
+    async with azure(tmp_path, world_for_tests(), "--blob") as cloud:
+        certificate = StateDirectory(cloud.state).server_certificate
+        [azurite] = [pid for pid in process_ids() if mentions(pid, certificate)]
+        [starter] = [
+            pid for pid in process_ids() if mentions(pid, "worker.local.blob") and mentions(pid, cloud.state)
+        ]
+        os.kill(starter, signal.SIGKILL)
+        async with asyncio.timeout(PATIENCE):
+            await process_end(azurite)

@@ -1,0 +1,214 @@
+"""`aoai-worker check` as a process with a pod's environment: what is wrong is named, with what mends it."""
+
+import json
+import shlex
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from tests.system.harness import MODELS, Azure, azure, process, world_for_tests
+from worker.azure_roles import OPENAI_USER, SERVICE_BUS_DATA_RECEIVER, SERVICE_BUS_DATA_SENDER, Role
+from worker.local.world import Identity, RoleAssignment, World
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+GRANTS = (
+    (SERVICE_BUS_DATA_RECEIVER, "servicebus/jobs"),
+    (SERVICE_BUS_DATA_SENDER, "servicebus/results"),
+    (OPENAI_USER, "openai"),
+)
+"""What a worker needs; each of them lacks to an identity of its own."""
+
+
+def identity_without(number: int, *, federated: bool = True) -> Identity:
+    return Identity(
+        name=f"lacks-{number}",
+        client_id=f"6b0f6c1e-0000-4000-8000-00000000001{number}",
+        object_id=f"0d0d0d0d-0000-4000-8000-00000000001{number}",
+        subject=f"system:serviceaccount:default:lacks-{number}",
+        federated=federated,
+    )
+
+
+def world_of_lacks() -> World:
+    world = world_for_tests()
+    lacking = [identity_without(number) for number in range(len(GRANTS))]
+    assignments: list[Any] = [
+        RoleAssignment(object_id=identity.object_id, role=role.name, scope=scope)  # type: ignore[arg-type] # one of its names
+        for lacks, identity in enumerate(lacking)
+        for number, (role, scope) in enumerate(GRANTS)
+        if number != lacks
+    ]
+    return replace(
+        world,
+        identities=(*world.identities, *lacking, identity_without(9, federated=False)),
+        role_assignments=(*world.role_assignments, *assignments),
+    )
+
+
+@dataclass(frozen=True)
+class Checked:
+    code: int
+    document: dict[str, Any]
+    output: str
+
+    def states(self) -> dict[str, str]:
+        return {finding["name"]: finding["state"] for finding in self.document["findings"]}
+
+    def wrong(self) -> dict[str, dict[str, Any]]:
+        findings = self.document["findings"]
+        return {finding["name"]: finding for finding in findings if finding["state"] == "wrong"}
+
+    def command(self, name: str) -> list[str]:
+        """The first remedy of that finding, as a shell would take it apart."""
+        return shlex.split(self.wrong()[name]["remedy"].splitlines()[0])
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def cloud(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Azure]:
+    async with azure(tmp_path_factory.mktemp("check"), world_of_lacks()) as running:
+        yield running
+
+
+async def run_check(cloud: Azure, *options: str, identity: str = "worker", **variables: str) -> tuple[int, str]:
+    environment = cloud.environment(identity) | {"AOAI_WORKER_MODELS": MODELS} | variables
+    async with process("-m", "worker", "check", *options, environment=environment) as running:
+        code = await running.ended()
+        return code, running.output
+
+
+async def check(cloud: Azure, *options: str, identity: str = "worker", **variables: str) -> Checked:
+    code, output = await run_check(cloud, "--json", *options, identity=identity, **variables)
+    return Checked(code, json.loads(output), output)
+
+
+def projected_token(cloud: Azure) -> str:
+    return Path(cloud.environment()["AZURE_FEDERATED_TOKEN_FILE"]).read_text()
+
+
+async def test_where_all_is_right_nothing_is_wrong_and_the_exit_code_is_0(cloud: Azure) -> None:
+    checked = await check(cloud, "--strict")
+    assert checked.code == 0
+    assert checked.document["state"] == "unseen"
+    assert checked.states() == {
+        "settings": "ok",
+        "identity (auto)": "ok",
+        "service-account token": "ok",
+        "token for Azure OpenAI": "ok",
+        "token for Service Bus": "ok",
+        "queue jobs": "ok",
+        "queue results": "ok",
+        "deployment gpt-4o-mini": "ok",
+        "settings of queue jobs": "unseen",
+        "settings of queue results": "unseen",
+    }
+    worker = cloud.world.identity("worker")
+    assert worker.subject in checked.output
+    assert worker.object_id in checked.output
+
+
+async def test_nothing_is_paid_for_sent_or_received(cloud: Azure) -> None:
+    before = await cloud.control("/local/stats")
+    assert (await check(cloud)).code == 0
+    after = await cloud.control("/local/stats")
+    assert after["answered"] == before["answered"]
+
+
+async def test_no_token_is_shown(cloud: Azure) -> None:
+    projected = projected_token(cloud)
+    for options in ((), ("--json",)):
+        _, output = await run_check(cloud, *options)
+        assert "eyJ" not in output, "every JSON Web Token begins so"
+        assert projected.split(".")[1][:40] not in output
+
+
+async def test_a_log_gets_a_line_for_each_thing(cloud: Azure) -> None:
+    code, output = await run_check(cloud)
+    assert code == 0
+    assert "ok       queue jobs: there, needs no session, and we may listen" in output.splitlines()
+    assert output.splitlines()[-1] == "2 unseen, 8 ok"
+
+
+@pytest.mark.parametrize(
+    ("lacks", "name", "resource"),
+    [
+        (0, "queue jobs", "Microsoft.ServiceBus/namespaces/local/queues/jobs"),
+        (1, "queue results", "Microsoft.ServiceBus/namespaces/local/queues/results"),
+        (2, "deployment gpt-4o-mini", "Microsoft.CognitiveServices/accounts/<account>"),
+    ],
+)
+async def test_a_missing_role_is_named_with_the_command_that_gives_it(
+    cloud: Azure, lacks: int, name: str, resource: str
+) -> None:
+    checked = await check(cloud, identity=f"lacks-{lacks}")
+    role: Role = GRANTS[lacks][0]
+    assert checked.code == 1
+    assert set(checked.wrong()) == {name}
+    command = checked.command(name)
+    assert command[:4] == ["az", "role", "assignment", "create"]
+    assert command[command.index("--assignee-object-id") + 1] == identity_without(lacks).object_id
+    assert command[command.index("--role") + 1] == role.name
+    assert command[command.index("--scope") + 1].endswith(f"/providers/{resource}")
+
+
+async def test_a_missing_queue_is_named_with_the_command_that_creates_it(cloud: Azure) -> None:
+    checked = await check(cloud, AOAI_WORKER_JOBS_QUEUE="absent", AOAI_WORKER_RESULTS_QUEUE="gone")
+    assert checked.code == 1
+    assert set(checked.wrong()) == {"queue absent", "queue gone"}
+    command = checked.command("queue absent")
+    assert command[:4] == ["az", "servicebus", "queue", "create"]
+    assert command[command.index("-n") + 1] == "absent"
+    assert "--enable-session" not in command
+    assert "--enable-session" in checked.command("queue gone")
+    assert "could not be found" in checked.wrong()["queue gone"]["detail"]
+
+
+async def test_a_missing_deployment_is_named_with_the_command_that_lists_them(cloud: Azure) -> None:
+    checked = await check(cloud, AOAI_WORKER_MODELS='{"gpt-4o-mini": ["gpt-4o-mini", "absent"]}')
+    assert checked.code == 1
+    assert set(checked.wrong()) == {"deployment absent"}
+    assert checked.command("deployment absent")[:5] == ["az", "cognitiveservices", "account", "deployment", "list"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "identity", "command"),
+    [
+        ({"AZURE_TENANT_ID": "11111111-0000-4000-8000-000000000000"}, "worker", "az identity list"),
+        ({"AZURE_CLIENT_ID": "11111111-0000-4000-8000-000000000000"}, "worker", "az identity list"),
+        ({}, "lacks-9", "az identity federated-credential create"),
+    ],
+)
+async def test_without_a_token_what_it_opens_is_unseen_and_not_wrong(
+    cloud: Azure, variables: dict[str, str], identity: str, command: str
+) -> None:
+    checked = await check(cloud, identity=identity, **variables)
+    assert checked.code == 1
+    assert set(checked.wrong()) == {"token for Azure OpenAI", "token for Service Bus"}
+    assert checked.wrong()["token for Service Bus"]["remedy"].startswith(command)
+    assert checked.states()["queue jobs"] == "unseen"
+    assert checked.states()["deployment gpt-4o-mini"] == "unseen"
+
+
+async def test_a_federated_credential_is_made_for_the_token_at_hand(cloud: Azure) -> None:
+    command = (await check(cloud, identity="lacks-9")).command("token for Service Bus")
+    assert command[command.index("--subject") + 1] == identity_without(9).subject
+    assert command[command.index("--issuer") + 1] == cloud.world.issuer
+
+
+async def test_a_missing_token_file_is_named(cloud: Azure, tmp_path: Path) -> None:
+    path = tmp_path / "absent"
+    checked = await check(cloud, AZURE_FEDERATED_TOKEN_FILE=str(path))
+    assert checked.code == 1
+    assert str(path) in checked.wrong()["service-account token"]["detail"]
+
+
+async def test_a_key_in_the_environment_refuses_the_settings(cloud: Azure) -> None:
+    checked = await check(cloud, AZURE_OPENAI_API_KEY="sk-never-shown", AOAI_WORKER_SLOTS="0")
+    assert checked.code == 2
+    assert checked.states() == {"settings": "wrong"}
+    assert len(checked.document["findings"]) == 2, "every problem at once"
+    assert "never-shown" not in checked.output

@@ -1,0 +1,115 @@
+"""Several queues in one worker, jobs that the broker gives up, and jobs that ask for a stream."""
+
+import asyncio
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tests.system.harness import (
+    Azure,
+    azure,
+    command,
+    results_in,
+    worker,
+    world_for_tests,
+    write_batch,
+)
+from worker.local.world import Deployment, QueueSpec, Role, RoleAssignment, World
+
+
+def with_queues(world: World, *queues: QueueSpec) -> World:
+    """The queues in place of `jobs`, each with the worker's and the producer's roles."""
+    rights: list[tuple[str, Role]] = [
+        ("worker", "Azure Service Bus Data Receiver"),
+        ("producer", "Azure Service Bus Data Sender"),
+    ]
+    roles = [
+        RoleAssignment(object_id=world.identity(name).object_id, role=role, scope=f"servicebus/{queue.name}")
+        for queue in queues
+        for name, role in rights
+    ]
+    kept = tuple(queue for queue in world.queues if queue.name != "jobs")
+    return replace(world, queues=(*queues, *kept), role_assignments=(*world.role_assignments, *roles))
+
+
+def write_lines(path: Path, count: int, **body: Any) -> Path:
+    with path.open("w") as file:
+        for number in range(count):
+            asked = {"messages": [{"role": "user", "content": f"What is {number} + 1?"}], "max_tokens": 64, **body}
+            line = {"custom_id": f"q-{number}", "method": "POST", "url": "/v1/chat/completions", "body": asked}
+            file.write(json.dumps(line) + "\n")
+    return path
+
+
+async def submit(cloud: Azure, file: Path, batch: str, queue: str = "jobs") -> None:
+    code, output = await command(cloud, "submit", str(file), "--batch", batch, AOAI_WORKER_JOBS_QUEUE=queue)
+    assert code == 0, output
+
+
+async def collect(cloud: Azure, batch: str, path: Path) -> list[dict[str, Any]]:
+    code, output = await command(cloud, "collect", batch, "-o", str(path), "--follow")
+    assert code == 0, output
+    return results_in(path)
+
+
+async def test_a_throttled_model_holds_up_its_own_queue_and_no_other(tmp_path: Path) -> None:
+    world = with_queues(
+        replace(
+            world_for_tests(),
+            deployments=(
+                Deployment(name="mini", model="gpt-4o-mini"),
+                Deployment(name="large", model="gpt-4o", requests_per_minute=6),
+            ),
+        ),
+        QueueSpec(name="jobs-mini"),
+        QueueSpec(name="jobs-large"),
+    )
+    settings = {
+        "models": json.dumps({"gpt-4o-mini": ["mini"], "gpt-4o": ["large"]}),
+        "queues": json.dumps({"jobs-mini": ["gpt-4o-mini"], "jobs-large": ["gpt-4o"]}),
+        "slots": "16",
+    }
+    async with azure(tmp_path, world) as cloud, worker(cloud, **settings) as one:
+        await submit(cloud, write_lines(tmp_path / "large.jsonl", 100, model="gpt-4o"), "large", "jobs-large")
+        await submit(cloud, write_lines(tmp_path / "mini.jsonl", 200, model="gpt-4o-mini"), "mini", "jobs-mini")
+        results = await collect(cloud, "mini", tmp_path / "out.jsonl")
+        assert len(results) == 200
+        _, state = await one.get("/statez")
+    queues = {queue["queue"]: queue for queue in json.loads(state)["queues"]}
+    gates = {gate["deployment"]: gate for gate in json.loads(state)["gates"]}
+    assert set(queues) == {"jobs-mini", "jobs-large"}
+    assert gates["large"]["waits_for"] is not None, "nothing waits without a word"
+
+
+async def test_what_the_broker_gave_up_ends_in_an_error_line_so_that_the_batch_ends(tmp_path: Path) -> None:
+    world = with_queues(world_for_tests(), QueueSpec(name="jobs", default_time_to_live=0.2))
+    async with azure(tmp_path, world) as cloud:
+        await submit(cloud, write_batch(tmp_path / "in.jsonl", 20), "late")
+        await asyncio.sleep(0.5)  # in another process: their time to live passes
+        async with worker(cloud, sweep_every="1") as one:
+            results = await collect(cloud, "late", tmp_path / "out.jsonl")
+            assert await one.metric("aoai_worker_dead_letters_swept_total") == 20
+    assert {result["error"]["code"] for result in results} == {"expired"}
+    assert len(results) == 20
+
+
+async def test_a_job_that_asks_for_a_stream_gets_the_whole_answer_and_the_first_token_is_timed(
+    tmp_path: Path,
+) -> None:
+    async with azure(tmp_path, world_for_tests()) as cloud, worker(cloud) as one:
+        streamed = write_lines(tmp_path / "streamed.jsonl", 10, model="gpt-4o-mini", stream=True)
+        whole = write_lines(tmp_path / "whole.jsonl", 10, model="gpt-4o-mini")
+        await submit(cloud, streamed, "streamed")
+        await submit(cloud, whole, "whole")
+        results = {batch: await collect(cloud, batch, tmp_path / f"{batch}.out") for batch in ("streamed", "whole")}
+        assert await one.metric("aoai_worker_first_token_seconds_count") == 10
+    said = {
+        batch: {
+            result["custom_id"]: result["response"]["body"]["choices"][0]["message"]["content"] for result in lines
+        }
+        for batch, lines in results.items()
+    }
+    assert said["streamed"] == said["whole"]
+    usage = {result["custom_id"]: result["worker"]["usage"] for result in results["streamed"]}
+    assert usage == {result["custom_id"]: result["worker"]["usage"] for result in results["whole"]}

@@ -1,0 +1,42 @@
+"""The harness of the foreign tests: which version it takes, and what its report says."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.foreign.report import Result, explained, write_report
+from tests.foreign.run import pinned_version
+
+
+def result(name: str, outcome: str, reason: str = "") -> Result:
+    return Result(file="test_queues", name=name, outcome=outcome, reason=reason, seconds=1.0)
+
+
+def test_the_version_is_the_one_that_is_pinned() -> None:
+    assert pinned_version("azure-core==1.41.0 \\\nazure-servicebus==7.15.0 \\\n    --hash=x\n") == "7.15.0"
+    with pytest.raises(LookupError, match="make lock"):
+        pinned_version("azure-core==1.41.0\n")
+
+
+def test_the_report_counts_and_gives_every_test_that_did_not_pass_its_reason(tmp_path: Path) -> None:
+    page = tmp_path / "report.md"
+    results = [
+        result("test_a", "passed"),
+        result("test_b[pyamqp]", "failed", "assert 1 | 2\nmore"),
+        result("test_queue_operation_negative[pyamqp]", "failed", "TypeError"),
+        result("test_c", "skipped", "sleeps for 60 s"),
+    ]
+    write_report(page, "7.15.0", results, 12.3)
+    text = page.read_text()
+    assert "azure-servicebus 7.15.0: 1 passed, 2 failed, 1 skipped, in 12 s." in text
+    assert "| `test_queues` | 1 | 2 | 1 |" in text
+    assert "| `test_b[pyamqp]` | `test_queues` | assert 1 \\| 2 |" in text
+    assert "`await_outcome`" in text
+    assert "| `test_c` | `test_queues` | sleeps for 60 s |" in text
+    assert text.endswith("|\n")
+
+
+def test_only_a_failure_that_is_known_is_explained() -> None:
+    assert explained(result("test_queue_operation_negative[pyamqp]", "failed"))
+    assert not explained(result("test_queue_operation_negative[pyamqp]", "passed"))
+    assert not explained(result("test_other[pyamqp]", "failed"))

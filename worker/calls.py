@@ -1,0 +1,176 @@
+"""From a decoded job to the service's last word: admit, call, classify, again where that may help.
+
+Which failure is called again decides `retry.py`, which deployment takes a job and when `gates.py`, what a status
+means the model's adapter.
+"""
+
+import math
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from worker.budgets import Cost, estimate
+from worker.errors import AnswerTooLarge, CallFailed, Expired, HandedBack, RefusedByService, Throttled, Unavailable
+from worker.gate import Permit
+from worker.gates import Gates, Route
+from worker.intake import Intake, Lane
+from worker.interfaces import BackedOff, CallEnded, Model, Observer, Target
+from worker.jobs import Job
+from worker.outcomes import Answered, Concluded, Failed, FailureCode, HandBackReason, Refused, Response
+from worker.probing import Setup
+from worker.retry import Course, RetryPolicy, retrying
+from worker.waits import loop_time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long a job is kept before it is handed back. Seconds."""
+
+    parking: float = 900.0
+    """At closed gates."""
+    setup: float = 60.0
+    """For our own set-up to be mended."""
+
+
+@dataclass(kw_only=True)
+class Caller:
+    """Gets jobs answered, many at a time. `clock` is Unix time."""
+
+    model: Model
+    gates: Gates
+    setup: Setup
+    intake: Intake
+    policy: RetryPolicy
+    patience: Patience = Patience()
+    observer: Observer
+    models: Mapping[str, frozenset[str] | None] = field(default_factory=dict)
+    """Of each queue, the models that its jobs may ask for; None and a queue that is not named: all."""
+    clock: Callable[[], float] = time.time
+    chance: Callable[[], float] = field(default=random.random)
+
+    async def answer(self, job: Job, lane: Lane, course: Course) -> Concluded:
+        """Call until there is a last word. Raises HandedBack."""
+        route = self._route_of(job)
+        if route is None:
+            return self._not_allowed(job)
+        retrier = retrying(
+            self.policy,
+            course,
+            left=lambda: job.deadline - self.clock(),
+            chance=self.chance,
+            on_backoff=lambda seconds, error: self._back_off(job, course, seconds, error),
+        )
+        try:
+            return Answered(response=await retrier(self._attempt, job, route, lane, estimate(job), course))
+        except Expired as error:
+            return Failed(code=FailureCode.EXPIRED, message=str(error))
+        except (RefusedByService, Unavailable) as error:
+            return last_word(error, course)
+
+    def _route_of(self, job: Job) -> Route | None:
+        allowed = self.models.get(job.queue)
+        return self.gates.of(job.line.model) if allowed is None or job.line.model in allowed else None
+
+    async def _attempt(self, job: Job, route: Route, lane: Lane, cost: Cost, course: Course) -> Response:
+        """One call, once our set-up and a gate let it through. Raises CallFailed, HandedBack or Expired."""
+        left = job.deadline - self.clock()
+        if left <= 0:
+            raise Expired(f"the deadline passed {-left:.0f} s ago, after {course.calls} calls")
+        with await self._admit(route, lane, cost, course, left) as permit:
+            async with self.setup.trial(self._held_until(course)):
+                return await self._call(job, permit, course)
+
+    async def _admit(self, route: Route, lane: Lane, cost: Cost, course: Course, left: float) -> Permit:
+        now = loop_time()
+        if course.parked_until is None and route.is_closed:
+            course.parked_until = now + self.patience.parking
+        until = math.inf if course.parked_until is None else course.parked_until
+        try:
+            if self._crowds_out(route, lane):
+                raise HandedBack(HandBackReason.PARKED)
+            permit = await route.admit(cost, until=min(until, now + left))
+        except HandedBack:
+            if until >= now + left:
+                raise Expired(f"no deployment was open before the deadline, after {course.calls} calls") from None
+            lane.shy_away()
+            raise
+        lane.take_heart()
+        return permit
+
+    def _crowds_out(self, route: Route, lane: Lane) -> bool:
+        """Whether jobs of a model that cannot be called fill a quarter of the slots, while other models of their
+        queue could be."""
+        if route.waiting < self.intake.slots / 4:
+            return False
+        return route.opens_at(loop_time()) > loop_time() and lane.has_open_gate()
+
+    async def _call(self, job: Job, permit: Permit, course: Course) -> Response:
+        started = loop_time()
+        target = permit.target
+        course.calls += 1
+        course.deployment, course.endpoint = target.deployment, target.endpoint
+        try:
+            response = await self.model.complete(job, target)
+        except CallFailed as error:
+            self._note_call(target, course, started, error=error)
+            if permit.is_outsized(error):
+                raise RefusedByService(
+                    error.detail, status=error.status, body=error.body, request_id=error.request_id
+                ) from error
+            permit.failed(error)
+            course.failures += isinstance(error, Unavailable)
+            raise
+        permit.answered(response)
+        self._note_call(target, course, started, response=response)
+        return response
+
+    def _note_call(
+        self,
+        target: Target,
+        course: Course,
+        started: float,
+        *,
+        response: Response | None = None,
+        error: CallFailed | None = None,
+    ) -> None:
+        seconds = loop_time() - started
+        course.call_seconds += seconds
+        status = response.status if response else error.status if error else None
+        self.observer(
+            CallEnded(
+                job_id=course.job_id or "",
+                deployment=target.deployment,
+                status=str(status) if status else "none",
+                seconds=seconds,
+                first_token=response.first_token if response else None,
+                throttle=error.kind if isinstance(error, Throttled) else None,
+                usage=response.usage if response else None,
+                detail=error.detail if error else None,
+            )
+        )
+
+    def _held_until(self, course: Course) -> float:
+        """A job's patience with a wrong set-up begins when it first meets it."""
+        if course.held_until is None and self.setup.is_wrong:
+            course.held_until = loop_time() + self.patience.setup
+        return math.inf if course.held_until is None else course.held_until
+
+    def _not_allowed(self, job: Job) -> Failed:
+        models = self.models.get(job.queue) or self.gates.models
+        allowed = ", ".join(sorted(models)[:20]) or "any deployment's name"
+        message = f"the model {job.line.model[:80]!r} is not one that this worker may call; allowed are: {allowed}"
+        return Failed(code=FailureCode.MODEL_NOT_ALLOWED, message=message)
+
+    def _back_off(self, job: Job, course: Course, seconds: float, error: Unavailable) -> None:
+        self.observer(BackedOff(job_id=job.id, failures=course.failures, seconds=seconds, detail=error.detail))
+
+
+def last_word(error: RefusedByService | Unavailable, course: Course) -> Concluded:
+    """What the service said last becomes the result; where it said nothing, how often it was tried."""
+    if isinstance(error, AnswerTooLarge):
+        return Failed(code=FailureCode.ANSWER_TOO_LARGE, message=error.detail)
+    if error.status is None:
+        message = f"no answer in {course.calls} calls; the last: {error.detail}"
+        return Failed(code=FailureCode.ATTEMPTS_EXHAUSTED, message=message)
+    return Refused(response=Response(status=error.status, request_id=error.request_id, body=error.body or b"null"))

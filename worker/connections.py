@@ -1,0 +1,153 @@
+"""Everything that talks to Azure, opened from the settings, and the checks that prove it."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from azure.servicebus.aio import ServiceBusClient
+
+from worker.azure_openai import AzureOpenAI
+from worker.azure_roles import (
+    BLOB_DATA_CONTRIBUTOR,
+    OPENAI_USER,
+    SERVICE_BUS_DATA_RECEIVER,
+    SERVICE_BUS_DATA_SENDER,
+)
+from worker.blob_claims import BlobClaims, ClaimedResults
+from worker.blob_results import BlobResults
+from worker.blobs import STORAGE_SCOPE
+from worker.identity import TokenBroker, open_broker
+from worker.interfaces import Observer, Sink, Target
+from worker.results_queue import ResultsQueue
+from worker.servicebus import SERVICEBUS_SCOPE, JobsQueue, connect
+from worker.settings import WorkerSettings
+from worker.startup import Check
+from worker.storage import Storage, open_storage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connections:
+    """Nothing is proved yet; `checks` do that. A queue has as many sources as the settings say receivers."""
+
+    tokens: TokenBroker
+    client: ServiceBusClient
+    sources: Sequence[JobsQueue]
+    sink: Sink
+    claims: BlobClaims | None
+    model: AzureOpenAI
+    checks: Sequence[Check]
+
+    def dead_letters(self, queue: str, observer: Observer) -> JobsQueue:
+        """To be used as a context manager."""
+        return JobsQueue(self.client, queue, observer=observer, dead_letters=True)
+
+
+def scopes(settings: WorkerSettings) -> dict[str, str]:
+    """What tokens are needed for, and their scopes."""
+    wanted = {"Azure OpenAI": settings.openai_scope, "Service Bus": SERVICEBUS_SCOPE}
+    return (
+        wanted | {"Blob storage": STORAGE_SCOPE} if settings.blob_container or settings.claims_container else wanted
+    )
+
+
+def targets(settings: WorkerSettings) -> dict[str, list[Target]] | None:
+    """The deployments of each model in their order; None under `passthrough`."""
+    if settings.models == "passthrough":
+        return None
+    return {
+        model: [
+            Target(
+                deployment=deployment.name,
+                endpoint=deployment.endpoint or settings.openai_endpoint,
+                tokens_per_minute=deployment.tokens_per_minute,
+                requests_per_minute=deployment.requests_per_minute,
+            )
+            for deployment in deployments
+        ]
+        for model, deployments in settings.models.items()
+    }
+
+
+@asynccontextmanager
+async def open_connections(
+    settings: WorkerSettings, targets: Sequence[Target], observer: Observer
+) -> AsyncIterator[Connections]:
+    async with open_broker(settings, observer) as tokens, AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        client: ServiceBusClient = await enter(connect(settings, tokens, retries=0))
+        sources: list[JobsQueue] = [
+            await enter(JobsQueue(client, queue, observer=observer))
+            for queue in settings.models_of_queues
+            for _ in range(settings.receivers)
+        ]
+        storage: Storage = await enter(open_storage(settings, tokens))
+        sink, sink_check = await _open_sink(settings, client, storage, stack)
+        model: AzureOpenAI = await enter(_model(settings, tokens))
+        yield Connections(
+            tokens=tokens,
+            client=client,
+            sources=sources,
+            sink=sink,
+            claims=storage.claims,
+            model=model,
+            checks=[
+                *[
+                    Check(what=f"token for {name}", about=scope, prove=partial(tokens.bearer, scope))
+                    for name, scope in scopes(settings).items()
+                ],
+                *[
+                    Check(
+                        what=f"queue {source.queue}",
+                        about=source.queue,
+                        prove=source.open,
+                        role=SERVICE_BUS_DATA_RECEIVER,
+                    )
+                    for source in sources
+                ],
+                sink_check,
+                *_claim_checks(settings, storage.claims),
+                *[
+                    Check(
+                        what=f"deployment {target.deployment}",
+                        about=target,
+                        prove=partial(model.prove, target),
+                        role=OPENAI_USER,
+                    )
+                    for target in targets
+                ],
+            ],
+        )
+
+
+def _model(settings: WorkerSettings, tokens: TokenBroker) -> AzureOpenAI:
+    return AzureOpenAI(
+        tokens,
+        scope=settings.openai_scope,
+        ca_file=settings.ca_file,
+        timeout=settings.call_timeout,
+        connections=settings.slots,
+        api_version=settings.api_version,
+        passthrough=settings.models == "passthrough",
+        responses_store=settings.responses_store,
+    )
+
+
+def _claim_checks(settings: WorkerSettings, claims: BlobClaims | None) -> Sequence[Check]:
+    if claims is None:
+        return []
+    url = settings.claims_container or settings.blob_container or ""
+    return [Check(what=f"claims in {url}", about=url, prove=claims.open, role=BLOB_DATA_CONTRIBUTOR)]
+
+
+async def _open_sink(
+    settings: WorkerSettings, client: ServiceBusClient, storage: Storage, stack: AsyncExitStack
+) -> tuple[Sink, Check]:
+    if storage.results is not None:
+        blobs = BlobResults(storage.results, prefix=settings.blob_prefix)
+        url = settings.blob_container or ""
+        return blobs, Check(what=f"results in {url}", about=url, prove=blobs.open, role=BLOB_DATA_CONTRIBUTOR)
+    queue = await stack.enter_async_context(ResultsQueue(client, settings.results_queue))
+    name = settings.results_queue
+    check = Check(what=f"queue {name}", about=name, prove=queue.open, role=SERVICE_BUS_DATA_SENDER)
+    return ClaimedResults(queue, storage.claims) if storage.claims else queue, check

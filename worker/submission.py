@@ -1,0 +1,143 @@
+"""Sending a batch: its manifest, then a message for each line, as few transfers as the queue's message size allows.
+
+A line that is too large for a message lies in Blob storage, and its message is the claim of it.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from azure.servicebus import ServiceBusMessage, ServiceBusMessageBatch
+from azure.servicebus.aio import ServiceBusSender
+from azure.servicebus.exceptions import MessageSizeExceededError
+
+from worker.batch_files import ENVELOPE_BYTES, BatchFile, read_jobs
+from worker.batches import OnProgress, Progress
+from worker.blob_claims import BlobClaims
+from worker.claims import encode_claim
+from worker.jobs import CLAIM_TYPE, Manifest, encode_manifest, make_job_id, rfc3339
+from worker.queue_batches import MANIFEST_SUBJECT
+
+READ_AHEAD = 8 << 20
+"""Bytes of lines that are read, and where they are too large put into Blob storage, together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stamp:
+    """What every message of a submission has. `deadline` has a time zone."""
+
+    batch_id: str
+    time_to_live: timedelta | None
+    deadline: datetime | None
+
+
+async def largest_line(sender: ServiceBusSender) -> int:
+    """Bytes of a line that a message to this queue carries beside its own fields."""
+    return (await sender.create_message_batch()).max_size_in_bytes - ENVELOPE_BYTES
+
+
+async def send_jobs(
+    sender: ServiceBusSender,
+    batch: BatchFile,
+    stamp: Stamp,
+    *,
+    claims: BlobClaims | None,
+    report: OnProgress,
+) -> None:
+    """Raises InvalidBatch if the file has changed, BlobFailed, or the SDK's ServiceBusError."""
+    messages = _job_messages(batch, stamp, await largest_line(sender), claims)
+    sent = 0
+    async for packed in _pack(sender, messages):
+        await sender.send_messages(packed)
+        sent += len(packed)
+        report(Progress(done=sent, total=batch.total))
+
+
+def make_manifest(batch: BatchFile, batch_id: str) -> Manifest:
+    submitted_at = rfc3339(datetime.now(UTC).timestamp())
+    return Manifest(batch_id=batch_id, total=batch.total, sha256=batch.sha256, submitted_at=submitted_at)
+
+
+def manifest_message(manifest: Manifest) -> ServiceBusMessage:
+    return ServiceBusMessage(
+        encode_manifest(manifest),
+        message_id=f"{manifest.batch_id}/manifest",
+        subject=MANIFEST_SUBJECT,
+        session_id=manifest.batch_id,
+        correlation_id=manifest.batch_id,
+        content_type="application/json",
+    )
+
+
+async def _job_messages(
+    batch: BatchFile, stamp: Stamp, largest: int, claims: BlobClaims | None
+) -> AsyncIterator[ServiceBusMessage]:
+    """Each line's message, made when it is asked for."""
+    for group in _read_ahead(read_jobs(batch)):
+        claimed = [] if claims is None else [line for _, line in group if len(line) > largest]
+        claim_of = dict(zip(claimed, await _store(claims, stamp.batch_id, claimed), strict=True))
+        for custom_id, line in group:
+            yield _job_message(custom_id, line, claim_of.get(line), stamp)
+
+
+def _job_message(custom_id: str, line: bytes, claim: bytes | None, stamp: Stamp) -> ServiceBusMessage:
+    properties: dict[str | bytes, Any] = {}
+    if stamp.deadline:
+        properties["deadline"] = rfc3339(stamp.deadline.timestamp())
+    return ServiceBusMessage(
+        line if claim is None else claim,
+        message_id=make_job_id(stamp.batch_id, custom_id),
+        correlation_id=stamp.batch_id,
+        content_type="application/json" if claim is None else CLAIM_TYPE,
+        time_to_live=stamp.time_to_live,
+        application_properties=properties or None,
+    )
+
+
+def _read_ahead(jobs: Iterable[tuple[str, bytes]]) -> Iterator[Sequence[tuple[str, bytes]]]:
+    group: list[tuple[str, bytes]] = []
+    size = 0
+    for custom_id, line in jobs:
+        group.append((custom_id, line))
+        size += len(line)
+        if size >= READ_AHEAD:
+            yield group
+            group, size = [], 0
+    yield group
+
+
+async def _store(claims: BlobClaims | None, batch_id: str, lines: Sequence[bytes]) -> Sequence[bytes]:
+    """The encoded claims of these lines."""
+    if claims is None or not lines:
+        return ()
+    outcomes = await asyncio.gather(*[claims.store(batch_id, line) for line in lines], return_exceptions=True)
+    stored = []
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+        stored.append(encode_claim(outcome))
+    return stored
+
+
+async def _pack(
+    sender: ServiceBusSender, messages: AsyncIterator[ServiceBusMessage]
+) -> AsyncIterator[ServiceBusMessageBatch]:
+    """As few transfers as the queue's message size allows; one of them is in memory at a time."""
+    packed = await sender.create_message_batch()
+    async for message in messages:
+        if not _fits(packed, message):
+            yield packed
+            packed = await sender.create_message_batch()
+            packed.add_message(message)
+    yield packed
+
+
+def _fits(packed: ServiceBusMessageBatch, message: ServiceBusMessage) -> bool:
+    """Whether the message could be added, and so was."""
+    try:
+        packed.add_message(message)
+    except MessageSizeExceededError:
+        return False
+    return True

@@ -1,12 +1,20 @@
-# `make demo` shows it working; `make test` proves it. Both need Python 3.11+ and nothing else.
-.PHONY: help environment demo test lint bench format lock clean
+# `make demo` shows it working; `make test` proves it. Both need Python 3.11+; the tests of Blob storage need Node.js 20+.
+.PHONY: help environment demo azurite chart test-deploy image dashboard dashboard-picture test-monitoring test foreign fuzz lint bench format lock clean
 .DEFAULT_GOAL := help
 
 bin := .venv/bin
 
 help:
 	@echo "make demo    a real batch through the worker on an embedded Azure, start to end, in half a minute"
-	@echo "make test    everything that is checked: style, types, imports, tests"
+	@echo "make test    everything that is checked: style, types, imports, tests, the deployment"
+	@echo "make test-deploy  the chart, the manifests and the Azure side with Helm 4 and 3, validators and scanners"
+	@echo "make chart   write what is derived from the chart: schema, README, k8s/base, Azure's alerts"
+	@echo "make image   build the container image, scan it, and run it hardened against the embedded Azure (Docker or root)"
+	@echo "make test-monitoring    alerts, dashboard and metrics with a real Prometheus"
+	@echo "make dashboard          write the chart's dashboard.json anew"
+	@echo "make dashboard-picture  draw the dashboard with Grafana's components for docs/dashboard.png"
+	@echo "make foreign the live tests that azure-servicebus ships, against the embedded Service Bus, in ten minutes"
+	@echo "make fuzz    look for bytes that break the embedded Service Bus, for 60 s (SECONDS=600 for longer)"
 	@echo "make lint    style, types and imports only"
 	@echo "make bench   the worker's CPU, speed and memory beside a textbook worker's, in about ten minutes"
 	@echo "make format  put the code into shape"
@@ -19,14 +27,53 @@ environment:
 demo: environment
 	@$(bin)/python examples/demo.py
 
+chart:
+	@scripts/deploy-environment
+	@.venv-deploy/bin/python -m scripts.chart
+
+test-deploy:
+	@scripts/deploy-environment
+	.venv-deploy/bin/python -m pytest -q -n 4 --dist worksteal tests/chart
+
+image: environment
+	@scripts/tool-environment image
+	@$(bin)/python scripts/image.py
+
+dashboard: environment
+	@scripts/tool-environment monitoring
+	@.venv-monitoring/bin/python -m scripts.dashboard
+
+dashboard-picture: environment
+	@scripts/tool-environment monitoring
+	@.venv-monitoring/bin/python -m tests.monitoring.picture
+
+test-monitoring: environment
+	@scripts/tool-environment monitoring
+	@scripts/debian-tools prometheus
+	@.venv-monitoring/bin/python -m pytest -q tests/monitoring
+
 lint: environment
 	$(bin)/ruff format --check .
 	$(bin)/ruff check .
 	$(bin)/mypy
 	$(bin)/lint-imports
 
-test: lint
+azurite:
+	@scripts/azurite
+
+test: lint azurite test-deploy
 	$(bin)/pytest -n 4 --dist worksteal
+
+SECONDS ?= 60
+packages = $(shell $(bin)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+fuzz: environment
+	@scripts/tool-environment fuzz
+	@mkdir -p .fuzz
+	PYTHONPATH=.:$(packages) .venv-fuzz/bin/python -m tests.fuzz.service_bus \
+		-max_total_time=$(SECONDS) -artifact_prefix=.fuzz/ .fuzz
+
+foreign: environment
+	$(bin)/python -m tests.foreign.run
 
 bench: environment
 	$(bin)/python -m benchmarks.run
@@ -40,7 +87,10 @@ lock: environment
 	$(bin)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-annotate --no-header pyproject.toml -o requirements/runtime.txt
 	$(bin)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-		--no-annotate --no-header pyproject.toml --extra local --group dev -o requirements/dev.txt
+		--no-annotate --no-header pyproject.toml --extra local --extra otel --group dev -o requirements/dev.txt
+	$(bin)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--no-annotate --no-header -c requirements/runtime.txt requirements/deploy.in -o requirements/deploy.txt
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-output
+	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-output \
+		worker/local/azurite/node_modules

@@ -1,0 +1,78 @@
+{{/*
+What stands in the way of an installation, all of it at once: what is missing, how to find it, or which two values
+contradict each other. The schema has already refused what is wrong in itself.
+*/}}
+
+{{- define "aoai-worker.problems" -}}
+{{- $problems := concat (include "aoai-worker.missing" . | fromJsonArray) (include "aoai-worker.contradictions" . | fromJsonArray) -}}
+{{- if $problems -}}
+{{- fail (printf "\n\nThese values do not make a worker yet:\n%s\n" (join "\n" $problems)) -}}
+{{- end -}}
+{{- end }}
+
+{{- define "aoai-worker.missing" -}}
+{{- $missing := list -}}
+{{- if not .Values.image.registry -}}
+{{- $missing = append $missing "- image.registry is missing: the registry that holds the image, such as myregistry.azurecr.io. Find it with\n    az acr list --query '[].loginServer' -o tsv" -}}
+{{- end -}}
+{{- if not .Values.config.servicebus_namespace -}}
+{{- $missing = append $missing "- config.servicebus_namespace is missing: the namespace's host name, such as my-namespace.servicebus.windows.net. Find it with\n    az servicebus namespace list --query '[].serviceBusEndpoint' -o tsv" -}}
+{{- end -}}
+{{- if not .Values.config.openai_endpoint -}}
+{{- $missing = append $missing "- config.openai_endpoint is missing: the account's endpoint, such as https://my-account.openai.azure.com. Find it with\n    az cognitiveservices account list --query \"[?kind=='OpenAI' || kind=='AIServices'].properties.endpoint\" -o tsv" -}}
+{{- end -}}
+{{- if not .Values.config.models -}}
+{{- $missing = append $missing "- config.models is missing: the models that jobs may ask for, such as {gpt-4o-mini: [my-deployment]}, or passthrough. Find the deployments with\n    az cognitiveservices account deployment list -g RESOURCE_GROUP -n ACCOUNT --query '[].{model:properties.model.name, deployment:name, capacity:sku.capacity}' -o table" -}}
+{{- end -}}
+{{- if and (not (include "aoai-worker.usesQueueSink" .)) (not .Values.config.blob_container) -}}
+{{- $missing = append $missing "- config.blob_container is missing, which config.sink blob needs: the URL of a container, such as https://my-account.blob.core.windows.net/results. Find it with\n    az storage account list --query '[].primaryEndpoints.blob' -o tsv" -}}
+{{- end -}}
+{{- if and (include "aoai-worker.usesWorkloadIdentity" .) (not .Values.workloadIdentity.clientId) .Values.serviceAccount.create -}}
+{{- $missing = append $missing "- workloadIdentity.clientId is missing: the client id of the worker's managed identity. Find it with\n    az identity show -g RESOURCE_GROUP -n IDENTITY --query clientId -o tsv" -}}
+{{- end -}}
+{{- if and (not .Values.serviceAccount.create) (not .Values.serviceAccount.name) -}}
+{{- $missing = append $missing "- serviceAccount.name is missing: serviceAccount.create is false, so name the service account that has the annotation azure.workload.identity/client-id. Find it with\n    kubectl get serviceaccounts -n NAMESPACE -o yaml" -}}
+{{- end -}}
+{{- if and .Values.workloadIdentity.identityBinding.enabled .Values.workloadIdentity.identityBinding.createRbac (not .Values.workloadIdentity.clientId) (not .Values.serviceAccount.create) -}}
+{{- $missing = append $missing "- workloadIdentity.clientId is missing: the role of an identity binding names it. Set it, or workloadIdentity.identityBinding.createRbac: false" -}}
+{{- end -}}
+{{- if and (eq .Values.autoscaling.mode "keda") (not .Values.autoscaling.keda.identityId) -}}
+{{- $missing = append $missing "- autoscaling.keda.identityId is missing: the client id of the identity with which KEDA reads the queues' length; not the worker's, which must not manage queues. Find it with\n    az identity show -g RESOURCE_GROUP -n KEDA_IDENTITY --query clientId -o tsv\n  or scale otherwise: autoscaling.mode=hpa or none" -}}
+{{- end -}}
+{{- if and (ne .Values.autoscaling.mode "none") (not .Values.autoscaling.maxReplicas) .Values.config.models (not (include "aoai-worker.jobsPerMinute" .)) -}}
+{{- $missing = append $missing "- autoscaling.maxReplicas is missing and cannot be worked out, because not every deployment in config.models has tokens_per_minute or requests_per_minute. Set it, or the budgets, which are found with\n    az cognitiveservices account deployment show -g RESOURCE_GROUP -n ACCOUNT --deployment-name DEPLOYMENT --query properties.rateLimits" -}}
+{{- end -}}
+{{- toJson $missing -}}
+{{- end }}
+
+{{- define "aoai-worker.contradictions" -}}
+{{- $problems := list -}}
+{{- $grace := include "aoai-worker.grace" . | int -}}
+{{- $ending := include "aoai-worker.terminationGracePeriodSeconds" . | int -}}
+{{- if lt $ending (add $grace 5 | int) -}}
+{{- $problems = append $problems (printf "- terminationGracePeriodSeconds is %d, config.grace %d: the kubelet would kill the pod before it has handed back its jobs. Set it to %d or more, or to null to have it worked out" $ending $grace (add $grace 5)) -}}
+{{- end -}}
+{{- if ne .Values.autoscaling.mode "none" -}}
+{{- $least := include "aoai-worker.minReplicas" . | int -}}
+{{- $most := include "aoai-worker.maxReplicas" . | int -}}
+{{- if gt $least $most -}}
+{{- $problems = append $problems (printf "- autoscaling.minReplicas is %d, above the most pods there can be, %d (autoscaling.maxReplicas, or worked out from the budgets). Lower the one or raise the other" $least $most) -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.workloadIdentity.identityBinding.enabled (not (has (.Values.config.credential | default "auto") (list "workload" "auto"))) -}}
+{{- $problems = append $problems (printf "- workloadIdentity.identityBinding.enabled needs config.credential workload, and it is %s" .Values.config.credential) -}}
+{{- end -}}
+{{- if and (kindIs "map" .Values.config.models) (kindIs "map" .Values.config.queues) -}}
+{{- range $queue, $models := .Values.config.queues -}}
+{{- range $models -}}
+{{- if not (hasKey $.Values.config.models .) -}}
+{{- $problems = append $problems (printf "- config.queues.%s names the model %s, which config.models does not have; there are %s" $queue . (keys $.Values.config.models | sortAlpha | join ", ")) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.trustedCA.configMap .Values.config.ca_file -}}
+{{- $problems = append $problems "- trustedCA.configMap and config.ca_file are both set: keep one. The first mounts the file and sets the second" -}}
+{{- end -}}
+{{- toJson $problems -}}
+{{- end }}

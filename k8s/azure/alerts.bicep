@@ -1,0 +1,413 @@
+// The alerts of charts/aoai-worker/files/alerts.yaml for Azure's managed Prometheus, which reads no PrometheusRule.
+// Written by `make chart`; change the rules there.
+
+@description('Location of the rule groups: that of the Azure Monitor workspace.')
+param location string = resourceGroup().location
+
+@description('Resource id of the Azure Monitor workspace that holds the metrics.')
+param workspaceResourceId string
+
+@description('Resource id of the AKS cluster that the rules are about.')
+param clusterResourceId string
+
+@description('Resource ids of the action groups to notify.')
+param actionGroupResourceIds array = []
+
+@description('Tags of the rule groups.')
+param tags object = {}
+
+var actions = [for id in actionGroupResourceIds: { actionGroupId: id }]
+
+resource group0 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
+  name: 'aoai-worker-success'
+  location: location
+  tags: tags
+  properties: {
+    scopes: [
+      workspaceResourceId
+      clusterResourceId
+    ]
+    clusterName: last(split(clusterResourceId, '/'))
+    enabled: true
+    interval: 'PT1M'
+    rules: [
+      {
+        record: 'aoai_worker:jobs_finished:increase1h'
+        expression: 'sum by (cluster, namespace, queue) ( increase(aoai_worker_jobs_total{outcome=~"answered|refused|expired|attempts_exhausted|faulted"}[1h]) or increase(aoai_worker_dead_letters_swept_total[1h]) )'
+        enabled: true
+      }
+      {
+        record: 'aoai_worker:jobs_failed:ratio_rate5m'
+        expression: 'sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{outcome=~"expired|attempts_exhausted|faulted"}[5m]) or rate(aoai_worker_dead_letters_swept_total[5m]) ) / sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{outcome=~"answered|refused|expired|attempts_exhausted|faulted"}[5m]) or rate(aoai_worker_dead_letters_swept_total[5m]) )'
+        enabled: true
+      }
+      {
+        record: 'aoai_worker:jobs_failed:ratio_rate30m'
+        expression: 'sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{outcome=~"expired|attempts_exhausted|faulted"}[30m]) or rate(aoai_worker_dead_letters_swept_total[30m]) ) / sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{outcome=~"answered|refused|expired|attempts_exhausted|faulted"}[30m]) or rate(aoai_worker_dead_letters_swept_total[30m]) )'
+        enabled: true
+      }
+      {
+        record: 'aoai_worker:jobs_failed:ratio_rate1h'
+        expression: 'sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{outcome=~"expired|attempts_exhausted|faulted"}[1h]) or rate(aoai_worker_dead_letters_swept_total[1h]) ) / sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{outcome=~"answered|refused|expired|attempts_exhausted|faulted"}[1h]) or rate(aoai_worker_dead_letters_swept_total[1h]) )'
+        enabled: true
+      }
+      {
+        record: 'aoai_worker:jobs_failed:ratio_rate2h'
+        expression: 'sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{outcome=~"expired|attempts_exhausted|faulted"}[2h]) or rate(aoai_worker_dead_letters_swept_total[2h]) ) / sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{outcome=~"answered|refused|expired|attempts_exhausted|faulted"}[2h]) or rate(aoai_worker_dead_letters_swept_total[2h]) )'
+        enabled: true
+      }
+      {
+        record: 'aoai_worker:jobs_failed:ratio_rate6h'
+        expression: 'sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{outcome=~"expired|attempts_exhausted|faulted"}[6h]) or rate(aoai_worker_dead_letters_swept_total[6h]) ) / sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{outcome=~"answered|refused|expired|attempts_exhausted|faulted"}[6h]) or rate(aoai_worker_dead_letters_swept_total[6h]) )'
+        enabled: true
+      }
+      {
+        record: 'aoai_worker:jobs_failed:ratio_rate1d'
+        expression: 'sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{outcome=~"expired|attempts_exhausted|faulted"}[1d]) or rate(aoai_worker_dead_letters_swept_total[1d]) ) / sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{outcome=~"answered|refused|expired|attempts_exhausted|faulted"}[1d]) or rate(aoai_worker_dead_letters_swept_total[1d]) )'
+        enabled: true
+      }
+      {
+        record: 'aoai_worker:jobs_failed:ratio_rate3d'
+        expression: 'sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{outcome=~"expired|attempts_exhausted|faulted"}[3d]) or rate(aoai_worker_dead_letters_swept_total[3d]) ) / sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{outcome=~"answered|refused|expired|attempts_exhausted|faulted"}[3d]) or rate(aoai_worker_dead_letters_swept_total[3d]) )'
+        enabled: true
+      }
+    ]
+  }
+}
+
+resource group1 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
+  name: 'aoai-worker-alerts'
+  location: location
+  tags: tags
+  properties: {
+    scopes: [
+      workspaceResourceId
+      clusterResourceId
+    ]
+    clusterName: last(split(clusterResourceId, '/'))
+    enabled: true
+    interval: 'PT1M'
+    rules: [
+      {
+        alert: 'AoaiWorkerErrorBudgetBurnsFast'
+        expression: '( (aoai_worker:jobs_failed:ratio_rate1h > 14.4 * 0.01 and aoai_worker:jobs_failed:ratio_rate5m > 14.4 * 0.01) or (aoai_worker:jobs_failed:ratio_rate6h > 6 * 0.01 and aoai_worker:jobs_failed:ratio_rate30m > 6 * 0.01) ) and aoai_worker:jobs_finished:increase1h > 20'
+        enabled: true
+        severity: 1
+        for: 'PT2M'
+        resolveConfiguration: {
+          autoResolved: true
+          timeToResolve: 'PT10M'
+        }
+        actions: actions
+        labels: {
+          severity: 'critical'
+        }
+        annotations: {
+          summary: 'Jobs of queue {{ $labels.queue }} fail far more often than 1 in 100'
+          description: '{{ $value | humanizePercentage }} of the jobs that finished in queue {{ $labels.queue }} of {{ $labels.namespace }} ended in an error line or a fault. At this rate the error budget of 30 days is gone within days.'
+          runbook_url: 'docs/runbooks.md#aoaiworkererrorbudgetburnsfast'
+        }
+      }
+      {
+        alert: 'AoaiWorkerErrorBudgetBurnsSlowly'
+        expression: '( (aoai_worker:jobs_failed:ratio_rate1d > 3 * 0.01 and aoai_worker:jobs_failed:ratio_rate2h > 3 * 0.01) or (aoai_worker:jobs_failed:ratio_rate3d > 0.01 and aoai_worker:jobs_failed:ratio_rate6h > 0.01) ) and aoai_worker:jobs_finished:increase1h > 20'
+        enabled: true
+        severity: 2
+        for: 'PT1H'
+        resolveConfiguration: {
+          autoResolved: true
+          timeToResolve: 'PT10M'
+        }
+        actions: actions
+        labels: {
+          severity: 'warning'
+        }
+        annotations: {
+          summary: 'Jobs of queue {{ $labels.queue }} fail more often than 1 in 100'
+          description: '{{ $value | humanizePercentage }} of the jobs that finished in queue {{ $labels.queue }} of {{ $labels.namespace }} over a day or longer ended in an error line or a fault.'
+          runbook_url: 'docs/runbooks.md#aoaiworkererrorbudgetburnsslowly'
+        }
+      }
+      {
+        alert: 'AoaiWorkerQueueNotDraining'
+        expression: '( sum by (cluster, namespace) ( label_replace(keda_scaler_metrics_value{scaledObject=~".*aoai-worker.*"}, "namespace", "$1", "exported_namespace", "(.+)") ) > 0 or sum by (cluster, namespace) (aoai_worker_jobs_in_flight) > 0 ) unless on (cluster, namespace) ( sum by (cluster, namespace) (rate(aoai_worker_jobs_total{outcome=~"answered|refused|expired|attempts_exhausted|faulted|dead_lettered"}[10m])) > 0 )'
+        enabled: true
+        severity: 1
+        for: 'PT20M'
+        resolveConfiguration: {
+          autoResolved: true
+          timeToResolve: 'PT10M'
+        }
+        actions: actions
+        labels: {
+          severity: 'critical'
+        }
+        annotations: {
+          summary: 'Messages wait in {{ $labels.namespace }} and no job finishes'
+          description: 'For half an hour no job has ended in namespace {{ $labels.namespace }}, although {{ $value | humanize }} messages wait or are being worked on.'
+          runbook_url: 'docs/runbooks.md#aoaiworkerqueuenotdraining'
+        }
+      }
+      {
+        alert: 'AoaiWorkerBacklogOld'
+        expression: 'max by (cluster, namespace, queue) (aoai_worker_backlog_age_seconds) > 4 * 3600'
+        enabled: true
+        severity: 2
+        for: 'PT15M'
+        resolveConfiguration: {
+          autoResolved: true
+          timeToResolve: 'PT10M'
+        }
+        actions: actions
+        labels: {
+          severity: 'warning'
+        }
+        annotations: {
+          summary: 'Jobs in queue {{ $labels.queue }} wait longer than 4 hours'
+          description: 'The message that was received last from queue {{ $labels.queue }} of {{ $labels.namespace }} was {{ $value | humanizeDuration }} old. Jobs without a deadline of their own expire after 24 hours.'
+          runbook_url: 'docs/runbooks.md#aoaiworkerbacklogold'
+        }
+      }
+      {
+        alert: 'AoaiWorkerDeadLettersGrow'
+        expression: 'sum by (cluster, namespace, queue) (increase(aoai_worker_jobs_total{outcome="dead_lettered"}[1h])) > 5'
+        enabled: true
+        severity: 2
+        for: 'PT5M'
+        resolveConfiguration: {
+          autoResolved: true
+          timeToResolve: 'PT10M'
+        }
+        actions: actions
+        labels: {
+          severity: 'warning'
+        }
+        annotations: {
+          summary: 'Messages of queue {{ $labels.queue }} are dead-lettered'
+          description: '{{ $value | humanize }} messages of queue {{ $labels.queue }} in {{ $labels.namespace }} were dead-lettered within an hour, because they are not jobs.'
+          runbook_url: 'docs/runbooks.md#aoaiworkerdeadlettersgrow'
+        }
+      }
+      {
+        alert: 'AoaiWorkerTokenRefreshFails'
+        expression: 'sum by (cluster, namespace, pod, scope) (increase(aoai_worker_token_refreshes_total{outcome="failed"}[15m])) > 0 unless sum by (cluster, namespace, pod, scope) (increase(aoai_worker_token_refreshes_total{outcome="ok"}[15m])) > 0'
+        enabled: true
+        severity: 2
+        for: 'PT5M'
+        resolveConfiguration: {
+          autoResolved: true
+          timeToResolve: 'PT10M'
+        }
+        actions: actions
+        labels: {
+          severity: 'warning'
+        }
+        annotations: {
+          summary: 'No token for {{ $labels.scope }} can be had'
+          description: 'Token requests of {{ $labels.namespace }}/{{ $labels.pod }} for {{ $labels.scope }} have failed for 15 minutes and none has succeeded. The last token is used for as long as it is valid.'
+          runbook_url: 'docs/runbooks.md#aoaiworkertokenrefreshfails'
+        }
+      }
+      {
+        alert: 'AoaiWorkerTokenExpiresSoon'
+        expression: 'min by (cluster, namespace, pod, scope) (aoai_worker_token_expiry_timestamp_seconds) - time() < 600'
+        enabled: true
+        severity: 1
+        for: 'PT1M'
+        resolveConfiguration: {
+          autoResolved: true
+          timeToResolve: 'PT10M'
+        }
+        actions: actions
+        labels: {
+          severity: 'critical'
+        }
+        annotations: {
+          summary: 'The token for {{ $labels.scope }} expires within 10 minutes'
+          description: 'The token of {{ $labels.namespace }}/{{ $labels.pod }} for {{ $labels.scope }} is valid for {{ $value | humanizeDuration }} and was not refreshed; it is usually refreshed when half its life is left. After that the pod stops.'
+          runbook_url: 'docs/runbooks.md#aoaiworkertokenexpiressoon'
+        }
+      }
+      {
+        alert: 'AoaiWorkerGateClosedLong'
+        expression: 'avg by (cluster, namespace, deployment) (avg_over_time(aoai_worker_gate_open[30m])) < 0.2 and on (cluster, namespace) sum by (cluster, namespace) (aoai_worker_jobs_in_flight) > 0'
+        enabled: true
+        severity: 2
+        for: 'PT15M'
+        resolveConfiguration: {
+          autoResolved: true
+          timeToResolve: 'PT10M'
+        }
+        actions: actions
+        labels: {
+          severity: 'warning'
+        }
+        annotations: {
+          summary: 'Deployment {{ $labels.deployment }} has been closed most of half an hour'
+          description: 'The gates of deployment {{ $labels.deployment }} in {{ $labels.namespace }} were open for {{ $value | humanizePercentage }} of the last 30 minutes, while jobs are under way.'
+          runbook_url: 'docs/runbooks.md#aoaiworkergateclosedlong'
+        }
+      }
+      {
+        alert: 'AoaiWorkerLocksLost'
+        expression: 'sum by (cluster, namespace) (increase(aoai_worker_locks_lost_total[30m])) > 3'
+        enabled: true
+        severity: 2
+        for: 'PT5M'
+        resolveConfiguration: {
+          autoResolved: true
+          timeToResolve: 'PT10M'
+        }
+        actions: actions
+        labels: {
+          severity: 'warning'
+        }
+        annotations: {
+          summary: 'Locks of messages are lost in {{ $labels.namespace }}'
+          description: '{{ $value | humanize }} locks were lost within 30 minutes in {{ $labels.namespace }}. Each cancels a call that may have been paid for.'
+          runbook_url: 'docs/runbooks.md#aoaiworkerlockslost'
+        }
+      }
+      {
+        alert: 'AoaiWorkerReceiversRestart'
+        expression: 'sum by (cluster, namespace, pod, queue) (increase(aoai_worker_receiver_restarts_total[30m])) > 5'
+        enabled: true
+        severity: 2
+        for: 'PT5M'
+        resolveConfiguration: {
+          autoResolved: true
+          timeToResolve: 'PT10M'
+        }
+        actions: actions
+        labels: {
+          severity: 'warning'
+        }
+        annotations: {
+          summary: 'The receiver of queue {{ $labels.queue }} is restarted again and again'
+          description: '{{ $labels.namespace }}/{{ $labels.pod }} replaced its receiver of queue {{ $labels.queue }} {{ $value | humanize }} times within 30 minutes.'
+          runbook_url: 'docs/runbooks.md#aoaiworkerreceiversrestart'
+        }
+      }
+      {
+        alert: 'AoaiWorkerSetupWrong'
+        expression: 'max by (cluster, namespace, pod) (aoai_worker_intake_closed{reason=~"start-up|setup"}) == 1'
+        enabled: true
+        severity: 1
+        for: 'PT10M'
+        resolveConfiguration: {
+          autoResolved: true
+          timeToResolve: 'PT10M'
+        }
+        actions: actions
+        labels: {
+          severity: 'critical'
+        }
+        annotations: {
+          summary: '{{ $labels.pod }} takes no jobs: identity, role, queue or deployment is wrong'
+          description: 'Pod {{ $labels.namespace }}/{{ $labels.pod }} has been unready for 10 minutes, because a token, a queue or a deployment could not be proved or a call showed that one is wrong.'
+          runbook_url: 'docs/runbooks.md#aoaiworkersetupwrong'
+        }
+      }
+      {
+        alert: 'AoaiWorkerSinkDown'
+        expression: 'max by (cluster, namespace, pod) (aoai_worker_intake_closed{reason="sink"}) == 1'
+        enabled: true
+        severity: 1
+        for: 'PT5M'
+        resolveConfiguration: {
+          autoResolved: true
+          timeToResolve: 'PT10M'
+        }
+        actions: actions
+        labels: {
+          severity: 'critical'
+        }
+        annotations: {
+          summary: 'Results cannot be written by {{ $labels.pod }}'
+          description: 'Pod {{ $labels.namespace }}/{{ $labels.pod }} has paid answers that it cannot write, and takes no more jobs until it can.'
+          runbook_url: 'docs/runbooks.md#aoaiworkersinkdown'
+        }
+      }
+      {
+        alert: 'AoaiWorkerSourceDown'
+        expression: 'max by (cluster, namespace, pod) (aoai_worker_intake_closed{reason=~"source|claims"}) == 1'
+        enabled: true
+        severity: 1
+        for: 'PT10M'
+        resolveConfiguration: {
+          autoResolved: true
+          timeToResolve: 'PT10M'
+        }
+        actions: actions
+        labels: {
+          severity: 'critical'
+        }
+        annotations: {
+          summary: '{{ $labels.pod }} cannot read jobs'
+          description: 'Pod {{ $labels.namespace }}/{{ $labels.pod }} could not read the jobs queue, or the storage that large jobs are in, for 10 minutes.'
+          runbook_url: 'docs/runbooks.md#aoaiworkersourcedown'
+        }
+      }
+      {
+        alert: 'AoaiWorkerPaidTwice'
+        expression: 'sum by (cluster, namespace, queue) (increase(aoai_worker_jobs_paid_twice_total[1h])) > 5'
+        enabled: true
+        severity: 2
+        for: 'PT5M'
+        resolveConfiguration: {
+          autoResolved: true
+          timeToResolve: 'PT10M'
+        }
+        actions: actions
+        labels: {
+          severity: 'warning'
+        }
+        annotations: {
+          summary: 'Answers for queue {{ $labels.queue }} are paid for twice'
+          description: 'For {{ $value | humanize }} jobs of queue {{ $labels.queue }} in {{ $labels.namespace }} another answer had been written before, within an hour.'
+          runbook_url: 'docs/runbooks.md#aoaiworkerpaidtwice'
+        }
+      }
+      {
+        alert: 'AoaiWorkerAtMaxReplicas'
+        expression: '( kube_horizontalpodautoscaler_status_current_replicas{horizontalpodautoscaler=~".*aoai-worker.*"} >= kube_horizontalpodautoscaler_spec_max_replicas{horizontalpodautoscaler=~".*aoai-worker.*"} ) and on (cluster, namespace) max by (cluster, namespace) (aoai_worker_backlog_age_seconds) > 900'
+        enabled: true
+        severity: 2
+        for: 'PT30M'
+        resolveConfiguration: {
+          autoResolved: true
+          timeToResolve: 'PT10M'
+        }
+        actions: actions
+        labels: {
+          severity: 'warning'
+        }
+        annotations: {
+          summary: '{{ $labels.horizontalpodautoscaler }} is at its maximum and jobs still wait'
+          description: '{{ $labels.namespace }}/{{ $labels.horizontalpodautoscaler }} has had its maximum of {{ $value }} pods for 30 minutes, and jobs wait longer than a quarter of an hour.'
+          runbook_url: 'docs/runbooks.md#aoaiworkeratmaxreplicas'
+        }
+      }
+      {
+        alert: 'AoaiWorkerAbsent'
+        expression: 'sum by (cluster, namespace) (kube_deployment_spec_replicas{deployment=~".*aoai-worker.*"}) > 0 unless on (cluster, namespace) count by (cluster, namespace) (aoai_worker_build_info)'
+        enabled: true
+        severity: 1
+        for: 'PT15M'
+        resolveConfiguration: {
+          autoResolved: true
+          timeToResolve: 'PT10M'
+        }
+        actions: actions
+        labels: {
+          severity: 'critical'
+        }
+        annotations: {
+          summary: 'No worker of {{ $labels.namespace }} is scraped'
+          description: '{{ $value }} pods are wanted in namespace {{ $labels.namespace }}, and Prometheus has seen no metrics of any of them for 15 minutes. Every other alert is blind meanwhile.'
+          runbook_url: 'docs/runbooks.md#aoaiworkerabsent'
+        }
+      }
+    ]
+  }
+}

@@ -1,0 +1,160 @@
+#!/usr/bin/env bash
+# The same as main.bicep by az: identities, Service Bus, storage, an Azure OpenAI account, the smallest roles. Running
+# it again changes nothing. Needs az 2.60 or newer, logged in, with the right to assign roles in the resource group.
+#
+#   RESOURCE_GROUP=... CLUSTER_GROUP=... CLUSTER=... NAMESPACE=my-namespace ACCOUNT=my-account k8s/azure/setup.sh
+#
+# Optional: LOCATION, WORKER_IDENTITY, KEDA_IDENTITY (empty: none), WORKER_SERVICE_ACCOUNT, KEDA_SERVICE_ACCOUNT,
+# SKU, JOBS_QUEUES ("a b"), RESULTS_QUEUE, STORAGE (empty: none), CONTAINERS ("a b"), INFERENCE_ONLY (true, false),
+# PRODUCER (object id; empty: nobody), PRODUCER_TYPE. Deployments of models are left to you: az cognitiveservices
+# account deployment create.
+set -euo pipefail
+
+: "${RESOURCE_GROUP:?is missing: the resource group to set up, which must exist}"
+: "${CLUSTER_GROUP:?is missing: the resource group of the AKS cluster}"
+: "${CLUSTER:?is missing: the name of the AKS cluster}"
+: "${NAMESPACE:?is missing: a name for the Service Bus namespace, unique in Azure}"
+: "${ACCOUNT:?is missing: a name for the Azure OpenAI account, unique in Azure}"
+LOCATION="${LOCATION:-$(az group show -n "$RESOURCE_GROUP" --query location -o tsv)}"
+WORKER_IDENTITY="${WORKER_IDENTITY:-aoai-worker}"
+KEDA_IDENTITY="${KEDA_IDENTITY-aoai-worker-keda}"
+WORKER_SERVICE_ACCOUNT="${WORKER_SERVICE_ACCOUNT:-aoai-worker:aoai-worker}"
+KEDA_SERVICE_ACCOUNT="${KEDA_SERVICE_ACCOUNT:-kube-system:keda-operator}"
+SKU="${SKU:-Standard}"
+JOBS_QUEUES="${JOBS_QUEUES:-jobs}"
+RESULTS_QUEUE="${RESULTS_QUEUE:-results}"
+STORAGE="${STORAGE-}"
+CONTAINERS="${CONTAINERS:-results claims}"
+INFERENCE_ONLY="${INFERENCE_ONLY:-false}"
+PRODUCER="${PRODUCER-}"
+PRODUCER_TYPE="${PRODUCER_TYPE:-Group}"
+
+# roles: worker/azure_roles.py
+SERVICE_BUS_DATA_RECEIVER=4f6d3b9b-027b-4f4c-9142-0e5a2a2247e0
+SERVICE_BUS_DATA_SENDER=69a216fc-b8fb-44d8-bc22-1f3c2cd27a39
+SERVICE_BUS_DATA_OWNER=090c5cfd-751d-490a-894a-3ce6f1109419
+OPENAI_USER=5e0bd9bd-7b93-4f28-af87-19fc36ad61bd
+BLOB_DATA_CONTRIBUTOR=ba92f5b4-2d11-453d-a403-e96b0029c9fe
+
+AUDIENCE=api://AzureADTokenExchange
+SUBSCRIPTION="$(az account show --query id -o tsv)"
+GROUP_ID="/subscriptions/$SUBSCRIPTION/resourceGroups/$RESOURCE_GROUP"
+NAMESPACE_ID="$GROUP_ID/providers/Microsoft.ServiceBus/namespaces/$NAMESPACE"
+ACCOUNT_ID="$GROUP_ID/providers/Microsoft.CognitiveServices/accounts/$ACCOUNT"
+STORAGE_ID="$GROUP_ID/providers/Microsoft.Storage/storageAccounts/$STORAGE"
+
+# exactly the properties of main.bicep, by their names in the resource type
+JOBS_PROPERTIES='{"lockDuration": "PT5M", "maxDeliveryCount": 20, "requiresDuplicateDetection": true,
+  "duplicateDetectionHistoryTimeWindow": "P1D", "requiresSession": false, "enablePartitioning": false,
+  "deadLetteringOnMessageExpiration": true, "maxSizeInMegabytes": 5120}'
+RESULTS_PROPERTIES='{"lockDuration": "PT5M", "maxDeliveryCount": 20, "requiresDuplicateDetection": true,
+  "duplicateDetectionHistoryTimeWindow": "P1D", "requiresSession": true, "enablePartitioning": false,
+  "deadLetteringOnMessageExpiration": true, "maxSizeInMegabytes": 5120}'
+INFERENCE_ONLY_ROLE='{"Name": "Azure OpenAI Inference Only (GROUP)",
+  "Description": "Call the deployments of Azure OpenAI, and read nothing.", "IsCustom": true,
+  "Actions": [], "NotActions": [], "NotDataActions": [], "AssignableScopes": ["GROUP_ID"],
+  "DataActions": [
+    "Microsoft.CognitiveServices/accounts/OpenAI/deployments/chat/completions/action",
+    "Microsoft.CognitiveServices/accounts/OpenAI/deployments/completions/action",
+    "Microsoft.CognitiveServices/accounts/OpenAI/deployments/embeddings/action",
+    "Microsoft.CognitiveServices/accounts/OpenAI/responses/write"]}'
+
+make_identity() { # NAME CREDENTIAL SERVICE_ACCOUNT
+    az identity create -g "$RESOURCE_GROUP" -n "$1" -l "$LOCATION" -o none
+    az identity federated-credential create -g "$RESOURCE_GROUP" --identity-name "$1" -n "$2" \
+        --issuer "$ISSUER" --subject "system:serviceaccount:$3" --audience "$AUDIENCE" -o none
+}
+
+principal_of() { # IDENTITY
+    az identity show -g "$RESOURCE_GROUP" -n "$1" --query principalId -o tsv
+}
+
+make_queue() { # NAME PROPERTIES
+    az resource create --id "$NAMESPACE_ID/queues/$1" --api-version 2024-01-01 --properties "$2" -o none
+}
+
+grant() { # PRINCIPAL TYPE ROLE SCOPE
+    az role assignment create --assignee-object-id "$1" --assignee-principal-type "$2" --role "$3" --scope "$4" -o none
+}
+
+echo "1/5 identities"
+ISSUER="$(az aks show -g "$CLUSTER_GROUP" -n "$CLUSTER" --query oidcIssuerProfile.issuerUrl -o tsv)"
+make_identity "$WORKER_IDENTITY" aoai-worker "$WORKER_SERVICE_ACCOUNT"
+WORKER="$(principal_of "$WORKER_IDENTITY")"
+KEDA=""
+if [ -n "$KEDA_IDENTITY" ]; then
+    make_identity "$KEDA_IDENTITY" keda-operator "$KEDA_SERVICE_ACCOUNT"
+    KEDA="$(principal_of "$KEDA_IDENTITY")"
+fi
+
+echo "2/5 Service Bus"
+az servicebus namespace create -g "$RESOURCE_GROUP" -n "$NAMESPACE" -l "$LOCATION" --sku "$SKU" \
+    --disable-local-auth true --minimum-tls-version 1.2 -o none
+for queue in $JOBS_QUEUES; do make_queue "$queue" "$JOBS_PROPERTIES"; done
+make_queue "$RESULTS_QUEUE" "$RESULTS_PROPERTIES"
+
+echo "3/5 storage"
+if [ -n "$STORAGE" ]; then
+    az storage account create -g "$RESOURCE_GROUP" -n "$STORAGE" -l "$LOCATION" --kind StorageV2 --sku Standard_ZRS \
+        --allow-shared-key-access false --allow-blob-public-access false --min-tls-version TLS1_2 --https-only true -o none
+    for container in $CONTAINERS; do
+        az storage container-rm create -g "$RESOURCE_GROUP" --storage-account "$STORAGE" -n "$container" -o none
+    done
+fi
+
+echo "4/5 Azure OpenAI"
+if ! az resource show --ids "$ACCOUNT_ID" -o none 2>/dev/null; then
+    az cognitiveservices account create -g "$RESOURCE_GROUP" -n "$ACCOUNT" -l "$LOCATION" --kind OpenAI --sku S0 \
+        --custom-domain "$ACCOUNT" -o none
+    az resource update --ids "$ACCOUNT_ID" --set properties.disableLocalAuth=true -o none
+fi
+
+echo "5/5 roles"
+OPENAI_ROLE="$OPENAI_USER"
+if [ "$INFERENCE_ONLY" = true ]; then
+    OPENAI_ROLE="Azure OpenAI Inference Only ($RESOURCE_GROUP)"
+    definition="${INFERENCE_ONLY_ROLE//GROUP_ID/$GROUP_ID}"
+    definition="${definition//(GROUP)/($RESOURCE_GROUP)}"
+    az role definition create --role-definition "$definition" -o none 2>/dev/null ||
+        az role definition update --role-definition "$definition" -o none
+fi
+for queue in $JOBS_QUEUES; do
+    grant "$WORKER" ServicePrincipal "$SERVICE_BUS_DATA_RECEIVER" "$NAMESPACE_ID/queues/$queue"
+    if [ -n "$KEDA" ]; then
+        grant "$KEDA" ServicePrincipal "$SERVICE_BUS_DATA_OWNER" "$NAMESPACE_ID/queues/$queue"
+    fi
+    if [ -n "$PRODUCER" ]; then
+        grant "$PRODUCER" "$PRODUCER_TYPE" "$SERVICE_BUS_DATA_SENDER" "$NAMESPACE_ID/queues/$queue"
+    fi
+done
+grant "$WORKER" ServicePrincipal "$SERVICE_BUS_DATA_SENDER" "$NAMESPACE_ID/queues/$RESULTS_QUEUE"
+grant "$WORKER" ServicePrincipal "$OPENAI_ROLE" "$ACCOUNT_ID"
+if [ -n "$PRODUCER" ]; then
+    grant "$PRODUCER" "$PRODUCER_TYPE" "$SERVICE_BUS_DATA_SENDER" "$NAMESPACE_ID/queues/$RESULTS_QUEUE"
+    grant "$PRODUCER" "$PRODUCER_TYPE" "$SERVICE_BUS_DATA_RECEIVER" "$NAMESPACE_ID/queues/$RESULTS_QUEUE"
+fi
+if [ -n "$STORAGE" ]; then
+    for container in $CONTAINERS; do
+        scope="$STORAGE_ID/blobServices/default/containers/$container"
+        grant "$WORKER" ServicePrincipal "$BLOB_DATA_CONTRIBUTOR" "$scope"
+        if [ -n "$PRODUCER" ]; then
+            grant "$PRODUCER" "$PRODUCER_TYPE" "$BLOB_DATA_CONTRIBUTOR" "$scope"
+        fi
+    done
+fi
+
+echo "The chart's values:"
+cat <<VALUES
+config:
+  servicebus_namespace: $NAMESPACE.servicebus.windows.net
+  openai_endpoint: $(az cognitiveservices account show -g "$RESOURCE_GROUP" -n "$ACCOUNT" --query properties.endpoint -o tsv)
+workloadIdentity:
+  clientId: $(az identity show -g "$RESOURCE_GROUP" -n "$WORKER_IDENTITY" --query clientId -o tsv)
+VALUES
+if [ -n "$KEDA_IDENTITY" ]; then
+    cat <<VALUES
+autoscaling:
+  keda:
+    identityId: $(az identity show -g "$RESOURCE_GROUP" -n "$KEDA_IDENTITY" --query clientId -o tsv)
+VALUES
+fi

@@ -1,0 +1,177 @@
+"""The Grafana dashboard as code: `make dashboard` writes charts/aoai-worker/files/dashboard.json from it.
+
+What is shown is in dashboard_panels.py; here it becomes panels, variables and a layout.
+"""
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, timeseries
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.common import (
+    BigValueColorMode,
+    BigValueGraphMode,
+    GraphThresholdsStyleMode,
+    LegendDisplayMode,
+    LegendPlacement,
+    SortOrder,
+    StackingMode,
+    TooltipDisplayMode,
+    VisibilityMode,
+)
+from grafana_foundation_sdk.models.dashboard import (
+    DashboardCursorSync,
+    DataSourceRef,
+    GridPos,
+    Threshold,
+    ThresholdsMode,
+    VariableRefresh,
+    VariableSort,
+)
+
+from scripts.dashboard_panels import ROWS, STATS, Panel, Query, Row, Stat
+
+OUTPUT = Path(__file__).resolve().parent.parent / "charts" / "aoai-worker" / "files" / "dashboard.json"
+WIDTH = 24
+STAT_HEIGHT = 4
+PANEL_HEIGHT = 8
+SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
+
+VARIABLES = (
+    ("namespace", "Namespace", "label_values(aoai_worker_build_info, namespace)"),
+    ("queue", "Queue", 'label_values(aoai_worker_jobs_received_total{namespace=~"$namespace"}, queue)'),
+    ("deployment", "Deployment", 'label_values(aoai_worker_calls_total{namespace=~"$namespace"}, deployment)'),
+    ("pod", "Pod", 'label_values(aoai_worker_build_info{namespace=~"$namespace"}, pod)'),
+)
+
+
+def main() -> int:
+    OUTPUT.write_text(render())
+    return 0
+
+
+def render() -> str:
+    """The dashboard's JSON, the same at every call."""
+    built = (
+        dashboard.Dashboard("aoai-worker")
+        .uid("aoai-worker")
+        .description("Throughput, latency, quota, identity and Service Bus of aoai-worker.")
+        .tags(["aoai-worker", "azure-openai", "service-bus"])
+        .tooltip(DashboardCursorSync.CROSSHAIR)
+        .time("now-1h", "now")
+        .refresh("30s")
+        .timezone("browser")
+        .readonly()
+    )
+    built.with_variable(dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"))
+    for name, label, query in VARIABLES:
+        built.with_variable(variable(name, label, query))
+    add_stats(built)
+    add_rows(built)
+    return JSONEncoder(sort_keys=True, indent=2).encode(built.build()) + "\n"
+
+
+def variable(name: str, label: str, query: str) -> dashboard.QueryVariable:
+    return (
+        dashboard.QueryVariable(name)
+        .label(label)
+        .query(query)
+        .datasource(SOURCE)
+        .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
+        .sort(VariableSort.ALPHABETICAL_ASC)
+        .multi(True)
+        .include_all(True)
+        .all_value(".*")
+        .current({"text": "All", "value": "$__all"})
+    )
+
+
+def add_stats(built: dashboard.Dashboard) -> None:
+    width = WIDTH // len(STATS)
+    for place, one in enumerate(STATS):
+        built.with_panel(draw_stat(one).grid_pos(GridPos(h=STAT_HEIGHT, w=width, x=place * width, y=0)))
+
+
+def add_rows(built: dashboard.Dashboard) -> None:
+    top = STAT_HEIGHT
+    for row in ROWS:
+        built.with_row(dashboard.Row(row.title).grid_pos(GridPos(h=1, w=WIDTH, x=0, y=top)))
+        top = add_panels(built, row, top + 1)
+
+
+def add_panels(built: dashboard.Dashboard, row: Row, top: int) -> int:
+    """Lays the panels out from the left; returns where the next row begins."""
+    width = WIDTH // row.columns
+    for place, panel in enumerate(row.panels):
+        line, column = divmod(place, row.columns)
+        position = GridPos(h=PANEL_HEIGHT, w=width, x=column * width, y=top + line * PANEL_HEIGHT)
+        built.with_panel(draw(panel).grid_pos(position))
+    lines = -(-len(row.panels) // row.columns)
+    return top + lines * PANEL_HEIGHT
+
+
+def draw(panel: Panel) -> timeseries.Panel:
+    drawn = (
+        timeseries.Panel()
+        .title(panel.title)
+        .description(panel.description)
+        .datasource(SOURCE)
+        .unit(panel.unit)
+        .min(0)
+        .line_width(1)
+        .fill_opacity(25 if panel.stacked else 0)
+        .show_points(VisibilityMode.NEVER)
+        .tooltip(common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI).sort(SortOrder.DESCENDING))
+        .legend(legend())
+    )
+    if panel.maximum is not None:
+        drawn.max(panel.maximum)
+    if panel.stacked:
+        drawn.stacking(common.StackingConfig().mode(StackingMode.NORMAL))
+    if panel.warn_below is not None:
+        drawn.thresholds(thresholds([("red", None), ("transparent", panel.warn_below)]))
+        drawn.thresholds_style(common.GraphThresholdsStyleConfig().mode(GraphThresholdsStyleMode.AREA))
+    for query in targets(panel.queries):
+        drawn.with_target(query)
+    return drawn
+
+
+def draw_stat(one: Stat) -> stat.Panel:
+    drawn = (
+        stat.Panel()
+        .title(one.title)
+        .description(one.description)
+        .datasource(SOURCE)
+        .unit(one.unit)
+        .no_value(one.without)
+        .thresholds(thresholds(one.steps))
+        .color_mode(BigValueColorMode.VALUE)
+        .graph_mode(BigValueGraphMode.AREA)
+        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+    )
+    if one.decimals is not None:
+        drawn.decimals(one.decimals)
+    for query in targets((Query(one.expression, one.title),)):
+        drawn.with_target(query)
+    return drawn
+
+
+def legend() -> common.VizLegendOptions:
+    shown = common.VizLegendOptions().show_legend(True).calcs([])
+    return shown.display_mode(LegendDisplayMode.LIST).placement(LegendPlacement.BOTTOM)
+
+
+def thresholds(steps: Iterable[tuple[str, float | None]]) -> dashboard.ThresholdsConfig:
+    made = [Threshold(color=color, value=value) for color, value in steps]
+    return dashboard.ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(made)
+
+
+def targets(queries: Iterable[Query]) -> Iterable[prometheus.Dataquery]:
+    for letter, query in zip("ABCDEFGH", queries, strict=False):
+        made = prometheus.Dataquery().expr(query.expression).legend_format(query.legend)
+        yield made.ref_id(letter).range().datasource(SOURCE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

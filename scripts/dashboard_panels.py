@@ -1,0 +1,468 @@
+"""What the dashboard shows: titles, units and PromQL, row by row. dashboard.py draws it.
+
+`NS`, `QUEUE` and the like are the label matchers of the dashboard's variables. Quantiles are of buckets summed over
+all pods; counters are looked at with `$__rate_interval`, so that a panel is right for any scrape interval and zoom.
+"""
+
+from dataclasses import dataclass
+
+NS = 'namespace=~"$namespace", pod=~"$pod"'
+QUEUE = f'{NS}, queue=~"$queue"'
+DEPLOYMENT = f'{NS}, deployment=~"$deployment"'
+EITHER = f'{QUEUE}, deployment=~"$deployment|none"'
+RATE = "[$__rate_interval]"
+FINISHED = "answered|refused|expired|attempts_exhausted|faulted"
+FAILED = "expired|attempts_exhausted|faulted"
+ENDED = f'{QUEUE}, outcome=~"{FINISHED}"'
+KEDA_SCALER = 'scaledObject=~".*aoai-worker.*"'
+HPA = 'namespace=~"$namespace", horizontalpodautoscaler=~".*aoai-worker.*"'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stat:
+    """One big number. `steps` are colours from a value upwards; `without` is shown where there is no data."""
+
+    title: str
+    description: str
+    unit: str
+    expression: str
+    steps: tuple[tuple[str, float | None], ...]
+    decimals: int | None = None
+    without: str = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    expression: str
+    legend: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Panel:
+    """One graph. `warn_below` paints what lies below that value red."""
+
+    title: str
+    description: str
+    unit: str
+    queries: tuple[Query, ...]
+    stacked: bool = False
+    maximum: float | None = None
+    warn_below: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    title: str
+    panels: tuple[Panel, ...]
+    columns: int = 3
+
+
+def by(labels: str, expression: str) -> str:
+    return f"sum by ({labels}) ({expression})"
+
+
+def per_minute(metric: str, matchers: str) -> str:
+    return f"rate(aoai_worker_{metric}{{{matchers}}}{RATE}) * 60"
+
+
+def quantiles(metric: str, matchers: str, label: str) -> tuple[Query, ...]:
+    """The median, and the 95th and 99th percentile, for each value of the label."""
+    buckets = f"sum by (le, {label}) (rate(aoai_worker_{metric}_bucket{{{matchers}}}{RATE}))"
+    return tuple(
+        Query(f"histogram_quantile(0.{digits}, {buckets})", f"p{digits} {{{{{label}}}}}")
+        for digits in ("50", "95", "99")
+    )
+
+
+STATS = (
+    Stat(
+        title="Throughput per minute",
+        description="Jobs that finished: answered, refused or failed.",
+        unit="short",
+        expression=f"sum({per_minute('jobs_total', ENDED)})",
+        steps=(("blue", None),),
+        decimals=0,
+    ),
+    Stat(
+        title="Success ratio",
+        description="Jobs with an answer or a refusal of the service, of all that finished. The objective is 99 %.",
+        unit="percentunit",
+        expression=(
+            f'1 - sum(rate(aoai_worker_jobs_total{{{QUEUE}, outcome=~"{FAILED}"}}{RATE})'
+            f" or rate(aoai_worker_dead_letters_swept_total{{{QUEUE}}}{RATE}))"
+            f' / sum(rate(aoai_worker_jobs_total{{{QUEUE}, outcome=~"{FINISHED}"}}{RATE})'
+            f" or rate(aoai_worker_dead_letters_swept_total{{{QUEUE}}}{RATE}))"
+        ),
+        steps=(("red", None), ("orange", 0.95), ("green", 0.99)),
+        decimals=2,
+        without="no jobs",
+    ),
+    Stat(
+        title="Backlog age",
+        description="Age of the message received last; 0 when the queue was found empty.",
+        unit="s",
+        expression=f"max(aoai_worker_backlog_age_seconds{{{QUEUE}}})",
+        steps=(("green", None), ("orange", 3_600), ("red", 14_400)),
+        without="no pods",
+    ),
+    Stat(
+        title="In flight",
+        description="Jobs under way whose result is not written yet, of all pods.",
+        unit="short",
+        expression=f"sum(aoai_worker_jobs_in_flight{{{NS}}})",
+        steps=(("blue", None),),
+        decimals=0,
+        without="no pods",
+    ),
+    Stat(
+        title="Token expires in",
+        description="The token that expires first, of all pods and scopes.",
+        unit="dtdurations",
+        expression=f"min(aoai_worker_token_expiry_timestamp_seconds{{{NS}}} - time())",
+        steps=(("red", None), ("orange", 600), ("green", 1_200)),
+        decimals=0,
+        without="no token",
+    ),
+    Stat(
+        title="429 share",
+        description="Calls that the service answered with 429, of all calls.",
+        unit="percentunit",
+        expression=(
+            f'sum(rate(aoai_worker_calls_total{{{DEPLOYMENT}, status="429"}}{RATE}))'
+            f" / sum(rate(aoai_worker_calls_total{{{DEPLOYMENT}}}{RATE}))"
+        ),
+        steps=(("green", None), ("orange", 0.02), ("red", 0.1)),
+        decimals=1,
+        without="no calls",
+    ),
+)
+
+ROWS = (
+    Row(
+        title="Throughput and tokens",
+        panels=(
+            Panel(
+                title="Jobs by outcome per minute",
+                description="Deliveries that ended, by outcome. handed_back and lock_lost come again.",
+                unit="short",
+                queries=(Query(by("outcome", per_minute("jobs_total", EITHER)) + " > 0", "{{outcome}}"),),
+                stacked=True,
+            ),
+            Panel(
+                title="Tokens per minute",
+                description="Tokens of answers as the service counts them; cached ones are part of the prompt's.",
+                unit="short",
+                queries=(Query(by("kind", per_minute("tokens_total", DEPLOYMENT)), "{{kind}}"),),
+            ),
+            Panel(
+                title="In flight",
+                description="Jobs under way, deliveries not settled yet, and the slots of all pods.",
+                unit="short",
+                queries=(
+                    Query(f"sum(aoai_worker_jobs_in_flight{{{NS}}})", "in flight"),
+                    Query(f"sum(aoai_worker_deliveries_held{{{NS}}})", "held"),
+                    Query(f"sum(aoai_worker_slots{{{NS}}})", "slots"),
+                ),
+            ),
+            Panel(
+                title="Messages received per minute",
+                description="All messages received, and those of them that had been delivered before.",
+                unit="short",
+                queries=(
+                    Query(by("queue", per_minute("jobs_received_total", QUEUE)), "{{queue}}"),
+                    Query(by("queue", per_minute("jobs_redelivered_total", QUEUE)), "{{queue}} redelivered"),
+                ),
+            ),
+            Panel(
+                title="Backlog age",
+                description="Age of the message received last, by queue; 0 when the queue was found empty.",
+                unit="s",
+                queries=(Query(f"max by (queue) (aoai_worker_backlog_age_seconds{{{QUEUE}}})", "{{queue}}"),),
+            ),
+            Panel(
+                title="Bytes in flight",
+                description="Bytes of jobs and unwritten answers; at the limit nothing more is received.",
+                unit="bytes",
+                queries=(
+                    Query(f"sum(aoai_worker_in_flight_bytes{{{NS}}})", "in flight"),
+                    Query(f"sum(aoai_worker_in_flight_bytes_limit{{{NS}}})", "limit"),
+                ),
+            ),
+        ),
+    ),
+    Row(
+        title="Latency",
+        columns=4,
+        panels=(
+            Panel(
+                title="Queue wait",
+                description="From enqueuing to the start of a delivery's processing.",
+                unit="s",
+                queries=quantiles("queue_wait_seconds", QUEUE, "queue"),
+            ),
+            Panel(
+                title="Call",
+                description="Seconds of a call to Azure OpenAI, failed ones included.",
+                unit="s",
+                queries=quantiles("call_seconds", DEPLOYMENT, "deployment"),
+            ),
+            Panel(
+                title="End to end",
+                description="From enqueuing to the outcome.",
+                unit="s",
+                queries=quantiles("job_seconds", QUEUE, "queue"),
+            ),
+            Panel(
+                title="Time to first token",
+                description="Of calls that stream; others do not tell.",
+                unit="s",
+                queries=quantiles("first_token_seconds", DEPLOYMENT, "deployment"),
+            ),
+        ),
+    ),
+    Row(
+        title="Quota and gates by deployment",
+        columns=4,
+        panels=(
+            Panel(
+                title="Gate open",
+                description="Share of the pods whose gate to the deployment is open.",
+                unit="percentunit",
+                queries=(Query(f"avg by (deployment) (aoai_worker_gate_open{{{DEPLOYMENT}}})", "{{deployment}}"),),
+                maximum=1,
+            ),
+            Panel(
+                title="Gate closed",
+                description="Seconds per second for which gates were closed, on average over the pods, by reason.",
+                unit="percentunit",
+                queries=(
+                    Query(
+                        "avg by (deployment, reason) "
+                        f"(rate(aoai_worker_gate_closed_seconds_total{{{DEPLOYMENT}}}{RATE}))",
+                        "{{deployment}} {{reason}}",
+                    ),
+                ),
+            ),
+            Panel(
+                title="Calls by status per minute",
+                description="HTTP status of the service; none where there was no answer.",
+                unit="short",
+                queries=(
+                    Query(
+                        by("deployment, status", per_minute("calls_total", DEPLOYMENT)) + " > 0",
+                        "{{deployment}} {{status}}",
+                    ),
+                ),
+                stacked=True,
+            ),
+            Panel(
+                title="Concurrency",
+                description="Calls under way, and how many the adaptive limit allows, of all pods.",
+                unit="short",
+                queries=(
+                    Query(by("deployment", f"aoai_worker_calls_in_flight{{{DEPLOYMENT}}}"), "{{deployment}} calls"),
+                    Query(
+                        by("deployment", f"aoai_worker_concurrency_limit{{{DEPLOYMENT}}}"), "{{deployment}} limit"
+                    ),
+                ),
+            ),
+            Panel(
+                title="Tokens left in the minute",
+                description="As the service's headers said last; and the budget of all pods, where there is one.",
+                unit="short",
+                queries=(
+                    Query(
+                        f"min by (deployment) (aoai_worker_quota_remaining_tokens{{{DEPLOYMENT}}})",
+                        "{{deployment}} left",
+                    ),
+                    Query(
+                        by("deployment", f"aoai_worker_budget_tokens_per_minute{{{DEPLOYMENT}}}"),
+                        "{{deployment}} budget",
+                    ),
+                ),
+            ),
+            Panel(
+                title="Requests left in the minute",
+                description="As the service's headers said last; and the budget of all pods, where there is one.",
+                unit="short",
+                queries=(
+                    Query(
+                        f"min by (deployment) (aoai_worker_quota_remaining_requests{{{DEPLOYMENT}}})",
+                        "{{deployment}} left",
+                    ),
+                    Query(
+                        by("deployment", f"aoai_worker_budget_requests_per_minute{{{DEPLOYMENT}}}"),
+                        "{{deployment}} budget",
+                    ),
+                ),
+            ),
+            Panel(
+                title="Throttles per minute",
+                description="Calls answered 429: quota (ours is spent), capacity (theirs is), cut, provisioned.",
+                unit="short",
+                queries=(
+                    Query(
+                        by("deployment, kind", per_minute("throttles_total", DEPLOYMENT)), "{{deployment}} {{kind}}"
+                    ),
+                ),
+                stacked=True,
+            ),
+            Panel(
+                title="Jobs parked",
+                description="Jobs that wait for a deployment whose gate is closed or whose limit is reached.",
+                unit="short",
+                queries=(Query(by("deployment", f"aoai_worker_jobs_parked{{{DEPLOYMENT}}}"), "{{deployment}}"),),
+            ),
+        ),
+    ),
+    Row(
+        title="Identity",
+        columns=4,
+        panels=(
+            Panel(
+                title="Token refreshes",
+                description="Token requests within an hour, by outcome.",
+                unit="short",
+                queries=(
+                    Query(
+                        by("scope, outcome", f"increase(aoai_worker_token_refreshes_total{{{NS}}}[1h])"),
+                        "{{scope}} {{outcome}}",
+                    ),
+                    Query(
+                        by("scope, code", f"increase(aoai_worker_token_refresh_failures_total{{{NS}}}[1h])"),
+                        "{{scope}} {{code}}",
+                    ),
+                ),
+            ),
+            Panel(
+                title="Refresh duration",
+                description="Mean seconds of the token requests that succeeded since the pods' start.",
+                unit="s",
+                queries=(
+                    Query(
+                        by("scope", f"aoai_worker_token_refresh_seconds_sum{{{NS}}}")
+                        + " / "
+                        + by("scope", f"aoai_worker_token_refresh_seconds_count{{{NS}}}"),
+                        "{{scope}}",
+                    ),
+                ),
+            ),
+            Panel(
+                title="Token valid for",
+                description="Of the token that expires first. Usually refreshed when half its life is left.",
+                unit="dtdurations",
+                queries=(
+                    Query(
+                        f"min by (scope) (aoai_worker_token_expiry_timestamp_seconds{{{NS}}}) - time()", "{{scope}}"
+                    ),
+                ),
+                warn_below=600,
+            ),
+            Panel(
+                title="Age of the projected token",
+                description="Of the file that the kubelet writes anew, usually when 80 % of an hour are over.",
+                unit="dtdurations",
+                queries=(Query(f"max(aoai_worker_projected_token_age_seconds{{{NS}}})", "oldest"),),
+            ),
+        ),
+    ),
+    Row(
+        title="Service Bus",
+        panels=(
+            Panel(
+                title="Settlements per minute",
+                description="By what was asked and whether the broker confirmed; what it did not may come again.",
+                unit="short",
+                queries=(
+                    Query(
+                        by("settlement, confirmed", per_minute("settlements_total", NS)) + " > 0",
+                        "{{settlement}} confirmed: {{confirmed}}",
+                    ),
+                ),
+                stacked=True,
+            ),
+            Panel(
+                title="Lock renewals per minute",
+                description="Locks renewed, not renewed by a failed request, and lost.",
+                unit="short",
+                queries=(
+                    Query(f"sum({per_minute('lock_renewals_total', NS)})", "renewed"),
+                    Query(f"sum({per_minute('lock_renewal_failures_total', NS)})", "failed"),
+                    Query(f"sum({per_minute('locks_lost_total', NS)})", "lost"),
+                ),
+            ),
+            Panel(
+                title="Hand-backs per minute",
+                description="Deliveries given back to the queue, by reason.",
+                unit="short",
+                queries=(Query(by("reason", per_minute("jobs_handed_back_total", QUEUE)), "{{reason}}"),),
+            ),
+            Panel(
+                title="Receivers restarted",
+                description="Receivers retired after an error, within an hour.",
+                unit="short",
+                queries=(
+                    Query(
+                        by("queue", f"increase(aoai_worker_receiver_restarts_total{{{QUEUE}}}[1h])"), "{{queue}}"
+                    ),
+                ),
+            ),
+            Panel(
+                title="Dead letters",
+                description="Messages that are no jobs, and what the broker gave up and was swept, within an hour.",
+                unit="short",
+                queries=(
+                    Query(
+                        by("queue", f'increase(aoai_worker_jobs_total{{{QUEUE}, outcome="dead_lettered"}}[1h])'),
+                        "{{queue}} no job",
+                    ),
+                    Query(
+                        by("queue, reason", f"increase(aoai_worker_dead_letters_swept_total{{{QUEUE}}}[1h])"),
+                        "{{queue}} swept: {{reason}}",
+                    ),
+                ),
+            ),
+            Panel(
+                title="Paid twice, suspects, faults",
+                description="Within an hour: answers that had been written before, jobs run apart, faults of ours.",
+                unit="short",
+                queries=(
+                    Query(f"sum(increase(aoai_worker_jobs_paid_twice_total{{{QUEUE}}}[1h]))", "paid twice"),
+                    Query(f"sum(increase(aoai_worker_jobs_suspect_total{{{QUEUE}}}[1h]))", "suspects"),
+                    Query(f"sum(increase(aoai_worker_faults_total{{{NS}}}[1h]))", "faults"),
+                ),
+            ),
+        ),
+    ),
+    Row(
+        title="Pods and KEDA",
+        panels=(
+            Panel(
+                title="Pods",
+                description="Pods that are scraped, by version, and the autoscaler's current and greatest number.",
+                unit="short",
+                queries=(
+                    Query(f"count by (version) (aoai_worker_build_info{{{NS}}})", "{{version}}"),
+                    Query(f"sum(kube_horizontalpodautoscaler_status_current_replicas{{{HPA}}})", "current"),
+                    Query(f"sum(kube_horizontalpodautoscaler_spec_max_replicas{{{HPA}}})", "maximum"),
+                ),
+            ),
+            Panel(
+                title="Pods that take no jobs",
+                description="By reason, as /readyz tells it. A pod may have several.",
+                unit="short",
+                queries=(Query(by("reason", f"aoai_worker_intake_closed{{{NS}}}"), "{{reason}}"),),
+                stacked=True,
+            ),
+            Panel(
+                title="Queue length as KEDA sees it",
+                description="Active messages by trigger, and the scaler's errors per minute.",
+                unit="short",
+                queries=(
+                    Query(f"sum by (metric) (keda_scaler_metrics_value{{{KEDA_SCALER}}})", "{{metric}}"),
+                    Query(f"sum(rate(keda_scaler_detail_errors_total{{{KEDA_SCALER}}}{RATE}) * 60)", "errors/min"),
+                ),
+            ),
+        ),
+    ),
+)

@@ -1,0 +1,284 @@
+"""The Azure side: Bicep that parses and resolves, an az script that does the same, one list of roles for all.
+
+Neither is run against Azure. The script is run with a stand-in for az that writes down what it is asked for.
+"""
+
+import functools
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pycep import BicepParser
+
+from scripts.chart.alerts import iso_duration
+from tests.chart.helm import CHART, ROOT
+from worker import azure_roles
+from worker.azure_roles import GRANTS, INFERENCE_ONLY_DATA_ACTIONS, ROLES
+
+AZURE = ROOT / "k8s/azure"
+GUID = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
+SET_UP = [grant for grant in GRANTS if grant.holder != "kubelet"]
+"""AcrPull is given by `az aks update --attach-acr`."""
+
+QUEUE = {
+    "lockDuration": "PT5M",
+    "maxDeliveryCount": 20,
+    "requiresDuplicateDetection": True,
+    "duplicateDetectionHistoryTimeWindow": "P1D",
+    "enablePartitioning": False,
+    "deadLetteringOnMessageExpiration": True,
+    "maxSizeInMegabytes": 5120,
+}
+STUB = """#!/bin/sh
+printf '%s\\037' "$@" >>"$AZ_LOG"
+printf '\\036' >>"$AZ_LOG"
+case "$*" in
+*"resource show"*) exit 1 ;;
+*issuerUrl*) echo https://issuer ;;
+*principalId*) for word; do case $word in id-*) echo "principal-of-$word" ;; esac; done ;;
+*"account show --query id"*) echo subscription ;;
+*) echo value ;;
+esac
+"""
+
+
+@functools.cache
+def bicep(name: str = "main.bicep") -> Any:
+    return BicepParser().parse(text=(AZURE / name).read_text(encoding="utf-8"))
+
+
+def properties(symbol: str) -> dict[str, Any]:
+    config = bicep()["resources"][symbol]["config"]
+    found: dict[str, Any] = config.get("config", config)["properties"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def calls(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
+    """What setup.sh asks az for, with everything switched on."""
+    return run_setup(tmp_path_factory.mktemp("az"), {"STORAGE": "mystorage", "PRODUCER": "producers"})
+
+
+def run_setup(folder: Path, more: dict[str, str]) -> list[list[str]]:
+    (folder / "az").write_text(STUB)
+    (folder / "az").chmod(0o755)
+    environment = {
+        "PATH": f"{folder}:{os.environ['PATH']}",
+        "AZ_LOG": str(folder / "log"),
+        "RESOURCE_GROUP": "group",
+        "CLUSTER_GROUP": "clusters",
+        "CLUSTER": "cluster",
+        "NAMESPACE": "mynamespace",
+        "ACCOUNT": "myaccount",
+        "WORKER_IDENTITY": "id-worker",
+        "KEDA_IDENTITY": "id-keda",
+        "JOBS_QUEUES": "jobs more",
+        **more,
+    }
+    done = subprocess.run([AZURE / "setup.sh"], env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [call.split("\x1f")[:-1] for call in (folder / "log").read_text().split("\x1e")[:-1]]
+
+
+def option(call: list[str], name: str) -> str:
+    return call[call.index(name) + 1]
+
+
+@pytest.mark.parametrize("name", ["main.bicep", "alerts.bicep"])
+def test_the_bicep_parses(name: str) -> None:
+    assert bicep(name)["resources"]
+
+
+def test_every_role_id_in_bicep_and_script_is_one_of_ours() -> None:
+    known = {role.id for role in ROLES}
+    for name in ("main.bicep", "setup.sh"):
+        assert set(GUID.findall((AZURE / name).read_text(encoding="utf-8"))) == known - {azure_roles.ACR_PULL.id}
+
+
+def test_role_ids_stand_under_the_same_name_everywhere() -> None:
+    variables = bicep()["variables"]
+    script = dict(re.findall(r"^([A-Z_]+)=([0-9a-f-]{36})$", (AZURE / "setup.sh").read_text(), re.MULTILINE))
+    for name, role in vars(azure_roles).items():
+        if isinstance(role, azure_roles.Role) and role is not azure_roles.ACR_PULL:
+            assert script[name] == role.id
+            assert camel(name) in {key.lower() for key, item in variables.items() if item["value"] == role.id}
+
+
+def camel(name: str) -> str:
+    return name.replace("_", "").lower()
+
+
+@pytest.mark.parametrize("symbol", ["jobs", "results"])
+def test_the_bicep_makes_the_queues_that_the_worker_needs(symbol: str) -> None:
+    assert properties(symbol) == {**QUEUE, "requiresSession": symbol == "results"}
+
+
+def test_the_script_makes_the_same_queues(calls: list[list[str]]) -> None:
+    made = {
+        option(call, "--id").rsplit("/", 1)[1]: json.loads(option(call, "--properties"))
+        for call in calls
+        if call[:2] == ["resource", "create"]
+    }
+    assert made == {
+        "jobs": properties("jobs"),
+        "more": properties("jobs"),
+        "results": properties("results"),
+    }
+
+
+def test_keys_are_switched_off_everywhere() -> None:
+    assert properties("namespace")["disableLocalAuth"] is True
+    assert properties("newAccount")["disableLocalAuth"] is True
+    assert properties("storage")["allowSharedKeyAccess"] is False
+
+
+def test_the_script_switches_keys_off_too(calls: list[list[str]]) -> None:
+    texts = [" ".join(call) for call in calls]
+    assert any("servicebus namespace create" in text and "--disable-local-auth true" in text for text in texts)
+    assert any("storage account create" in text and "--allow-shared-key-access false" in text for text in texts)
+    assert any("properties.disableLocalAuth=true" in text for text in texts)
+
+
+def test_the_bicep_gives_exactly_the_roles_of_the_list() -> None:
+    assert sorted(bicep_grants()) == sorted((grant.holder, grant.role.id, grant.scope) for grant in SET_UP)
+
+
+def test_the_script_gives_exactly_the_roles_of_the_list(calls: list[list[str]]) -> None:
+    given = {script_grant(call) for call in calls if call[:3] == ["role", "assignment", "create"]}
+    assert given == {(grant.holder, grant.role.id, grant.scope) for grant in SET_UP}
+
+
+def test_the_readme_s_table_is_the_list_of_roles() -> None:
+    rows = [line.split(" | ") for line in (AZURE / "README.md").read_text().splitlines() if line.count(" | ") == 3]
+    told = [tuple(cell.strip("| ") for cell in row) for row in rows if row[0] != "| who"]
+    assert told == [(grant.holder, grant.role.name, grant.scope, grant.purpose) for grant in GRANTS]
+
+
+def test_the_script_gives_no_role_to_nobody(tmp_path: Path) -> None:
+    calls = run_setup(tmp_path, {"KEDA_IDENTITY": ""})
+    holders = {script_grant(call)[0] for call in calls if call[:3] == ["role", "assignment", "create"]}
+    assert holders == {"worker"}
+
+
+def test_inference_only_takes_the_place_of_the_wider_role(tmp_path: Path) -> None:
+    calls = run_setup(tmp_path, {"INFERENCE_ONLY": "true"})
+    given = [option(call, "--role") for call in calls if call[:3] == ["role", "assignment", "create"]]
+    assert azure_roles.OPENAI_USER.id not in given
+    assert f"{azure_roles.INFERENCE_ONLY} (group)" in given
+    definition = next(option(call, "--role-definition") for call in calls if call[:2] == ["role", "definition"])
+    made = json.loads(definition)
+    assert tuple(made["DataActions"]) == INFERENCE_ONLY_DATA_ACTIONS
+    assert made["AssignableScopes"] == ["/subscriptions/subscription/resourceGroups/group"]
+
+
+def test_the_bicep_s_custom_role_may_call_and_read_nothing() -> None:
+    permissions = properties("inferenceOnlyRole")["permissions"][0]
+    assert tuple(permissions["dataActions"]) == INFERENCE_ONLY_DATA_ACTIONS
+    assert permissions["actions"] == []
+
+
+def test_the_federated_credentials_are_of_the_worker_and_of_keda(calls: list[list[str]]) -> None:
+    made = {
+        option(call, "--identity-name"): (option(call, "--subject"), option(call, "--audience"))
+        for call in calls
+        if call[:2] == ["identity", "federated-credential"]
+    }
+    audience = "api://AzureADTokenExchange"
+    assert made == {
+        "id-worker": ("system:serviceaccount:aoai-worker:aoai-worker", audience),
+        "id-keda": ("system:serviceaccount:kube-system:keda-operator", audience),
+    }
+
+
+@pytest.mark.parametrize("name", ["main.bicep", "alerts.bicep"])
+def test_every_name_in_the_bicep_is_declared(name: str) -> None:
+    text = (AZURE / name).read_text(encoding="utf-8")
+    tree = bicep(name)
+    declared = {*tree["parameters"], *tree["variables"], *tree["resources"]}
+    loops = set(re.findall(r"\[for \(?(\w+)(?:, (\w+)\))? in", text))
+    declared |= {word for pair in loops for word in pair if word}
+    used = set(re.findall(r"\$\{(\w+)\}", text)) | set(re.findall(r"(?:parent|scope): (\w+)", text))
+    assert used - declared == set()
+
+
+def test_every_parameter_of_the_bicep_is_described_and_used() -> None:
+    text = (AZURE / "main.bicep").read_text(encoding="utf-8")
+    for name, parameter in bicep()["parameters"].items():
+        assert any(decorator["type"] == "description" for decorator in parameter["decorators"]), name
+        assert len(re.findall(rf"\b{name}\b", text)) > 1, name
+
+
+def test_the_parameter_file_sets_what_has_no_default() -> None:
+    given = set(re.findall(r"^param (\w+)", (AZURE / "main.bicepparam").read_text(encoding="utf-8"), re.MULTILINE))
+    parameters = bicep()["parameters"]
+    assert given <= parameters.keys()
+    assert {name for name, item in parameters.items() if item.get("default") is None} <= given
+
+
+def test_azure_takes_the_rule_groups() -> None:
+    """At most 20 rules a group, severities 0 to 4 (Azure Monitor, Prometheus rule groups)."""
+    groups = [item["config"]["properties"] for item in bicep("alerts.bicep")["resources"].values()]
+    rules = [rule for group in groups for rule in group["rules"]]
+    assert max(len(group["rules"]) for group in groups) <= 20
+    assert {rule["severity"] for rule in rules if "alert" in rule} <= {0, 1, 2, 3, 4}
+
+
+def test_every_rule_is_there_for_azure_with_its_expression() -> None:
+    source = yaml.safe_load((CHART / "files/alerts.yaml").read_text(encoding="utf-8"))["groups"]
+    expected = [
+        (rule.get("alert") or rule["record"], " ".join(rule["expr"].split())) for g in source for rule in g["rules"]
+    ]
+    groups = bicep("alerts.bicep")["resources"].values()
+    found = [
+        (rule.get("alert") or rule["record"], str(rule["expression"]).replace("\\\\", "\\"))
+        for group in groups
+        for rule in group["config"]["properties"]["rules"]
+    ]
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("prometheus", "iso"),
+    [("5m", "PT5M"), ("1h30m", "PT1H30M"), ("45s", "PT45S"), ("3d", "P3D"), ("1d12h", "P1DT12H")],
+)
+def test_durations_are_written_as_azure_wants_them(prometheus: str, iso: str) -> None:
+    assert iso_duration(prometheus) == iso
+
+
+def bicep_grants() -> Iterator[tuple[str, str, str]]:
+    """Holder, role and scope of each role assignment, by the names of the symbols."""
+    scopes = {
+        "jobs": "jobs queue",
+        "results": "results queue",
+        "account": "OpenAI account",
+        "containers": "blob container",
+    }
+    text = (AZURE / "main.bicep").read_text(encoding="utf-8")
+    roles = {name: item["value"] for name, item in bicep()["variables"].items()}
+    for block in re.findall(r"^resource (\w+) 'Microsoft.Authorization/roleAssignments.*?^}", text, re.M | re.S):
+        body = text[text.index(f"resource {block} ") :].partition("\n}")[0]
+        scope = re.search(r"^  scope: (\w+)", body, re.M)
+        role = re.findall(r"subscriptionResourceId\('Microsoft.Authorization/roleDefinitions', (\w+)\)", body)
+        holder = re.search(r"principalId: (\w+?)(PrincipalId)?(\.|$)", body, re.M)
+        assert scope is not None, block
+        assert holder is not None, block
+        yield holder[1], roles[role[0]], scopes[scope[1]]
+
+
+def script_grant(call: list[str]) -> tuple[str, str, str]:
+    holders = {"principal-of-id-worker": "worker", "principal-of-id-keda": "keda", "producers": "producer"}
+    scope = option(call, "--scope")
+    endings = {
+        "/queues/jobs": "jobs queue",
+        "/queues/more": "jobs queue",
+        "/queues/results": "results queue",
+        "/accounts/myaccount": "OpenAI account",
+    }
+    kind = next((name for ending, name in endings.items() if scope.endswith(ending)), "blob container")
+    return holders[option(call, "--assignee-object-id")], option(call, "--role"), kind

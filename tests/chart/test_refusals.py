@@ -1,0 +1,95 @@
+"""What the chart refuses, and what it tells people to do about it."""
+
+from typing import Any
+
+import pytest
+
+from tests.chart.helm import failure, render
+
+
+@pytest.mark.parametrize(
+    ("value", "changes", "command"),
+    [
+        ("image.registry", {"image": {"registry": ""}}, "az acr list"),
+        ("config.servicebus_namespace", {"config": {"servicebus_namespace": ""}}, "az servicebus namespace list"),
+        ("config.openai_endpoint", {"config": {"openai_endpoint": ""}}, "az cognitiveservices account list"),
+        ("config.models", {"config": {"models": None}}, "az cognitiveservices account deployment list"),
+        ("config.blob_container", {"config": {"sink": "blob"}}, "az storage account list"),
+        ("workloadIdentity.clientId", {"workloadIdentity": {"clientId": ""}}, "az identity show"),
+        ("serviceAccount.name", {"serviceAccount": {"create": False}}, "kubectl get serviceaccounts"),
+        ("autoscaling.keda.identityId", {"autoscaling": {"keda": {"identityId": ""}}}, "az identity show"),
+        (
+            "autoscaling.maxReplicas",
+            {"config": {"models": {"gpt-4o-mini": ["gpt-4o-mini"]}}},
+            "az cognitiveservices account deployment show",
+        ),
+        ("autoscaling.maxReplicas", {"config": {"models": "passthrough"}}, "az cognitiveservices"),
+    ],
+)
+def test_what_is_missing_is_named_with_the_command_that_finds_it(
+    value: str, changes: dict[str, Any], command: str
+) -> None:
+    told = failure("default", changes)
+    assert f"- {value} is missing" in told
+    assert command in told
+
+
+def test_everything_that_is_missing_is_named_at_once() -> None:
+    told = failure("default", {"image": {"registry": ""}, "workloadIdentity": {"clientId": ""}})
+    assert told.count(" is missing") == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"terminationGracePeriodSeconds": 541}, "terminationGracePeriodSeconds is 541, config.grace 540"),
+        ({"autoscaling": {"minReplicas": 4}}, "autoscaling.minReplicas is 4"),
+        (
+            {"config": {"queues": {"jobs": ["gpt-5"]}}},
+            "config.queues.jobs names the model gpt-5, which config.models does not have; there are gpt-4o-mini",
+        ),
+        (
+            {"trustedCA": {"configMap": "a"}, "config": {"ca_file": "/b"}},
+            "trustedCA.configMap and config.ca_file are both set",
+        ),
+        (
+            {"workloadIdentity": {"identityBinding": {"enabled": True}}, "config": {"credential": "managed"}},
+            "needs config.credential workload, and it is managed",
+        ),
+        (
+            {"monitoring": {"prometheusRule": {"enabled": True, "disabled": ["NoSuchAlert"]}}},
+            "names NoSuchAlert, which is no alert",
+        ),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused(changes: dict[str, Any], named: str) -> None:
+    assert named in failure("default", changes)
+
+
+def test_the_worker_s_grace_and_five_seconds_are_enough() -> None:
+    assert render("default", {"terminationGracePeriodSeconds": 545})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"imagee": {}},
+        {"image": {"registy": "a"}},
+        {"config": {"slotss": 1}},
+        {"config": {"pod": "a"}},
+        {"config": {"slots": 0}},
+        {"config": {"api_key": "a"}},
+        {"config": {"openai_endpoint": "http://my-account.openai.azure.com"}},
+        {"config": {"models": {"m": [{"name": "d", "tpm": 1}]}}},
+        {"image": {"tag": "latest"}},
+        {"autoscaling": {"mode": "vpa"}},
+        {"workloadIdentity": {"clientId": "my-identity"}},
+        {"networkPolicy": {"mode": True}},
+        {"tolerations": [{"keey": "a"}]},
+        {"resources": {"limit": {}}},
+        {"extraObjects": [{"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "a"}}]},
+    ],
+    ids=str,
+)
+def test_the_schema_refuses_what_is_misspelt_or_out_of_range(changes: dict[str, Any]) -> None:
+    assert "values don't meet the specifications of the schema" in failure("default", changes)

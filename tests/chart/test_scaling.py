@@ -1,0 +1,152 @@
+"""How many pods there are, and how the share of each in the fleet's budgets follows from that."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as limits
+from hypothesis import strategies as st
+
+from tests.chart.helm import MATRIX, Object, deployment, kinds, only, render, settings
+
+AUTOSCALERS = {"ScaledObject", "HorizontalPodAutoscaler"}
+
+
+@pytest.mark.parametrize("values", MATRIX)
+def test_there_is_one_autoscaler_or_a_number_of_replicas_and_never_both(values: str) -> None:
+    objects = render(values)
+    scalers = AUTOSCALERS & kinds(objects)
+    has_replicas = "replicas" in only(objects, "Deployment")["spec"]
+    assert len(scalers) + has_replicas == 1
+
+
+@pytest.mark.parametrize("values", sorted(MATRIX.keys() - {"everything-on"}))
+def test_the_fleet_s_size_is_the_most_pods_there_can_be(values: str) -> None:
+    objects = render(values)
+    assert settings(objects)["fleet_size"] == most_pods(objects)
+
+
+def test_a_fleet_s_size_of_one_s_own_is_kept() -> None:
+    assert settings(render("default", {"config": {"fleet_size": 2}}))["fleet_size"] == 2
+
+
+def most_pods(objects: list[Object]) -> int:
+    for item in objects:
+        match item["kind"]:
+            case "ScaledObject":
+                return int(item["spec"]["maxReplicaCount"])
+            case "HorizontalPodAutoscaler":
+                return int(item["spec"]["maxReplicas"])
+    return max(1, int(only(objects, "Deployment")["spec"]["replicas"]))
+
+
+@limits(max_examples=15, deadline=None)
+@given(
+    tokens=st.integers(1_000, 50_000_000),
+    requests=st.none() | st.integers(1, 100_000),
+    slots=st.integers(1, 4_096),
+    seconds=st.floats(0.1, 600),
+    cost=st.integers(1, 100_000),
+)
+def test_as_many_pods_as_can_spend_the_quota(
+    tokens: int, requests: int | None, slots: int, seconds: float, cost: int
+) -> None:
+    budget = {"name": "d", "tokens_per_minute": tokens, "requests_per_minute": requests}
+    changes = {
+        "config": {"models": {"gpt-4o-mini": [budget]}, "slots": slots},
+        "autoscaling": {"sizing": {"secondsPerCall": seconds, "tokensPerJob": cost}},
+    }
+    jobs = min(tokens / cost, requests or math.inf)
+    wanted = jobs / (slots * 60 / seconds)
+    found = most_pods(render("default", changes))
+    # Go and Python round the last bit alike, but not in the same order
+    assert found in {min(1000, max(1, math.ceil(wanted * error))) for error in (0.999999, 1, 1.000001)}
+
+
+def test_a_deployment_that_two_models_share_is_counted_once() -> None:
+    shared = [{"name": "d", "tokens_per_minute": 2_000_000}]
+    once, twice = (
+        most_pods(render("default", {"config": {"models": models}}))
+        for models in ({"gpt-4o-mini": shared}, {"gpt-4o-mini": shared, "other": shared})
+    )
+    assert once == twice == 3
+
+
+def test_the_budgets_of_several_deployments_add_up() -> None:
+    models = {"gpt-4o-mini": [{"name": f"d{n}", "tokens_per_minute": 2_000_000} for n in range(3)]}
+    assert most_pods(render("default", {"config": {"models": models}})) == math.ceil(3 * 2000 / 768)
+
+
+def test_a_maximum_of_one_s_own_wins() -> None:
+    assert most_pods(render("default", {"autoscaling": {"maxReplicas": 17}})) == 17
+
+
+def test_keda_looks_at_every_queue_with_its_own_identity() -> None:
+    objects = render("prod")
+    triggers = only(objects, "ScaledObject")["spec"]["triggers"]
+    assert [item["metadata"]["queueName"] for item in triggers] == ["jobs-4o", "jobs-mini"]
+    assert {item["authenticationRef"]["name"] for item in triggers} == {
+        only(objects, "TriggerAuthentication")["metadata"]["name"]
+    }
+    identity = only(objects, "TriggerAuthentication")["spec"]["podIdentity"]
+    assert identity == {"provider": "azure-workload", "identityId": "22222222-2222-2222-2222-222222222222"}
+
+
+def test_keda_s_identity_is_not_the_worker_s() -> None:
+    objects = render()
+    worker = only(objects, "ServiceAccount")["metadata"]["annotations"]["azure.workload.identity/client-id"]
+    assert only(objects, "TriggerAuthentication")["spec"]["podIdentity"]["identityId"] != worker
+
+
+def test_keda_scales_to_zero() -> None:
+    assert only(render(), "ScaledObject")["spec"]["minReplicaCount"] == 0
+
+
+def test_an_hpa_cannot_scale_to_zero() -> None:
+    changed = {"autoscaling": {"minReplicas": 0}}
+    assert only(render("hpa", changed), "HorizontalPodAutoscaler")["spec"]["minReplicas"] == 1
+
+
+def test_a_pod_is_added_for_as_many_messages_as_it_takes_in_flight() -> None:
+    trigger = only(render("default", {"config": {"slots": 200}}), "ScaledObject")["spec"]["triggers"][0]
+    assert trigger["metadata"]["messageCount"] == "200"
+
+
+def test_keda_gets_the_short_name_of_the_namespace() -> None:
+    metadata = only(render(), "ScaledObject")["spec"]["triggers"][0]["metadata"]
+    assert metadata["namespace"] == "my-namespace"
+    assert "cloud" not in metadata
+
+
+@pytest.mark.parametrize(
+    ("host", "cloud"),
+    [
+        ("n.servicebus.usgovcloudapi.net", {"cloud": "AzureUSGovernmentCloud"}),
+        ("n.servicebus.chinacloudapi.cn", {"cloud": "AzureChinaCloud"}),
+        ("n.servicebus.example", {"cloud": "Private", "endpointSuffix": "servicebus.example"}),
+    ],
+)
+def test_keda_is_told_the_cloud_of_the_namespace(host: str, cloud: dict[str, str]) -> None:
+    changed = render("default", {"config": {"servicebus_namespace": host}})
+    metadata = only(changed, "ScaledObject")["spec"]["triggers"][0]["metadata"]
+    assert cloud.items() <= metadata.items()
+
+
+def test_when_keda_cannot_see_the_queues_half_of_the_pods_work_on() -> None:
+    objects = render("default", {"autoscaling": {"maxReplicas": 7}})
+    assert only(objects, "ScaledObject")["spec"]["fallback"] == {"failureThreshold": 3, "replicas": 4}
+
+
+def test_a_fallback_to_no_pods_is_kept() -> None:
+    objects = render("default", {"autoscaling": {"keda": {"fallback": {"replicas": 0}}}})
+    assert only(objects, "ScaledObject")["spec"]["fallback"]["replicas"] == 0
+
+
+def test_pods_come_quickly_and_go_slowly() -> None:
+    behavior = only(render(), "ScaledObject")["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    assert behavior["scaleUp"]["stabilizationWindowSeconds"] == 0
+    assert behavior["scaleDown"]["stabilizationWindowSeconds"] == 300
+
+
+def test_without_an_autoscaler_the_number_of_pods_is_the_value() -> None:
+    assert deployment("keda-off")["spec"]["replicas"] == 4

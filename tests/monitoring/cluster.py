@@ -1,0 +1,55 @@
+"""Stands in for KEDA's operator and kube-state-metrics, which need a cluster: serves the few metrics that are used.
+
+The queue's length is what was submitted less what the workers have received; the rest is as of a fleet of two pods.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+
+NAMESPACE = "batch"
+SCALED = {"namespace": NAMESPACE, "scaledObject": "aoai-worker"}
+AUTOSCALER = {"namespace": NAMESPACE, "horizontalpodautoscaler": "keda-hpa-aoai-worker"}
+DEPLOYMENT = {"namespace": NAMESPACE, "deployment": "aoai-worker"}
+
+
+@dataclass
+class Cluster:
+    """Gauges that a scene may set; `queue_length` is asked at every scrape."""
+
+    queue_length: Callable[[], float]
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+
+    def __post_init__(self) -> None:
+        trigger = {**SCALED, "metric": "s0-azure-servicebus-jobs", "scaler": "azureServiceBusScaler"}
+        self._gauge("keda_scaler_metrics_value", trigger).set_function(self.queue_length)
+        errors = Counter("keda_scaler_detail_errors_total", "", [*trigger], registry=self.registry)
+        errors.labels(**trigger)
+        self._gauge("kube_horizontalpodautoscaler_spec_max_replicas", AUTOSCALER).set(4)
+        self._gauge("kube_horizontalpodautoscaler_status_current_replicas", AUTOSCALER).set(2)
+        self._gauge("kube_deployment_spec_replicas", DEPLOYMENT).set(2)
+
+    def _gauge(self, name: str, labels: dict[str, str]) -> Gauge:
+        return Gauge(name, "", [*labels], registry=self.registry).labels(**labels)
+
+
+@asynccontextmanager
+async def served(cluster: Cluster) -> AsyncIterator[int]:
+    """The port on which it can be scraped."""
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(cluster.registry), content_type="text/plain")
+
+    application = web.Application()
+    application.router.add_get("/metrics", metrics)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        yield int(runner.addresses[0][1])
+    finally:
+        await runner.cleanup()

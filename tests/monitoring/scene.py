@@ -1,0 +1,113 @@
+"""A fleet at work under observation: two workers, an embedded Azure with a quota, and a Prometheus that watches.
+
+Traffic is mixed on purpose: streamed and whole answers, a deployment whose quota is too small, refused jobs.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tests.monitoring.cluster import NAMESPACE, Cluster, served
+from tests.monitoring.prometheus import Prometheus, Target, prometheus
+from tests.system.harness import Azure, Worker, azure, command, worker, world_for_tests
+from worker.local.world import Deployment, World
+
+MODELS = {
+    "gpt-4o-mini": [{"name": "gpt-4o-mini"}],
+    "gpt-4o": [{"name": "gpt-4o", "tokens_per_minute": 40_000, "requests_per_minute": 420}],
+}
+PODS = ("aoai-worker-5d9c7-k2x4p", "aoai-worker-5d9c7-wz8rn")
+
+
+@dataclass
+class Scene:
+    azure: Azure
+    workers: Sequence[Worker]
+    prometheus: Prometheus
+    folder: Path
+    submitted: list[int] = field(default_factory=list)
+
+    async def submit(self, count: int) -> None:
+        number = len(self.submitted)
+        file = write_mixed_batch(self.folder / f"batch-{number}.jsonl", count)
+        self.submitted.append(count)
+        code, output = await command(self.azure, "submit", str(file), "--batch", f"batch-{number}")
+        assert code == 0, output
+
+    async def throttle(self, count: int, *, retry_after: float = 3.0) -> None:
+        """The service refuses the next calls to the small quota: others have used it, which no pacing can know."""
+        fault = {"status": 429, "retry_after": retry_after, "count": count, "deployment": "gpt-4o"}
+        await self.azure.control("/local/faults", fault)
+
+    async def until(self, expression: str, *, patience: float = 60.0) -> None:
+        """Asks Prometheus each second, its scrape interval, until the expression has a value."""
+        async with asyncio.timeout(patience):
+            while not await self.prometheus.has(expression):
+                await asyncio.sleep(1)
+
+
+def small_quota() -> World:
+    """One deployment without limits and one whose requests per minute are soon used up."""
+    return replace(
+        world_for_tests(lock_duration=20.0),
+        deployments=(
+            Deployment(name="gpt-4o-mini", model="gpt-4o-mini", latency=0.8, latency_sigma=0.5),
+            Deployment(
+                name="gpt-4o", model="gpt-4o", latency=1.5, requests_per_minute=360, tokens_per_minute=30_000
+            ),
+        ),
+    )
+
+
+@asynccontextmanager
+async def watched_fleet(folder: Path, *, slots: int = 24) -> AsyncIterator[Scene]:
+    async with AsyncExitStack() as stack:
+        cloud = await stack.enter_async_context(azure(folder, small_quota()))
+        settings = {"models": json.dumps(MODELS), "fleet_size": "2", "slots": str(slots)}
+        workers = [await stack.enter_async_context(worker(cloud, pod=pod, **settings)) for pod in PODS]
+        submitted: list[int] = []
+        last_seen = {"received": 0.0}
+        cluster = Cluster(queue_length=lambda: max(0.0, sum(submitted) - last_seen["received"]))
+        port = await stack.enter_async_context(served(cluster))
+        targets = [
+            Target(one.port, {"namespace": NAMESPACE, "pod": pod}) for one, pod in zip(workers, PODS, strict=True)
+        ]
+        watching = await stack.enter_async_context(prometheus(folder / "prometheus", [*targets, Target(port, {})]))
+        scene = Scene(cloud, workers, watching, folder, submitted)
+        async with asyncio.TaskGroup() as tasks:
+            follower = tasks.create_task(_follow_received(scene, last_seen))
+            try:
+                yield scene
+            finally:
+                follower.cancel()
+
+
+async def _follow_received(scene: Scene, last_seen: dict[str, float]) -> None:
+    """Keeps the stand-in for KEDA told how much has left the queue."""
+    while True:
+        found = await scene.prometheus.query("sum(aoai_worker_jobs_received_total)")
+        if found:
+            last_seen["received"] = float(found[0]["value"][1])
+        await asyncio.sleep(2)
+
+
+def write_mixed_batch(path: Path, count: int) -> Path:
+    """One job in four for the small quota, one in three streamed, one in forty refused for its parameters."""
+    with path.open("w") as file:
+        for number in range(count):
+            line = {"custom_id": f"q-{number}", "method": "POST", "url": "/v1/chat/completions"}
+            file.write(json.dumps(line | {"body": _body(number)}) + "\n")
+    return path
+
+
+def _body(number: int) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "model": "gpt-4o" if number % 4 == 3 else "gpt-4o-mini",
+        "messages": [{"role": "user", "content": f"What is {number} + {number}?"}],
+        "max_tokens": 0 if number % 40 == 39 else 64,
+    }
+    return body | ({"stream": True} if number % 3 == 0 else {})

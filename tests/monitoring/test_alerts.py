@@ -1,0 +1,73 @@
+"""The alerts: sound by promtool's word, tested one by one, and each with a section in the runbooks."""
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.monitoring.expressions import RULES, alerts, rules
+
+ROOT = Path(__file__).resolve().parents[2]
+UNIT_TESTS = Path(__file__).parent / "alerts_test.yaml"
+RUNBOOKS = ROOT / "docs" / "runbooks.md"
+NAMES = sorted(alert["alert"] for alert in alerts())
+
+
+def promtool(*arguments: str, stdin: str = "") -> tuple[int, str]:
+    tool = ROOT / ".tools" / "debian" / "usr" / "bin" / "promtool"
+    done = subprocess.run(
+        [tool, *arguments], input=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    return done.returncode, done.stdout
+
+
+def cases() -> list[dict[str, Any]]:
+    return list(yaml.safe_load(UNIT_TESTS.read_text())["tests"])
+
+
+def outcomes_tested(alert: str) -> set[bool]:
+    """Whether there are cases in which it fires, and in which it does not."""
+    tests = [test for case in cases() for test in case["alert_rule_test"] if test["alertname"] == alert]
+    return {bool(test["exp_alerts"]) for test in tests}
+
+
+def test_promtool_finds_nothing_wrong_with_the_rules() -> None:
+    code, output = promtool("check", "rules", "--lint=all", "--lint-fatal", str(RULES))
+    assert code == 0, output
+
+
+def test_every_alert_fires_when_it_must_and_only_then() -> None:
+    code, output = promtool("test", "rules", str(UNIT_TESTS))
+    assert code == 0, output
+
+
+@pytest.mark.parametrize("alert", NAMES)
+def test_an_alert_has_a_case_in_which_it_fires_and_one_in_which_it_does_not(alert: str) -> None:
+    assert outcomes_tested(alert) == {True, False}
+
+
+@pytest.mark.parametrize("alert", alerts(), ids=lambda alert: alert["alert"])
+def test_an_alert_says_how_bad_it_is_what_it_is_and_where_to_read_on(alert: dict[str, Any]) -> None:
+    assert alert["labels"]["severity"] in ("critical", "warning")
+    assert set(alert["annotations"]) == {"summary", "description", "runbook_url"}
+    assert alert["annotations"]["runbook_url"] == f"docs/runbooks.md#{alert['alert'].lower()}"
+    assert "for" in alert
+
+
+def test_every_alert_has_one_section_in_the_runbooks_and_no_section_is_for_none() -> None:
+    sections = re.findall(r"^## (AoaiWorker\w+)$", RUNBOOKS.read_text(), flags=re.MULTILINE)
+    assert sorted(sections) == NAMES
+
+
+@pytest.mark.parametrize("alert", NAMES)
+def test_a_runbook_says_what_it_means_what_to_look_at_and_how_to_mend_it(alert: str) -> None:
+    section = RUNBOOKS.read_text().split(f"## {alert}\n")[1].split("\n## ")[0]
+    assert re.findall(r"^\*\*(\w+)[^*]*\*\*", section, flags=re.MULTILINE) == ["Means", "Look", "Mend"]
+
+
+def test_names_are_unique() -> None:
+    names = [rule.get("alert") or rule["record"] for rule in rules()]
+    assert len(names) == len(set(names))

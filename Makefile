@@ -16,7 +16,7 @@ help:
 	@echo "make foreign the live tests that azure-servicebus ships, against the embedded Service Bus, in ten minutes"
 	@echo "make fuzz    look for bytes that break the embedded Service Bus, for 60 s (SECONDS=600 for longer)"
 	@echo "make lint    style, types and imports only"
-	@echo "make bench   the worker's CPU, speed and memory beside a textbook worker's, in about ten minutes"
+	@echo "make bench   the worker's CPU, speed and memory beside a textbook worker's, in about fifteen minutes"
 	@echo "make format  put the code into shape"
 	@echo "make lock    write requirements/*.txt anew from pyproject.toml"
 	@echo "make clean   remove the environment and what the tools left"
@@ -75,8 +75,10 @@ fuzz: environment
 foreign: environment
 	$(bin)/python -m tests.foreign.run
 
+# ONLY="memory locks" for some of it, WRITE=yes to put the results into docs/benchmarks.md
 bench: environment
-	$(bin)/python -m benchmarks.run
+	@scripts/tool-environment bench
+	@PATH="$(CURDIR)/.venv-bench/bin:$$PATH" $(bin)/python -m benchmarks.run $(if $(ONLY),--only $(ONLY)) $(if $(WRITE),--write)
 
 format: environment
 	$(bin)/ruff format .

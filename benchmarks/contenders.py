@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -87,7 +87,7 @@ class Contender:
         """The sum of each sample's series, without the prefix."""
         async with ClientSession() as session, session.get(f"http://127.0.0.1:{self.port}/metrics") as answer:
             text = await answer.text()
-        sums: Counter[str] = Counter()
+        sums: defaultdict[str, float] = defaultdict(float)
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
                 sums[sample.name.removeprefix("aoai_worker_")] += sample.value

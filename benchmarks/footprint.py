@@ -4,9 +4,10 @@ import asyncio
 from pathlib import Path
 from statistics import median
 
-from benchmarks.contenders import CONTENDERS, Load, Run, make_world, measure, started
+from benchmarks.contenders import CONTENDERS, make_world, started
+from benchmarks.long_calls import Held, LongCalls, hold
 from benchmarks.processes import Azure, cpu_ms, embedded_azure
-from benchmarks.report import at_most, describe_disturbance, table
+from benchmarks.report import at_least, at_most, describe_disturbance, table
 
 STARTS = 5
 IDLE_SECONDS = 30.0
@@ -19,9 +20,9 @@ async def measure_footprint(folder: Path, share: float) -> str:
     async with embedded_azure(folder / "idle", make_world()) as azure:
         starts = {name: [await _start(name, azure) for _ in range(STARTS)] for name in CONTENDERS}
         idle = {name: await _idle(name, azure, max(2.0, IDLE_SECONDS * share)) for name in CONTENDERS}
-    load = Load(slots=SLOTS, jobs=max(SLOTS, round(JOBS * share)), world=make_world(latency=LATENCY))
-    run = await measure("worker", folder / "long", load)
-    return describe(starts, idle, run)
+    plan = LongCalls(slots=SLOTS, jobs=max(SLOTS, round(JOBS * share)), latency=LATENCY)
+    held = await hold(folder / "long", plan)
+    return describe(starts, idle, plan, held)
 
 
 async def _start(name: str, azure: Azure) -> float:
@@ -38,17 +39,17 @@ async def _idle(name: str, azure: Azure, seconds: float) -> float:
         return (cpu_ms(contender.process.pid) - before) / seconds / 10
 
 
-def describe(starts: dict[str, list[float]], idle: dict[str, float], run: Run) -> str:
+def describe(starts: dict[str, list[float]], idle: dict[str, float], plan: LongCalls, held: Held) -> str:
     rows = [(name, f"{median(starts[name]):.2f}", f"{idle[name]:.1f}") for name in CONTENDERS]
     long = (
-        f"The worker with {run.slots:,} slots and calls of {LATENCY:g} s, {run.results.count:,} jobs: "
-        f"{run.peak_in_flight:,.0f} calls at once, {run.peak_rss_mib:.0f} MiB at the most, "
-        f"{run.cpu_ms_per_job:.2f} ms of CPU a job: its connections and the waiting between the waves of answers "
-        f"count too. {describe_disturbance([run.others])}"
+        f"The worker with {plan.slots:,} slots and {plan.jobs:,} calls of {plan.latency:g} s: "
+        f"{held.calls:,.0f} at once, {held.peak_rss_mib:.0f} MiB at the most, {held.cpu_ms_per_job:.2f} ms of CPU "
+        f"a job, in which the waiting counts too. {describe_disturbance([held.others])}"
     )
     targets = (
         at_most("start to ready", median(starts["worker"]), START_TARGET, "s"),
-        at_most(f"peak RSS at {run.slots:,} in flight", run.peak_rss_mib, RSS_TARGET, "MiB"),
+        at_least("calls in flight", held.calls, plan.slots, "calls"),
+        at_most(f"peak RSS with {plan.slots:,} slots", held.peak_rss_mib, RSS_TARGET, "MiB"),
     )
     headings = ("contender", f"start to ready s (median of {STARTS})", f"idle over {IDLE_SECONDS:g} s, % of a core")
     return "\n\n".join((table(headings, rows), long, "\n".join(targets)))

@@ -1,16 +1,11 @@
 """Whether one receiver keeps 2,000 locks of 60 s through calls of 150 s."""
 
-import asyncio
-from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.contenders import Contender, make_world, require_paid_once, started
-from benchmarks.processes import Azure, cpu_ms, embedded_azure
-from benchmarks.report import at_least, at_most, table
-from benchmarks.traffic import collect, connect, submit
+from benchmarks.long_calls import Held, LongCalls, hold
+from benchmarks.report import at_least, at_most, describe_disturbance, table
 
 LOCKS, LOCK_DURATION, LATENCY = 2_000, 60.0, 150.0
-LOOK_EVERY = 2.0
 COUNTED = (
     ("lock_renewals_total", "locks renewed"),
     ("lock_renewal_failures_total", "renewals that failed"),
@@ -21,53 +16,24 @@ COUNTED = (
 
 
 async def measure_locks(folder: Path, share: float) -> str:
-    """Raises BenchmarkFailed unless every job is answered, once."""
     locks = round(LOCKS * share)
-    world = make_world(latency=LATENCY, sigma=0.0, lock_duration=LOCK_DURATION)
-    async with (
-        embedded_azure(folder / "azure", world) as azure,
-        connect(azure.environment("producer")) as client,
-    ):
-        await submit(client, locks)
-        async with started("worker", azure, locks) as worker:
-            before = cpu_ms(worker.process.pid)
-            held, metrics = await watch(worker, locks)
-            cpu = cpu_ms(worker.process.pid) - before
-        stats = await in_flight(azure)
-        await collect(client, locks)
-    return describe(locks, held, stats, cpu, metrics)
+    plan = LongCalls(slots=locks, jobs=locks, latency=LATENCY, lock_duration=LOCK_DURATION)
+    return describe(plan, await hold(folder / "azure", plan))
 
 
-async def in_flight(azure: Azure) -> float:
-    """The most calls at once."""
-    stats = await azure.model_stats()
-    require_paid_once(stats)
-    return float(stats["concurrent_peak"])
-
-
-async def watch(worker: Contender, jobs: int) -> tuple[float, Mapping[str, float]]:
-    """Until the last job is settled: the most deliveries held at once, and the last metrics."""
-    held, metrics = 0.0, await worker.metrics()
-    while metrics["settlements_total"] < jobs:
-        await asyncio.sleep(LOOK_EVERY)
-        worker.process.require_alive()
-        metrics = await worker.metrics()
-        held = max(held, metrics["deliveries_held"])
-    return held, metrics
-
-
-def describe(locks: int, held: float, calls: float, cpu: float, metrics: Mapping[str, float]) -> str:
-    rows = [(text, f"{metrics[name]:,.0f}") for name, text in COUNTED]
-    rows += [("calls at once", f"{calls:,.0f}"), ("CPU ms a job", f"{cpu / locks:.2f}")]
-    return "\n\n".join(
-        (
-            f"{locks:,} jobs, calls of {LATENCY:g} s, locks of {LOCK_DURATION:g} s, one worker with one receiver.",
-            table(("", "count"), rows),
-            "\n".join(
-                (
-                    at_least("locks held at once", held, locks, "locks"),
-                    at_most("locks lost", metrics["locks_lost_total"], 0, "locks"),
-                )
-            ),
-        )
+def describe(plan: LongCalls, held: Held) -> str:
+    rows = [
+        ("calls at once", f"{held.calls:,.0f}"),
+        *[(text, f"{held.metrics[name]:,.0f}") for name, text in COUNTED],
+        ("CPU ms a job, its renewals included", f"{held.cpu_ms_per_job:.2f}"),
+        ("peak RSS MiB", f"{held.peak_rss_mib:.0f}"),
+    ]
+    targets = (
+        at_least("locks held at once", held.deliveries, plan.jobs, "locks"),
+        at_most("locks lost", held.metrics["locks_lost_total"], 0, "locks"),
     )
+    circumstances = (
+        f"{plan.jobs:,} calls of {plan.latency:g} s under locks of {plan.lock_duration:g} s, one worker with one "
+        f"receiver. {describe_disturbance([held.others])}"
+    )
+    return "\n\n".join((circumstances, table(("", "measured"), rows), "\n".join(targets)))

@@ -11,7 +11,7 @@ from benchmarks.processes import BenchmarkFailed, embedded_azure, rss_mib
 from benchmarks.report import at_most, table
 from benchmarks.traffic import collect, connect, submit
 
-SLOTS, JOBS, LATENCY = 1_000, 100_000, 0.2
+SLOTS, JOBS, LATENCY = 1_000, 100_000, 1.0
 LOOK_EVERY = 1.0
 SHARES = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 GROWTH_TARGET = 1.05

@@ -45,13 +45,14 @@ async def compare_further_away(folder: Path, share: float) -> str:
 
 async def run_pairs(folder: Path, world: World, jobs: Mapping[int, int], share: float) -> list[Run]:
     """Both contenders in each round, taking turns at going first."""
-    runs = []
-    for slots, count in jobs.items():
-        load = Load(slots=slots, jobs=max(100, round(count * share)), world=world)
-        for number in range(ROUNDS if share == 1 else 1):
-            for name in sorted(CONTENDERS, reverse=number % 2 == 0):
-                runs.append(await measure(name, folder / f"{slots}-{number}-{name}", load))
-    return runs
+    rounds = range(ROUNDS if share == 1 else 1)
+    loads = [Load(slots=slots, jobs=max(100, round(count * share)), world=world) for slots, count in jobs.items()]
+    return [
+        await measure(name, folder / f"{load.slots}-{number}-{name}", load)
+        for load in loads
+        for number in rounds
+        for name in sorted(CONTENDERS, reverse=number % 2 == 0)
+    ]
 
 
 def describe(runs: Sequence[Run], circumstances: str) -> str:

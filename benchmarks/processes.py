@@ -159,9 +159,17 @@ class Azure:
         return clean_environment() | read_exports(self.state / "env" / f"{identity}.env")
 
     async def model_stats(self) -> dict[str, Any]:
-        endpoint = self.environment("worker")["AZURE_OPENAI_ENDPOINT"]
-        async with ClientSession() as session, session.get(f"{endpoint}/local/stats", ssl=False) as answer:
+        async with ClientSession() as session, session.get(self._model("stats"), ssl=False) as answer:
             return dict(json.loads(await answer.read()))
+
+    async def disturb_model(self, fault: Mapping[str, Any]) -> None:
+        """Raises BenchmarkFailed where there is no such fault."""
+        async with ClientSession() as session, session.put(self._model("faults"), json=fault, ssl=False) as answer:
+            if answer.status != 200:
+                raise BenchmarkFailed(f"the fault {fault} is refused: {await answer.text()}")
+
+    def _model(self, page: str) -> str:
+        return f"{self.environment('worker')['AZURE_OPENAI_ENDPOINT']}/local/{page}"
 
     def cpu_ms(self) -> float:
         """Of its three services and their supervisor."""

@@ -24,7 +24,7 @@ from benchmarks.report import describe_machine, stamp, write_block
 from benchmarks.token_refresh import measure_refreshes
 
 Measure = Callable[[Path, float], Coroutine[Any, Any, str]]
-"""Works in a new folder and does such a share of its jobs; the Markdown of what it found. Raises BenchmarkFailed."""
+"""Works in a folder of its own and does such a share of its jobs; Markdown. Raises BenchmarkFailed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,10 +69,11 @@ async def bench(chosen: list[str], folder: Path, share: float, *, write: bool) -
     failed = False
     for name in chosen:
         try:
-            text = f"{stamp()} {describe_machine()}\n\n{await measure(name, folder / name, share)}"
+            text = f"{stamp()}\n\n{await measure(name, make_folder(folder, name), share)}"
             print(f"\n## {name}\n\n{text}\n", flush=True)
             if write:
                 write_block(name, text)
+                write_block("machine", describe_machine())
         except BenchmarkFailed as error:
             failed = True
             print(f"no result of {name}: {error}", file=sys.stderr, flush=True)
@@ -80,7 +81,6 @@ async def bench(chosen: list[str], folder: Path, share: float, *, write: bool) -
 
 
 async def measure(name: str, folder: Path, share: float) -> str:
-    folder.mkdir()
     measurement = MEASUREMENTS[name]
     limit = 180 * measurement.minutes
     begun = time.monotonic()
@@ -91,6 +91,11 @@ async def measure(name: str, folder: Path, share: float) -> str:
         raise BenchmarkFailed(f"not done within {limit:.0f} s; is the machine busy?") from None
     print(f"{name}: {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
     return text
+
+
+def make_folder(parent: Path, name: str) -> Path:
+    (folder := parent / name).mkdir()
+    return folder
 
 
 def read_arguments() -> argparse.Namespace:
@@ -118,6 +123,7 @@ def main() -> int:
     chosen = choose(arguments)
     minutes = sum(MEASUREMENTS[name].minutes for name in chosen) * arguments.share
     print(f"{', '.join(chosen)}: about {minutes:.0f} min; load {os.getloadavg()[0]:.1f}", file=sys.stderr)
+    print(describe_machine())
     with tempfile.TemporaryDirectory(prefix="aoai-worker-bench-") as folder:
         return asyncio.run(bench(chosen, Path(folder), arguments.share, write=arguments.write))
 

@@ -67,10 +67,10 @@ async def connect(environment: Mapping[str, str]) -> AsyncIterator[ServiceBusCli
         yield client
 
 
-async def submit(client: ServiceBusClient, count: int) -> None:
+async def submit(client: ServiceBusClient, count: int, *, number_from: int = 0) -> None:
     async with client.get_queue_sender("jobs") as sender:
         batch = await sender.create_message_batch()
-        for message in _messages(count):
+        for message in _messages(range(number_from, number_from + count)):
             try:
                 batch.add_message(message)
             except MessageSizeExceededError:
@@ -80,8 +80,8 @@ async def submit(client: ServiceBusClient, count: int) -> None:
         await sender.send_messages(batch)
 
 
-def _messages(count: int) -> Iterator[ServiceBusMessage]:
-    for number in range(count):
+def _messages(numbers: range) -> Iterator[ServiceBusMessage]:
+    for number in numbers:
         yield ServiceBusMessage(
             job_line(number),
             message_id=f"{BATCH}/q-{number}",

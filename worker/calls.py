@@ -86,9 +86,10 @@ class Caller:
         if course.parked_until is None and route.is_closed:
             course.parked_until = now + self.patience.parking
         until = math.inf if course.parked_until is None else course.parked_until
+        if self._crowds_out(route, lane):
+            lane.shy_away()
+            raise HandedBack(HandBackReason.PARKED)
         try:
-            if self._crowds_out(route, lane):
-                raise HandedBack(HandBackReason.PARKED)
             permit = await route.admit(cost, until=min(until, now + left))
         except HandedBack:
             if until >= now + left:

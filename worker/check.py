@@ -83,17 +83,17 @@ def look_at_identity(settings: WorkerSettings, now: float) -> Iterator[Finding]:
     credential = chosen_credential(settings)
     client_id, tenant = os.environ.get("AZURE_CLIENT_ID"), os.environ.get("AZURE_TENANT_ID")
     who = ", ".join(f"{name} {value}" for name, value in (("client id", client_id), ("tenant", tenant)) if value)
-    name = "identity" if settings.credential != "auto" else "identity (auto)"
+    chosen = f"{credential}, chosen by auto" if settings.credential == "auto" else credential
     if credential == "cli" and "KUBERNETES_SERVICE_HOST" in os.environ:
         yield Finding(
             state=State.WRONG,
-            name=name,
+            name="identity",
             detail="the Azure CLI's login, in a pod: the workload identity webhook has not seen this pod",
             remedy='label the pod azure.workload.identity/use: "true", name the client id at its service account, '
             "and make the pod anew",
         )
         return
-    yield Finding(state=State.OK, name=name, detail=f"{credential}{f': {who}' if who else ''}")
+    yield Finding(state=State.OK, name="identity", detail=f"{chosen}{f': {who}' if who else ''}")
     if credential == "workload":
         path = os.environ["AZURE_FEDERATED_TOKEN_FILE"]
         yield describe_projected(path, now, through_proxy=settings.enable_azure_proxy)

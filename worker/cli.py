@@ -91,6 +91,10 @@ def local(
         Path | None,
         typer.Option(metavar="FILE", help="What exists: identities, roles, queues, deployments, as JSON."),
     ] = None,
+    entities: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Queues, topics, subscriptions and rules of Service Bus, as YAML."),
+    ] = None,
     blob: Annotated[
         bool,
         typer.Option("--blob", help="Blob storage too, and results go there. Needs Node.js and scripts/azurite."),
@@ -106,7 +110,7 @@ def local(
     with _readable_errors():
         from worker.local import supervisor
 
-        code = supervisor.run(write_env=write_env, state=state, world=world, blob=blob)
+        code = supervisor.run(write_env=write_env, state=state, world=world, entities=entities, blob=blob)
     raise typer.Exit(code)
 
 

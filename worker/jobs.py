@@ -151,8 +151,8 @@ def parse_claim(body: bytes) -> Claim:
     match claim:
         case {"url": str(url), "length": int(length), "sha256": str(sha256), **rest}:
             etag = rest.get("etag")
-            is_whole = not isinstance(length, bool) and length >= 0 and isinstance(etag, str | None)
-            if is_whole and SHA256.fullmatch(sha256):
+            is_size = not isinstance(length, bool) and length >= 0
+            if is_size and SHA256.fullmatch(sha256) and isinstance(etag, str | None):
                 return Claim(url=url, length=length, sha256=sha256.lower(), etag=etag)
     raise NotAJob(
         DeadLetterReason.INVALID_CLAIM,
@@ -414,7 +414,7 @@ def decode_result(raw: bytes) -> ResultLine:
     document = orjson.loads(raw)
     try:
         worker, response = document["worker"], document["response"]
-        failed = document["error"] is not None or response is None or int(response["status_code"]) >= 400
+        failed = document["error"] is not None or response is None or _is_failed(response)
         return ResultLine(
             job_id=str(worker["job_id"]),
             batch_id=str(worker["batch_id"]),
@@ -424,6 +424,14 @@ def decode_result(raw: bytes) -> ResultLine:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not a result of a worker: {error!r}") from error
+
+
+def _is_failed(response: JsonObject) -> bool:
+    """An error status, or an object of `/v1/responses` that failed, which comes with a 200."""
+    if int(response["status_code"]) >= 400:
+        return True
+    body = response["body"]
+    return isinstance(body, dict) and body.get("object") == "response" and body.get("status") == "failed"
 
 
 def on_one_line(raw: bytes) -> bytes:

@@ -254,7 +254,7 @@ def mend_token(failure: str, *, credential: str, client_id: str, issuer: str, su
         return az(
             "vmss identity assign", "-g", "<node-resource-group>", "-n", "<scale-set>", "--identities", "<id>"
         )
-    if code in ("70021", "700211", "700212", "700213"):
+    if code in ("70021", "70025", "700211", "700212", "700213"):
         return federate(issuer, subject)
     if code in ("700016", "90002", "900023", "7000112"):
         query = "[?clientId=='" + client_id + "'].{name:name, group:resourceGroup, tenant:tenantId}"

@@ -70,8 +70,8 @@ async def watched_fleet(folder: Path, *, slots: int = 24) -> AsyncIterator[Scene
         settings = {"models": json.dumps(MODELS), "fleet_size": "2", "slots": str(slots)}
         workers = [await stack.enter_async_context(worker(cloud, pod=pod, **settings)) for pod in PODS]
         submitted: list[int] = []
-        last_seen = {"received": 0.0}
-        cluster = Cluster(queue_length=lambda: max(0.0, sum(submitted) - last_seen["received"]))
+        last_seen = {"settled": 0.0}
+        cluster = Cluster(queue_length=lambda: max(0.0, sum(submitted) - last_seen["settled"]))
         port = await stack.enter_async_context(served(cluster))
         targets = [
             Target(one.port, {"namespace": NAMESPACE, "pod": pod}) for one, pod in zip(workers, PODS, strict=True)
@@ -79,24 +79,26 @@ async def watched_fleet(folder: Path, *, slots: int = 24) -> AsyncIterator[Scene
         watching = await stack.enter_async_context(prometheus(folder / "prometheus", [*targets, Target(port, {})]))
         scene = Scene(cloud, workers, watching, folder, submitted)
         async with asyncio.TaskGroup() as tasks:
-            follower = tasks.create_task(_follow_received(scene, last_seen))
+            follower = tasks.create_task(_follow_settled(scene, last_seen))
             try:
                 yield scene
             finally:
                 follower.cancel()
 
 
-async def _follow_received(scene: Scene, last_seen: dict[str, float]) -> None:
-    """Keeps the stand-in for KEDA told how much has left the queue."""
+async def _follow_settled(scene: Scene, last_seen: dict[str, float]) -> None:
+    """Keeps the stand-in for KEDA told how many messages have left the queue for good."""
     while True:
-        found = await scene.prometheus.query("sum(aoai_worker_jobs_received_total)")
+        found = await scene.prometheus.query(
+            'sum(aoai_worker_settlements_total{settlement=~"Complete|DeadLetter"})'
+        )
         if found:
-            last_seen["received"] = float(found[0]["value"][1])
+            last_seen["settled"] = float(found[0]["value"][1])
         await asyncio.sleep(2)
 
 
 def write_mixed_batch(path: Path, count: int) -> Path:
-    """One job in four for the small quota, one in three streamed, one in forty refused for its parameters."""
+    """One job in eight for the small quota, one in three streamed, one in forty refused for its parameters."""
     with path.open("w") as file:
         for number in range(count):
             line = {"custom_id": f"q-{number}", "method": "POST", "url": "/v1/chat/completions"}
@@ -106,7 +108,7 @@ def write_mixed_batch(path: Path, count: int) -> Path:
 
 def _body(number: int) -> dict[str, Any]:
     body: dict[str, Any] = {
-        "model": "gpt-4o" if number % 4 == 3 else "gpt-4o-mini",
+        "model": "gpt-4o" if number % 8 == 7 else "gpt-4o-mini",
         "messages": [{"role": "user", "content": f"What is {number} + {number}?"}],
         "max_tokens": 0 if number % 40 == 39 else 64,
     }

@@ -6,13 +6,19 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
+from azure.core.credentials_async import AsyncTokenCredential
+from azure.servicebus.aio.management import ServiceBusAdministrationClient
 
 from tests.system.harness import MODELS, Azure, azure, process, world_for_tests
 from worker.azure_roles import OPENAI_USER, SERVICE_BUS_DATA_RECEIVER, SERVICE_BUS_DATA_SENDER, Role
+from worker.check import examine
+from worker.findings import Finding, State
 from worker.local.world import Identity, RoleAssignment, World
+from worker.settings import ConnectionSettings, WorkerSettings, load
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -43,10 +49,12 @@ def world_of_lacks() -> World:
         for number, (role, scope) in enumerate(GRANTS)
         if number != lacks
     ]
+    owner = identity_without(8)
+    owns = RoleAssignment(object_id=owner.object_id, role="Azure Service Bus Data Owner", scope="servicebus")
     return replace(
         world,
-        identities=(*world.identities, *lacking, identity_without(9, federated=False)),
-        role_assignments=(*world.role_assignments, *assignments),
+        identities=(*world.identities, *lacking, owner, identity_without(9, federated=False)),
+        role_assignments=(*world.role_assignments, *assignments, owns),
     )
 
 
@@ -96,7 +104,7 @@ async def test_where_all_is_right_nothing_is_wrong_and_the_exit_code_is_0(cloud:
     assert checked.document["state"] == "unseen"
     assert checked.states() == {
         "settings": "ok",
-        "identity (auto)": "ok",
+        "identity": "ok",
         "service-account token": "ok",
         "token for Azure OpenAI": "ok",
         "token for Service Bus": "ok",
@@ -111,11 +119,12 @@ async def test_where_all_is_right_nothing_is_wrong_and_the_exit_code_is_0(cloud:
     assert worker.object_id in checked.output
 
 
-async def test_nothing_is_paid_for_sent_or_received(cloud: Azure) -> None:
+async def test_nothing_is_paid_for(cloud: Azure) -> None:
     before = await cloud.control("/local/stats")
     assert (await check(cloud)).code == 0
     after = await cloud.control("/local/stats")
-    assert after["answered"] == before["answered"]
+    assert after["tokens"] == before["tokens"]
+    assert after["answers"] == before["answers"]
 
 
 async def test_no_token_is_shown(cloud: Azure) -> None:
@@ -212,3 +221,34 @@ async def test_a_key_in_the_environment_refuses_the_settings(cloud: Azure) -> No
     assert checked.states() == {"settings": "wrong"}
     assert len(checked.document["findings"]) == 2, "every problem at once"
     assert "never-shown" not in checked.output
+
+
+async def settings_of_queues(cloud: Azure, identity: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Finding]:
+    """In this process, because no setting says where the embedded Azure's administration is."""
+
+    def open_embedded(settings: ConnectionSettings, credential: AsyncTokenCredential) -> Any:
+        host = urlsplit(cloud.servicebus).netloc
+        return ServiceBusAdministrationClient(host, credential, connection_verify=str(settings.ca_file))
+
+    for name, value in (cloud.environment(identity) | {"AOAI_WORKER_MODELS": MODELS}).items():
+        monkeypatch.setenv(name, value)
+    findings = await examine(load(WorkerSettings), administration=open_embedded)
+    return {finding.name: finding for finding in findings if finding.name.startswith("settings of queue")}
+
+
+async def test_who_may_manage_a_queue_is_told_how_it_is_set(cloud: Azure, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = await settings_of_queues(cloud, "lacks-8", monkeypatch)
+    jobs, results = seen["settings of queue jobs"], seen["settings of queue results"]
+    assert (jobs.state, results.state) == (State.WARNING, State.OK)
+    assert jobs.detail.startswith("lockDuration is 60 s")
+    assert results.detail.startswith("with sessions, locks of 300 s, 20 deliveries, duplicates detected for 24 h")
+
+
+async def test_the_workers_own_roles_do_not_show_how_a_queue_is_set(
+    cloud: Azure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = await settings_of_queues(cloud, "worker", monkeypatch)
+    assert {finding.state for finding in seen.values()} == {State.UNSEEN}
+    assert {finding.detail for finding in seen.values()} == {
+        "not visible with this identity's rights, which is as it should be"
+    }

@@ -9,7 +9,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -259,3 +259,15 @@ class ImpostorsAzure(Azure):
 
     def environment(self, identity: str = "worker") -> dict[str, str]:
         return super().environment(identity) | {"AZURE_FEDERATED_TOKEN_FILE": str(self.token_file)}
+
+
+@pytest.mark.parametrize("way", ["node_identities", "bound_identities"])
+async def test_a_worker_works_as_the_nodes_identity_and_by_an_identity_binding(way: str, tmp_path: Path) -> None:
+    """Without the pod's own exchange with Entra: over IMDS, and over the cluster's token proxy."""
+    world = replace(world_for_tests(), **{way: ("worker",)})  # type: ignore[arg-type]
+    async with azure(tmp_path, world) as cloud, worker(cloud) as one:
+        assert (await command(cloud, "submit", str(write_batch(tmp_path / "in.jsonl", 5)), "--batch", "b"))[0] == 0
+        code, output = await command(cloud, "collect", "b", "-o", str(tmp_path / "out.jsonl"), "--follow")
+        assert code == 0, output
+        assert await one.metric("aoai_worker_jobs_total") == 5
+        assert await one.metric("aoai_worker_token_refreshes_total") == 2

@@ -13,6 +13,7 @@ from azure.core.exceptions import ClientAuthenticationError, HttpResponseError, 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.json_values import json_values
 from worker.azure_roles import BLOB_DATA_CONTRIBUTOR, OPENAI_USER, SERVICE_BUS_DATA_RECEIVER, Role
 from worker.check import look_at_identity
 from worker.claimed_identity import TokenClaims, describe_access, describe_projected, read_claims, span
@@ -221,7 +222,7 @@ def test_a_person_is_given_a_role_as_a_user() -> None:
     ("failure", "credential", "beginning"),
     [
         ("AADSTS700213: no match", "workload", "az identity federated-credential create"),
-        ("AADSTS70021: no match", "workload", "az identity federated-credential create"),
+        ("AADSTS70025: no credential", "workload", "az identity federated-credential create"),
         ("AADSTS700016: unknown", "workload", "az identity list"),
         ("AADSTS90002: no tenant", "workload", "az identity list"),
         ("AADSTS700024: expired", "workload", "az aks show"),
@@ -343,9 +344,7 @@ async def test_the_sdks_properties_are_read() -> None:
 
 
 def test_claims_are_read_and_the_token_is_not_shown() -> None:
-    given_token = token(
-        iss="https://i/", sub="system:x", aud=[AUDIENCE], iat=NOW - 90, exp=NOW + 60
-    )
+    given_token = token(iss="https://i/", sub="system:x", aud=[AUDIENCE], iat=NOW - 90, exp=NOW + 60)
     claims = read_claims(given_token)
     assert (claims.issuer, claims.subject, claims.expires_at) == ("https://i/", "system:x", NOW + 60)
     assert given_token.split(".")[1] not in describe_access(claims, NOW)
@@ -359,7 +358,7 @@ def test_whatever_stands_in_a_token_is_read_or_claims_nothing(text: str) -> None
 CLAIMS = st.sampled_from(["iss", "sub", "aud", "oid", "iat", "exp", "scp"])
 
 
-@given(st.dictionaries(CLAIMS, json_values()))
+@given(st.dictionaries(CLAIMS, json_values))
 def test_claims_of_any_type_can_be_described(claims: dict[str, Any]) -> None:
     assert describe_access(read_claims(token(**claims)), NOW).isprintable()
 

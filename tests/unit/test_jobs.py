@@ -549,3 +549,18 @@ def test_a_manifest_is_read_as_it_was_written(batch_id: str, total: int, sha256:
 def test_what_is_not_a_manifest_is_told_apart(raw: bytes) -> None:
     with pytest.raises(ValueError, match=r".+"):
         decode_manifest(raw)
+
+
+@pytest.mark.parametrize(
+    ("body", "failed"),
+    [
+        (b'{"object":"response","status":"failed","error":{"code":"invalid_prompt"}}', True),
+        (b'{"object":"response","status":"completed"}', False),
+        (b'{"object":"chat.completion","status":"failed"}', False),
+        (b'["failed"]', False),
+    ],
+)
+def test_a_response_that_failed_counts_as_failed_though_its_status_is_200(body: bytes, failed: bool) -> None:
+    outcome = Answered(response=Response(status=200, request_id="r", body=body))
+    line = encode_result(decode(envelope_of(message_id="m"), max_age=DAY), outcome, RECORD)
+    assert decode_result(line).failed is failed

@@ -615,6 +615,7 @@ async def test_while_a_claim_cannot_be_fetched_the_job_is_kept_and_nothing_more_
         {"url": 7},
         {"length": "5"},
         {"length": -1},
+        {"length": True},
         {"length": 1.5},
         {"sha256": "abc"},
         {"sha256": None},

@@ -26,7 +26,10 @@ _ROTATE_AT = 0.8
 
 
 class LocalCluster:
-    """Signs and projects service-account tokens. `token_lifetime` is in seconds."""
+    """Signs and projects service-account tokens. `token_lifetime` is in seconds.
+
+    `audiences`: by identity's name, where its projected token is for somebody else than Entra.
+    """
 
     def __init__(
         self,
@@ -34,8 +37,10 @@ class LocalCluster:
         issuer: str,
         token_lifetime: float,
         clock: Callable[[], float] = time.time,
+        audiences: Mapping[str, str] | None = None,
     ) -> None:
         self._key = key
+        self._audiences = audiences or {}
         self._issuer = issuer
         self._clock = clock
         self.token_lifetime = token_lifetime
@@ -68,7 +73,8 @@ class LocalCluster:
 
     def project_token(self, identity: Identity, volume: Path) -> None:
         """Write a new token of `identity` as `volume/azure-identity-token`, in place of the old one."""
-        swap_payload(volume, {TOKEN_FILE: self.sign_token(identity).encode()})
+        audience = self._audiences.get(identity.name, FEDERATION_AUDIENCE)
+        swap_payload(volume, {TOKEN_FILE: self.sign_token(identity, audience).encode()})
 
     async def rotate_tokens(self, volumes: Mapping[Identity, Path]) -> None:
         """Rewrite every token at 80 % of its life, for ever. The first tokens are the caller's to project."""

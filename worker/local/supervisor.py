@@ -19,7 +19,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from worker.local import blob as blob_storage
-from worker.local import entra_faults
+from worker.local import entra_faults, identity_binding, imds
 from worker.local.certificates import make_server_identity, make_signing_key, private_pem, public_pem
 from worker.local.cluster import LocalCluster
 from worker.local.entities_file import EntitiesError, put_entities
@@ -63,6 +63,8 @@ class Endpoints:
     servicebus_tls: int
     servicebus_plain: int
     servicebus_https: int
+    imds: int
+    token_proxy: int
     blob: int | None = None
 
 
@@ -136,7 +138,8 @@ def prepare_state(state: StateDirectory, world: World) -> LocalCluster:
     """Write everything the processes read, and the first projected token of every identity."""
     entra_key, cluster_key = make_signing_key(), make_signing_key()
     server = make_server_identity()
-    cluster = LocalCluster(cluster_key, world.issuer, world.projected_token_lifetime)
+    audiences = dict.fromkeys(world.bound_identities, identity_binding.BINDING_AUDIENCE)
+    cluster = LocalCluster(cluster_key, world.issuer, world.projected_token_lifetime, audiences=audiences)
     write_atomically(state.entra_private_key, private_pem(entra_key))
     write_atomically(state.entra_public_key, public_pem(entra_key))
     write_atomically(state.cluster_public_key, cluster.public_key_pem)
@@ -154,10 +157,7 @@ def pod_environment(
 ) -> dict[str, str]:
     """What the webhook and the manifests give a pod of `identity`: this and no more."""
     environment = {
-        "AZURE_CLIENT_ID": identity.client_id,
-        "AZURE_TENANT_ID": world.tenant_id,
-        "AZURE_FEDERATED_TOKEN_FILE": str(state.projected_token(identity.name)),
-        "AZURE_AUTHORITY_HOST": f"https://localhost:{endpoints.entra}/",
+        **_identity_environment(world, identity, state, endpoints),
         "AZURE_OPENAI_ENDPOINT": f"https://localhost:{endpoints.openai}",
         "AOAI_WORKER_CA_FILE": str(state.ca),
         "AOAI_WORKER_SERVICEBUS_NAMESPACE": world.namespace,
@@ -167,6 +167,25 @@ def pod_environment(
         environment["AOAI_WORKER_SINK"] = "blob"
         environment["AOAI_WORKER_BLOB_CONTAINER"] = blob_storage.container_url(endpoints.blob)
     return environment
+
+
+def _identity_environment(
+    world: World, identity: Identity, state: StateDirectory, endpoints: Endpoints
+) -> dict[str, str]:
+    """Of the node's identity, of one with an identity binding, or of workload identity."""
+    client = {"AZURE_CLIENT_ID": identity.client_id}
+    if identity.name in world.node_identities:
+        return {**client, **imds.environment(endpoints.imds), "AOAI_WORKER_CREDENTIAL": "managed"}
+    workload = {
+        **client,
+        "AZURE_TENANT_ID": world.tenant_id,
+        "AZURE_FEDERATED_TOKEN_FILE": str(state.projected_token(identity.name)),
+        "AZURE_AUTHORITY_HOST": f"https://localhost:{endpoints.entra}/",
+    }
+    if identity.name not in world.bound_identities:
+        return workload
+    proxy = identity_binding.environment(endpoints.token_proxy, state.ca)
+    return {**workload, **proxy, "AOAI_WORKER_ENABLE_AZURE_PROXY": "true"}
 
 
 def shell_exports(environment: Mapping[str, str]) -> bytes:
@@ -241,6 +260,8 @@ class _Supervisor:
             servicebus_tls=ports["servicebus"]["tls_port"],
             servicebus_plain=ports["servicebus"]["plain_port"],
             servicebus_https=ports["servicebus"]["https_port"],
+            imds=ports["entra"]["imds_port"],
+            token_proxy=ports["entra"]["token_proxy_port"],
             blob=ports["blob"]["port"] if "blob" in ports else None,
         )
         self._write_environment_files(endpoints)

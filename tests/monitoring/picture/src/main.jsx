@@ -48,7 +48,7 @@ async function ask(target) {
 
 // every series on the same points in time, with gaps where it has none
 function frameOf({ name, values }, panel, place) {
-  const at = new Map(values.map(([time, value]) => [time, Number(value)]));
+  const at = new Map(values.filter(([, value]) => value !== 'NaN').map(([time, value]) => [time, Number(value)]));
   const times = [];
   for (let time = from; time <= to; time += STEP) times.push(time);
   const { defaults } = panel.fieldConfig;

@@ -24,9 +24,9 @@ Stack = Sequence[str]
 """From the outermost frame to the innermost, as `name (file:line)`."""
 
 OWN = "our own code"
+THREADS = "name look-ups in threads"
 LOOP = "event loop with TLS (uvloop)"
 COMPONENTS: Sequence[tuple[str, str]] = (
-    (r"concurrent/", "name look-ups in threads"),
     (r"tenacity/", "tenacity"),
     (r"openai/_vendor/", "the openai client's bridge from httpx2 to aiohttp"),
     (r"openai/", "openai client"),
@@ -37,6 +37,8 @@ COMPONENTS: Sequence[tuple[str, str]] = (
     (r"worker/(?!(app|cli|__main__)\.py)", OWN),
 )
 """The beginning of a file's name to its component; the first that fits."""
+IN_A_THREAD = "_worker (concurrent/futures/thread.py:"
+"""The frame of a pool's thread; with none within, it waits for work."""
 SERVICE_BUS = r"(azure/)?servicebus/"
 SERVICE_BUS_USES = (
     (r"\(worker/results_queue\.py:", "Service Bus: build and send results"),
@@ -75,11 +77,13 @@ async def sample(program: str, folder: Path, load: Load) -> Mapping[Stack, int]:
 
 
 def read_stacks(lines: Iterable[str]) -> Mapping[Stack, int]:
-    """`frame;frame;frame count` on each line."""
+    """`frame;frame;frame count` on each line. Threads that wait are left out."""
     stacks: Counter[Stack] = Counter()
     for line in lines:
         frames, _, count = line.rpartition(" ")
-        stacks[tuple(frames.split(";"))] += int(count)
+        stack = tuple(frames.split(";"))
+        if not stack[-1].startswith(IN_A_THREAD):
+            stacks[stack] += int(count)
     return stacks
 
 
@@ -106,6 +110,8 @@ def describe(plain: Run, stacks: Mapping[Stack, int]) -> str:
 
 
 def component_of(stack: Stack) -> str:
+    if any(frame.startswith(IN_A_THREAD) for frame in stack):
+        return THREADS
     for frame in reversed(stack):
         path = _path(frame)
         if re.match(SERVICE_BUS, path):

@@ -1,6 +1,6 @@
 """Stands in for KEDA's operator and kube-state-metrics, which need a cluster: serves the few metrics that are used.
 
-The queue's length is what was submitted less what the workers have settled for good; the rest is as of a fleet of two pods.
+The queue's length is what was submitted less what has been settled for good; the rest is as of a fleet of two pods.
 """
 
 from collections.abc import AsyncIterator, Callable

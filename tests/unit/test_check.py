@@ -1,12 +1,13 @@
 """What is found becomes a state, words and a command; nothing here talks to anybody."""
 
+import asyncio
 import base64
 import json
 import shlex
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from azure.core.exceptions import ClientAuthenticationError, HttpResponseError, ResourceNotFoundError
@@ -15,12 +16,14 @@ from hypothesis import strategies as st
 
 from tests.unit.json_values import json_values
 from worker.azure_roles import BLOB_DATA_CONTRIBUTOR, OPENAI_USER, SERVICE_BUS_DATA_RECEIVER, Role
-from worker.check import look_at_identity
+from worker.check import PATIENCE, Examination, look_at_identity
 from worker.claimed_identity import TokenClaims, describe_access, describe_projected, read_claims, span
+from worker.connections import Connections
 from worker.findings import Finding, Report, State, as_json, as_lines, print_table
 from worker.queue_settings import QueueSettings, judge, look, open_administration
 from worker.remedies import AUDIENCE, Container, Deployment, Place, Principal, Queue, mend, mend_token, shorten
 from worker.settings import WorkerSettings
+from worker.startup import Check
 
 JOBS = Queue(namespace="my-bus.servicebus.windows.net", name="jobs", with_sessions=False)
 RESULTS = Queue(namespace="my-bus.servicebus.windows.net", name="results", with_sessions=True)
@@ -315,10 +318,20 @@ def refused(status: int, kind: type[HttpResponseError] = HttpResponseError) -> H
     return error
 
 
-@pytest.mark.parametrize("error", [refused(401, ClientAuthenticationError), refused(403), refused(500)])
-async def test_what_this_identity_may_not_see_is_unseen_with_the_command_that_shows_it(error: Exception) -> None:
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (refused(401, ClientAuthenticationError), "not visible with this identity's rights"),
+        (refused(403), "not visible with this identity's rights"),
+        (refused(500), "no"),
+    ],
+)
+async def test_what_this_identity_cannot_see_is_unseen_with_the_command_that_shows_it(
+    error: Exception, words: str
+) -> None:
     finding = await look(Told(error), JOBS)
     assert finding.state is State.UNSEEN
+    assert finding.detail.startswith(words)
     assert (finding.remedy or "").startswith("az servicebus queue show")
 
 
@@ -429,3 +442,38 @@ class NoCredential:
         return self
 
     async def __aexit__(self, *error: object) -> None: ...
+
+
+class OneToken:
+    async def bearer(self, scope: str) -> str:
+        return token(aud=scope, exp=NOW)
+
+
+async def never_answer(*_: object) -> None:
+    await asyncio.Event().wait()
+
+
+class NeverTells:
+    get_queue = never_answer
+
+    async def __aenter__(self) -> "NeverTells":
+        return self
+
+    async def __aexit__(self, *error: object) -> None: ...
+
+
+@pytest.mark.looptime
+async def test_what_never_answers_is_given_up_together_after_20_seconds(
+    settings: WorkerSettings, looptime: int
+) -> None:
+    checks = [
+        Check(what=f"queue {name}", about=name, prove=never_answer, role=SERVICE_BUS_DATA_RECEIVER) for name in "ab"
+    ]
+    azure = cast(Connections, SimpleNamespace(tokens=OneToken(), checks=checks))
+    examination = Examination(settings, azure, PATIENCE)
+    await examination.tokens()
+    findings = await examination.what_they_open(lambda settings, credential: NeverTells())
+    assert looptime == 20
+    assert [finding.state for finding in findings] == [State.WRONG, State.WRONG, State.UNSEEN, State.UNSEEN]
+    assert {finding.detail for finding in findings} == {"no answer within 20 s"}
+    assert (findings[0].remedy or "").startswith("let this network reach")

@@ -1,0 +1,82 @@
+"""What the benchmarks make of what they have measured."""
+
+import pytest
+
+from benchmarks.cpu_profile import component_of, read_stacks
+from benchmarks.processes import BenchmarkFailed
+from benchmarks.report import at_least, at_most, replace_block, table
+
+DOCUMENT = "# Numbers\n\n<!-- pairs -->\n\nold\n\n<!-- /pairs -->\n\n<!-- locks -->\n<!-- /locks -->\n"
+
+
+def test_a_result_replaces_the_block_of_its_name_and_nothing_else() -> None:
+    replaced = replace_block(DOCUMENT, "pairs", "new")
+    assert replaced == DOCUMENT.replace("old", "new")
+    assert replace_block(replaced, "pairs", "new") == replaced
+
+
+def test_an_empty_block_is_filled() -> None:
+    filled = replace_block(DOCUMENT, "locks", "2,000\n")
+    assert filled.endswith("<!-- locks -->\n\n2,000\n\n<!-- /locks -->\n")
+
+
+def test_a_result_without_a_block_is_not_lost_silently() -> None:
+    with pytest.raises(BenchmarkFailed, match="has no block <!-- memory -->"):
+        replace_block(DOCUMENT, "memory", "flat")
+
+
+def test_a_target_says_by_how_much_it_is_missed() -> None:
+    assert at_most("CPU", 1.3, 1.3, "ms") == "- CPU: 1.3 ms; target at most 1.3: reached"
+    assert at_most("CPU", 1.56, 1.3, "ms") == "- CPU: 1.56 ms; target at most 1.3: **missed**, by 20%"
+    assert at_most("locks lost", 1, 0, "locks") == "- locks lost: 1 locks; target at most 0: **missed**"
+    assert at_least("speed", 2.5, 2.5, "times") == "- speed: 2.5 times; target at least 2.5: reached"
+    assert at_least("speed", 2.0, 2.5, "times") == "- speed: 2 times; target at least 2.5: **missed**, by 20%"
+
+
+def test_a_table_is_markdown() -> None:
+    assert table(("what", "ms"), [("settle", "0.15")]) == "| what | ms |\n|---|---|\n| settle | 0.15 |"
+
+
+MAIN = "run (worker/app.py:42)"
+
+
+@pytest.mark.parametrize(
+    ("stack", "component"),
+    [
+        ((MAIN, "run (uvloop/__init__.py:92)", "do_handshake (ssl.py:979)"), "event loop with TLS (uvloop)"),
+        ((MAIN, "process (worker/processor.py:80)", "loads (json/__init__.py:3)"), "our own code"),
+        ((MAIN, "tell (worker/app.py:212)"), "our own code"),
+        ((MAIN, "tell (worker/app.py:212)", "inc (prometheus_client/metrics.py:9)"), "metrics and logs"),
+        (
+            (MAIN, "post (openai/_base_client.py:1)", "handle (openai/_vendor/x.py:2)"),
+            "the openai client's bridge from httpx2 to aiohttp",
+        ),
+        (
+            (MAIN, "__call__ (tenacity/asyncio.py:9)", "set_result (concurrent/futures/_base.py:549)"),
+            "tenacity",
+        ),
+        (
+            ("_worker (concurrent/futures/thread.py:83)", "getaddrinfo (socket.py:962)"),
+            "name look-ups in threads",
+        ),
+        (
+            (MAIN, "_ship (worker/results_queue.py:140)", "send (azure/servicebus/aio/_sender.py:3)"),
+            "Service Bus: build and send results",
+        ),
+        (
+            (MAIN, "_settle_on_link (worker/servicebus.py:400)", "encode (azure/servicebus/_pyamqp/_encode.py:3)"),
+            "Service Bus: settle",
+        ),
+        (
+            (MAIN, "keep_alive (azure/servicebus/aio/_client.py:3)"),
+            "Service Bus: receive, keep-alive, other reads of links",
+        ),
+    ],
+)
+def test_a_sample_belongs_to_the_innermost_component(stack: tuple[str, ...], component: str) -> None:
+    assert component_of(stack) == component
+
+
+def test_threads_that_wait_are_not_counted() -> None:
+    waiting = "run (threading.py:982);_worker (concurrent/futures/thread.py:81) 76"
+    assert read_stacks([waiting, f"{MAIN};a (b c.py:1) 3", f"{MAIN};a (b c.py:1) 2"]) == {(MAIN, "a (b c.py:1)"): 5}

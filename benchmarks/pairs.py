@@ -11,6 +11,7 @@ from worker.local.world import World
 JOBS = {64: 2_000, 256: 4_000, 1_000: 4_000}
 """By what is in flight: enough for a run of several seconds."""
 ROUNDS = 3
+FURTHER_JOBS = {256: 3_000}
 FURTHER_AWAY = 0.004
 """Seconds more for a round trip, to the model and to Service Bus."""
 CPU_TARGET = 1.3
@@ -38,7 +39,7 @@ async def compare_further_away(folder: Path, share: float) -> str:
         "servicebus": {"kind": "slow", "latency": FURTHER_AWAY / 2},  # in each direction
         "openai": {"kind": "answer", "latency": FURTHER_AWAY},
     }
-    runs = await run_pairs(folder, make_world(faults=faults), {256: JOBS[256]}, share)
+    runs = await run_pairs(folder, make_world(faults=faults), FURTHER_JOBS, share)
     more = f"{1_000 * FURTHER_AWAY:g} ms more round trip to Service Bus and to the model"
     return describe(runs, f"{LATENCY:g} s of model latency, {more}")
 

@@ -53,14 +53,14 @@ async def measure_quota(folder: Path, share: float) -> str:
 
 
 MEASUREMENTS = {
-    "pairs": Measurement(measure=compare, minutes=7),
+    "pairs": Measurement(measure=compare, minutes=6),
     "distance": Measurement(measure=compare_further_away, minutes=2.5),
     "footprint": Measurement(measure=measure_footprint, minutes=3),
-    "tokens": Measurement(measure=measure_refreshes, minutes=2.5),
-    "quota": Measurement(measure=measure_quota, minutes=1),
+    "tokens": Measurement(measure=measure_refreshes, minutes=2),
+    "quota": Measurement(measure=measure_quota, minutes=0.5),
     "profile": Measurement(measure=profile_worker, minutes=1),
     "memory": Measurement(measure=measure_memory, minutes=6, by_default=False),
-    "locks": Measurement(measure=measure_locks, minutes=3.5, by_default=False),
+    "locks": Measurement(measure=measure_locks, minutes=4, by_default=False),
 }
 
 

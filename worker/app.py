@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import random
@@ -38,9 +39,21 @@ SPANS_GO_TO = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOIN
 def run(settings: WorkerSettings) -> int:
     """Work until SIGTERM or SIGINT; the exit code. Raises InvalidSettings."""
     check_environment(settings)
+    collect_less_garbage()
     logger = set_up_logging(settings.log_level)
     uvloop.run(serve(settings, logger))
     return 0
+
+
+def collect_less_garbage() -> None:
+    """Look for cycles after 10,000 new objects rather than 700, and never among the modules.
+
+    Hundreds of jobs in flight live through the collector's young generations, and going over them again and again
+    was an eighth of a job's CPU (1.68 ms with, 1.49 ms without, medians of 3 pairs); 5 MiB more are in use.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
 
 
 async def serve(settings: WorkerSettings, logger: logging.Logger) -> None:

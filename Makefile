@@ -1,5 +1,5 @@
 # `make demo` shows it working; `make test` proves it. Both need Python 3.11+; the tests of Blob storage need Node.js 20+.
-.PHONY: help environment demo azurite chart test-deploy image dashboard dashboard-picture test-monitoring test foreign fuzz lint bench format lock clean
+.PHONY: help environment demo azurite chart test-deploy test-rules image dashboard dashboard-picture test-monitoring test foreign fuzz lint bench format lock clean
 .DEFAULT_GOAL := help
 
 bin := .venv/bin
@@ -10,7 +10,8 @@ help:
 	@echo "make test-deploy  the chart, the manifests and the Azure side with Helm 4 and 3, validators and scanners"
 	@echo "make chart   write what is derived from the chart: schema, README, k8s/base, Azure's alerts"
 	@echo "make image   build the container image, scan it, and run it hardened against the embedded Azure (Docker or root)"
-	@echo "make test-monitoring    alerts, dashboard and metrics with a real Prometheus"
+	@echo "make test-rules         alerts and dashboard with promtool and a parser of PromQL"
+	@echo "make test-monitoring    the same with a fleet under load: alerts, dashboard and metrics with a real Prometheus"
 	@echo "make dashboard          write the chart's dashboard.json anew"
 	@echo "make dashboard-picture  draw the dashboard with Grafana's components for docs/dashboard.png"
 	@echo "make foreign the live tests that azure-servicebus ships, against the embedded Service Bus, in ten minutes"
@@ -61,7 +62,15 @@ lint: environment
 azurite:
 	@scripts/azurite
 
-test: lint azurite test-deploy
+test-rules: environment
+	@scripts/tool-environment monitoring
+	@if scripts/debian-tools prometheus; then \
+		.venv-monitoring/bin/python -m pytest -q tests/monitoring --ignore tests/monitoring/test_live.py; \
+	else \
+		echo "ALERTS AND DASHBOARD WERE NOT TESTED: promtool comes from Debian's package prometheus." >&2; \
+	fi
+
+test: lint azurite test-deploy test-rules
 	$(bin)/pytest -n 4 --dist worksteal
 
 SECONDS ?= 60
@@ -95,4 +104,4 @@ lock: environment
 
 clean:
 	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-output \
-		worker/local/azurite/node_modules
+		worker/local/azurite/node_modules .tools .foreign .fuzz image-output

@@ -206,6 +206,7 @@ def describe(intake: Intake, gates: Gates, quarantine: Quarantine) -> dict[str, 
         "in_flight_bytes": intake.in_flight_bytes,
         "held": intake.held,
         "suspects": quarantine.suspects,
+        "paused_for_suspects": intake.is_paused,
         "stopping": intake.is_stopping,
         "receiving_stopped_by": dict(intake.closures),
         "queues": [

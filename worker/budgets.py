@@ -223,8 +223,6 @@ class _Minute:
     least: float | None = None
 
 
-FIRST_LIMIT = 64
-"""Calls at once before anything is known. It doubles with each round trip until the first sign of overload."""
 LEAST_LIMIT = 1.0
 CUT = 0.7
 """What is left of the limit after a sign of overload."""
@@ -239,16 +237,17 @@ FORGETTING = 0.05
 class Concurrency:
     """How many calls may be under way at once: additive increase while they are used, multiplicative decrease.
 
+    It begins with as many as there are slots, as somebody has configured them: with calls of minutes, feeling one's
+    way up would take hours.
     A call succeeds, fails or is overload; whose ending says nothing about load is told to none of these. Overload
     counts once for all calls that were under way when it showed.
     """
 
     def __init__(self, ceiling: int) -> None:
-        self.limit = float(min(ceiling, FIRST_LIMIT))
+        self.limit = float(ceiling)
         self.in_flight = 0
         self._ceiling = float(ceiling)
         self._step = max(1.0, ceiling / 20)
-        self._threshold = math.inf
         self._cut_at = -math.inf
         self._reopened_at = -math.inf
         self._failing = 0.0
@@ -269,8 +268,7 @@ class Concurrency:
         """Grow, if what there is was used at least by half."""
         self._failing *= 1.0 - FORGETTING
         if 2 * self.in_flight >= self.limit:
-            growth = 1.0 if self.limit < self._threshold else self._step / self.limit
-            self.limit = min(self.limit + growth, self._ceiling)
+            self.limit = min(self.limit + self._step / self.limit, self._ceiling)
 
     def fail(self, admitted_at: float, now: float) -> None:
         """A time-out or a 5xx."""
@@ -283,7 +281,7 @@ class Concurrency:
         if admitted_at < self._cut_at:
             return
         self._cut_at = now
-        self.limit = self._threshold = max(LEAST_LIMIT, self.limit * CUT)
+        self.limit = max(LEAST_LIMIT, self.limit * CUT)
 
     def reopen(self, at: float) -> None:
         """From `at` on the limit is come back to step by step."""

@@ -32,7 +32,8 @@ class Intake:
     """The pod's slots and bytes, which the lanes of its queues share.
 
     A slot is taken by a delivery and free once its result is written; the delivery stays held until it is
-    settled. At most twice the slots are held, so slow settlements cannot pile up without end. `bytes_limit` bounds
+    settled. At most twice the slots are held, so slow settlements cannot pile up without end; of each queue that
+    was empty one message may come beyond the slots. `bytes_limit` bounds
     the bodies and answers in flight; a receive may overshoot it by what it brings.
     """
 
@@ -46,7 +47,7 @@ class Intake:
         self.lanes: list[Lane] = []
         self._observer = observer
         self._closures: dict[str, _Closure] = {}
-        self._is_paused = False
+        self.is_paused = False
         self._is_in_trouble = False
         self._typical_bytes = 0.0
         self._bell = Bell()
@@ -77,10 +78,10 @@ class Intake:
 
     def pause(self) -> None:
         """Receive nothing for a while, though nothing is wrong."""
-        self._is_paused = True
+        self.is_paused = True
 
     def resume(self) -> None:
-        self._is_paused = False
+        self.is_paused = False
         self._bell.ring()
 
     def stop(self) -> None:
@@ -110,12 +111,15 @@ class Intake:
     def room_for(self, lane: "Lane", now: float) -> tuple[int, float]:
         """How many messages the lane may ask for, and when that may change without the bell."""
         reserved = sum(other.reserved for other in self.lanes)
-        free = min(self.slots - self.in_flight, 2 * self.slots - self.held) - reserved
-        if free <= 0 or self._is_paused:
+        # what waits at an empty queue holds up nobody; should a message come there, it is one too many
+        idle = sum(other.reserved for other in self.lanes if not other.is_hungry) if lane.is_hungry else 0
+        free = min(self.slots - self.in_flight, 2 * self.slots - self.held) - reserved + idle
+        if free <= 0 or self.is_paused:
             return 0, math.inf
         if self._closures:
             probe_at = max(closure.probe_at for closure in self._closures.values())
-            if self.in_flight or reserved:
+            may_probe = lane.is_hungry or not any(other.is_hungry for other in self.lanes)
+            if self.in_flight or reserved or not may_probe:
                 return 0, math.inf
             return (1, math.inf) if probe_at <= now else (0, probe_at)
         opens_at = lane.opens_at()

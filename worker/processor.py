@@ -127,16 +127,17 @@ class Processor:
         self.claims.require_ours(claim)
         slot.grow(claim.length)
         failures = 0
-        while True:
-            try:
-                body = await self.claims.fetch(claim)
-            except ClaimUnavailable as error:
-                failures += 1
-                self.intake.close("claims", str(error))
-                await self._wait_for_store(failures)
-            else:
-                self.intake.open("claims")
-                return body
+        try:
+            while True:
+                try:
+                    return await self.claims.fetch(claim)
+                except ClaimUnavailable as error:
+                    failures += 1
+                    self.intake.close("claims", str(error))
+                    await self._wait_for_store(failures)
+        finally:
+            # however it ended: jobs without a claim would never show that the store is up again
+            self.intake.open("claims")
 
     async def _is_done(self, job: Job) -> bool:
         """Whether an earlier delivery wrote its result; unknown counts as not, as paying twice beats losing."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
-from worker.errors import ClaimUnavailable, LockLost, NotAJob, ResultTooLarge, SinkUnavailable, SourceUnavailable
+from worker.errors import LockLost, NotAJob, ResultTooLarge, SourceUnavailable
 from worker.intake import Intake
 from worker.interfaces import Claims, DeadLetters, DeadLetterSwept, Delivery, Observer, Sink, SweepFailed
 from worker.jobs import Envelope, Job, Record, claim_of, decode, encode_result
@@ -32,6 +32,9 @@ LOOKED_AT = 10_000
 
 KEPT = 2_000
 """Dead letters for people that one pass locks at most, to reach what lies behind them."""
+
+KEPT_BYTES = 16 << 20
+"""Of these, so many bytes at most."""
 
 RECEIVE_WAIT = 1.0
 
@@ -57,15 +60,15 @@ class Sweeper:
             try:
                 async with self.open_dead_letters() as dead_letters:
                     await self.sweep(dead_letters)
-            except (SourceUnavailable, SinkUnavailable, ClaimUnavailable) as error:
-                self.observer(SweepFailed(queue=self.queue, detail=str(error)))
+            except Exception as error:  # whatever lies in that queue must not cost the pod what it has in flight
+                self.observer(SweepFailed(queue=self.queue, detail=str(error) or repr(error)))
 
     async def sweep(self, dead_letters: DeadLetters) -> None:
         """One pass. Nothing is locked where there is nothing to sweep."""
         wanted = await self._count_sweepable(dead_letters)
         kept: list[Delivery] = []
         try:
-            while wanted > 0 and len(kept) < KEPT and not self.intake.is_stopping:
+            while wanted > 0 and _is_bearable(kept) and not self.intake.is_stopping:
                 deliveries = await dead_letters.receive(TOGETHER, wait=RECEIVE_WAIT)
                 if not deliveries:
                     break
@@ -130,6 +133,10 @@ class Sweeper:
             pod=self.pod,
         )
         return encode_result(job, Failed(code=code, message=explain(code, envelope)), record)
+
+
+def _is_bearable(kept: Sequence[Delivery]) -> bool:
+    return len(kept) < KEPT and sum(len(delivery.envelope.body) for delivery in kept) < KEPT_BYTES
 
 
 def explain(code: FailureCode, envelope: Envelope) -> str:

@@ -10,11 +10,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import orjson
 import pytest
 from azure.servicebus import ServiceBusMessage
+from azure.servicebus.amqp import AmqpAnnotatedMessage, AmqpMessageProperties
 
 from tests.local_azure import Bus
 from worker.errors import DeadLetterReason, LockLost, ResultTooLarge, SinkUnavailable, SourceUnavailable
@@ -230,6 +231,28 @@ async def test_what_the_broker_gave_up_is_swept_and_the_rest_stays(bus: Bus) -> 
         await sweeper.sweep(dead)
         assert [line["error"]["code"] for line in map(orjson.loads, sink.lines.values())] == ["max_deliveries"]
         assert [envelope.body for envelope in await dead.peek(0, 10)] == [b"broken"]
+
+
+async def test_an_error_within_its_block_comes_out_as_it_is(bus: Bus) -> None:
+    async def fail_within() -> None:
+        async with jobs_queue(bus) as source:
+            await receive(source, wait=0.1)
+            raise SourceUnavailable("mine")
+
+    with pytest.raises(SourceUnavailable, match="mine"):
+        await fail_within()
+
+
+@pytest.mark.parametrize("identifier", [uuid.UUID(int=7), 7, b"seven"])
+async def test_identifiers_that_are_no_text_arrive_as_text(bus: Bus, identifier: uuid.UUID | int | bytes) -> None:
+    async with bus.client() as client, client.get_queue_sender(JOBS) as sender:
+        properties = AmqpMessageProperties(message_id=identifier, correlation_id=cast(Any, identifier))
+        await sender.send_messages(AmqpAnnotatedMessage(data_body=[job_line("a")], properties=properties))
+    async with jobs_queue(bus) as source:
+        [delivery] = await receive(source)
+        job = decode(delivery.envelope, max_age=60)
+    expected = identifier.decode() if isinstance(identifier, bytes) else str(identifier)
+    assert (job.id, job.batch_id) == (expected, expected)
 
 
 async def test_a_message_is_settled_once(world: World) -> None:

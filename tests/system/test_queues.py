@@ -8,6 +8,7 @@ from typing import Any
 
 from tests.system.harness import (
     Azure,
+    assert_one_result_each,
     azure,
     command,
     results_in,
@@ -113,3 +114,41 @@ async def test_a_job_that_asks_for_a_stream_gets_the_whole_answer_and_the_first_
     assert said["streamed"] == said["whole"]
     usage = {result["custom_id"]: result["worker"]["usage"] for result in results["streamed"]}
     assert usage == {result["custom_id"]: result["worker"]["usage"] for result in results["whole"]}
+
+
+async def test_several_receivers_of_one_queue_share_its_jobs_and_lose_none_at_a_stop(tmp_path: Path) -> None:
+    async with azure(tmp_path, world_for_tests()) as cloud:
+        await submit(cloud, write_batch(tmp_path / "in.jsonl", 300), "many")
+        async with worker(cloud, receivers="3", slots="24") as leaving:
+            async with asyncio.timeout(30):
+                while await leaving.metric("aoai_worker_jobs_total") < 50:
+                    await asyncio.sleep(0.05)  # another process: it tells by its metrics only
+            _, state = await leaving.get("/statez")
+            assert [queue["queue"] for queue in json.loads(state)["queues"]] == ["jobs"] * 3
+            assert json.loads(state)["in_flight"] <= 24
+        async with worker(cloud, receivers="2"):
+            results = await collect(cloud, "many", tmp_path / "out.jsonl")
+        stats = await cloud.control("/local/stats")
+    assert_one_result_each(results, 300)
+    assert stats["answered_more_than_once"] == 0, "an answer was paid for twice"
+
+
+async def test_a_broker_that_is_away_during_a_sweep_costs_no_job_under_way(tmp_path: Path) -> None:
+    async with azure(tmp_path, world_for_tests(latency=3.0)) as cloud, worker(cloud, sweep_every="1") as one:
+        await submit(cloud, write_batch(tmp_path / "in.jsonl", 20), "b")
+        async with asyncio.timeout(30):
+            while await one.metric("aoai_worker_jobs_in_flight") < 20:
+                await asyncio.sleep(0.05)  # another process: it tells by its metrics only
+        await cloud.control("/local/faults", {"kind": "restart", "seconds": 4}, servicebus=True)
+        results = await collect_in_spite_of_the_outage(cloud, "b", tmp_path / "out.jsonl")
+        assert_one_result_each(results, 20)
+        assert one.process.child.returncode is None
+        assert one.process.events("sweep_failed") != []
+
+
+async def collect_in_spite_of_the_outage(cloud: Azure, batch: str, path: Path) -> list[dict[str, Any]]:
+    """The collector gives up where the broker is away, and goes on where it ended."""
+    async with asyncio.timeout(50):
+        while (await command(cloud, "collect", batch, "-o", str(path), "--follow"))[0] != 0:
+            await asyncio.sleep(0.5)  # until the broker is back
+    return results_in(path)

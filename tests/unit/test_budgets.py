@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.budgets import ASSUMED_ANSWER, FILL, FIRST_LIMIT, REOPENING, Concurrency, Cost, Pace, estimate
+from worker.budgets import ASSUMED_ANSWER, FILL, REOPENING, Concurrency, Cost, Pace, estimate
 from worker.jobs import Job, JobLine, Operation
 
 
@@ -233,16 +233,13 @@ def test_silence_without_a_429_is_taken_for_room_and_more_so_each_minute() -> No
     assert steps[:4] == [pytest.approx(factor) for factor in (1.02, 1.04, 1.08, 1.16)]
 
 
-def test_a_first_overload_ends_the_doubling() -> None:
+def test_every_slot_may_be_used_until_there_is_overload_and_then_the_limit_comes_back_by_small_steps() -> None:
     calls = Concurrency(1_000)
-    assert calls.limit == FIRST_LIMIT
-    round_trip(calls)
-    assert calls.limit == 2 * FIRST_LIMIT
+    assert calls.limit == 1_000
     calls.overload(1.0, 1.0)
-    cut = calls.limit
-    assert cut == pytest.approx(0.7 * 2 * FIRST_LIMIT)
+    assert calls.limit == pytest.approx(700)
     round_trip(calls)
-    assert cut < calls.limit <= cut + 1_000 / 20
+    assert 700 < calls.limit <= 700 + 1_000 / 20
 
 
 def round_trip(calls: Concurrency, ended: Callable[[Concurrency], None] = Concurrency.succeed) -> None:
@@ -257,11 +254,12 @@ def round_trip(calls: Concurrency, ended: Callable[[Concurrency], None] = Concur
 
 def test_a_limit_that_is_not_used_does_not_grow() -> None:
     calls = Concurrency(1_000)
+    calls.overload(1.0, 1.0)
     for _ in range(1_000):
         calls.enter()
         calls.succeed()
         calls.leave()
-    assert calls.limit == FIRST_LIMIT
+    assert calls.limit == pytest.approx(700)
 
 
 def test_overload_counts_once_for_all_calls_under_way() -> None:

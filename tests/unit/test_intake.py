@@ -177,7 +177,26 @@ async def test_a_queue_that_was_found_empty_is_asked_for_one_message_and_holds_n
     empty, busy = intake.lane("empty"), intake.lane("busy")
     empty.received(0)
     assert await empty.room() == 1
-    assert await busy.room() == 9
+    assert await busy.room() == 10
+
+
+async def test_empty_queues_starve_no_full_one_however_few_slots_there_are() -> None:
+    intake = Intake(1, EventList())
+    empty = [intake.lane(f"empty-{number}") for number in range(4)]
+    busy = intake.lane("busy")
+    for lane in empty:
+        lane.received(0)
+        lane.reserved = intake.room_for(lane, 0.0)[0]
+    assert await busy.room() == 1
+
+
+async def test_an_empty_queue_does_not_take_the_probe_of_a_full_one() -> None:
+    intake = Intake(1, EventList())
+    empty, busy = intake.lane("empty"), intake.lane("busy")
+    empty.received(0)
+    intake.close("setup", "403", probe_at=0)
+    assert intake.room_for(empty, 0.0) == (0, math.inf)
+    assert await busy.room() == 1
 
 
 async def test_each_of_two_full_queues_has_half_of_the_slots() -> None:
@@ -242,8 +261,8 @@ def test_lanes_never_promise_more_than_the_slots(steps: list[tuple[str, str]]) -
                     lane.received(0)
                 case "free" if slots[name]:
                     slots[name].pop().__exit__(None, None, None)
-            reserved = sum(lane.reserved for lane in lanes.values())
-            assert 0 <= intake.in_flight + reserved <= 7
+            reserved = sum(lane.reserved for lane in lanes.values() if lane.is_hungry)
+            assert 0 <= intake.in_flight + reserved <= 7 + len(lanes), "one more for each that was empty"
         for held in slots.values():
             for slot in held:
                 slot.__exit__(None, None, None)

@@ -608,6 +608,15 @@ async def test_while_a_claim_cannot_be_fetched_the_job_is_kept_and_nothing_more_
     assert bench.intake.closures == {}
 
 
+async def test_a_claim_that_proves_bad_after_an_outage_leaves_nothing_closed() -> None:
+    bench = Bench()
+    bench.processor.claims = FakeClaims({}, up_at=30)
+    send_claim(bench)
+    await bench.work()
+    assert bench.intake.closures == {}
+    assert len(bench.queue.dead) == 1
+
+
 @pytest.mark.parametrize(
     "changes",
     [

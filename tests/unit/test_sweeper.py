@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -137,6 +137,15 @@ async def test_a_stop_ends_the_sweeper_at_once() -> None:
     asyncio.get_running_loop().call_at(3, yard.intake.stop)
     await yard.sweeper.run()
     assert loop_time() == 3
+
+
+async def test_a_fault_of_our_own_in_a_sweep_is_reported_and_costs_nothing_else() -> None:
+    yard = Yard()
+    yard.bury("a", EXPIRED)
+    yard.sweeper.sink = cast(FakeSink, None)
+    asyncio.get_running_loop().call_at(100, yard.intake.stop)
+    await yard.sweeper.run()
+    assert len(yard.events.of(SweepFailed)) == 1
 
 
 async def test_a_dead_letter_queue_that_is_down_is_reported_and_tried_again() -> None:

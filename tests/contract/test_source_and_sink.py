@@ -246,7 +246,7 @@ async def test_an_error_within_its_block_comes_out_as_it_is(bus: Bus) -> None:
 @pytest.mark.parametrize("identifier", [uuid.UUID(int=7), 7, b"seven"])
 async def test_identifiers_that_are_no_text_arrive_as_text(bus: Bus, identifier: uuid.UUID | int | bytes) -> None:
     async with bus.client() as client, client.get_queue_sender(JOBS) as sender:
-        properties = AmqpMessageProperties(message_id=identifier, correlation_id=cast(Any, identifier))
+        properties = AmqpMessageProperties(message_id=cast(Any, identifier), correlation_id=cast(Any, identifier))
         await sender.send_messages(AmqpAnnotatedMessage(data_body=[job_line("a")], properties=properties))
     async with jobs_queue(bus) as source:
         [delivery] = await receive(source)

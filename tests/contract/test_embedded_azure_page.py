@@ -1,10 +1,12 @@
 """docs/embedded-azure.md: its example runs, and its entities file is one."""
 
+import asyncio
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+from tests.system.harness import azure, world_for_tests
 from worker.local.entities_file import put_entities
 from worker.local.world import default_world
 
@@ -28,3 +30,12 @@ def test_the_entities_file_can_be_used(tmp_path: Path) -> None:
     world = put_entities(default_world(), path)
     assert [queue.name for queue in world.queues] == ["orders", "morgue"]
     assert [subscription.name for subscription in world.topics[0].subscriptions] == ["all", "urgent"]
+
+
+async def test_a_client_of_another_project_gets_to_the_process_as_the_page_says(tmp_path: Path) -> None:
+    async with azure(tmp_path, world_for_tests()) as cloud:
+        client = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", block("py"), env=cloud.environment("producer"), stdout=subprocess.PIPE
+        )
+        said, _ = await client.communicate()
+        assert (said, client.returncode) == (b"sent\n", 0)

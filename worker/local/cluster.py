@@ -22,13 +22,14 @@ FEDERATION_AUDIENCE = "api://AzureADTokenExchange"
 
 KEY_ID = "local-cluster-1"
 TOKEN_FILE = "azure-identity-token"
+BINDING_TOKEN_FILE = "azure-identity-binding-token"
 _ROTATE_AT = 0.8
 
 
 class LocalCluster:
     """Signs and projects service-account tokens. `token_lifetime` is in seconds.
 
-    `audiences`: by identity's name, where its projected token is for somebody else than Entra.
+    `audiences`: by identity's name, for whom else than Entra it has a token (`BINDING_TOKEN_FILE`).
     """
 
     def __init__(
@@ -73,8 +74,10 @@ class LocalCluster:
 
     def project_token(self, identity: Identity, volume: Path) -> None:
         """Write a new token of `identity` as `volume/azure-identity-token`, in place of the old one."""
-        audience = self._audiences.get(identity.name, FEDERATION_AUDIENCE)
-        swap_payload(volume, {TOKEN_FILE: self.sign_token(identity, audience).encode()})
+        files = {TOKEN_FILE: self.sign_token(identity).encode()}
+        if audience := self._audiences.get(identity.name):
+            files[BINDING_TOKEN_FILE] = self.sign_token(identity, audience).encode()
+        swap_payload(volume, files)
 
     async def rotate_tokens(self, volumes: Mapping[Identity, Path]) -> None:
         """Rewrite every token at 80 % of its life, for ever. The first tokens are the caller's to project."""

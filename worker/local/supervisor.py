@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from worker.local import blob as blob_storage
 from worker.local import entra_faults, identity_binding, imds
 from worker.local.certificates import make_server_identity, make_signing_key, private_pem, public_pem
-from worker.local.cluster import LocalCluster
+from worker.local.cluster import BINDING_TOKEN_FILE, LocalCluster
 from worker.local.entities_file import EntitiesError, put_entities
 from worker.local.faults import Faults
 from worker.local.openai_service import faults as openai_faults
@@ -184,8 +184,14 @@ def _identity_environment(
     }
     if identity.name not in world.bound_identities:
         return workload
+    token = state.projected_token(identity.name).with_name(BINDING_TOKEN_FILE)
     proxy = identity_binding.environment(endpoints.token_proxy, state.ca)
-    return {**workload, **proxy, "AOAI_WORKER_ENABLE_AZURE_PROXY": "true"}
+    return {
+        **workload,
+        **proxy,
+        "AZURE_FEDERATED_TOKEN_FILE": str(token),
+        "AOAI_WORKER_ENABLE_AZURE_PROXY": "true",
+    }
 
 
 def shell_exports(environment: Mapping[str, str]) -> bytes:

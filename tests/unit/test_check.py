@@ -434,7 +434,7 @@ def test_the_administration_is_not_guessed_where_the_endpoint_is_another(setting
 
 class NoCredential:
     async def get_token(self, *scopes: str, **options: Any) -> Any:
-        raise NotImplementedError
+        raise AssertionError("nobody is to ask for a token")
 
     async def close(self) -> None: ...
 

@@ -7,6 +7,7 @@ every test has entities of its own.
 import functools
 import inspect
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -44,7 +45,7 @@ class Wanted:
         }
 
 
-class Preparer:
+class Preparer(ABC):
     """A decorator of tests. Keywords that mean nothing here (caching, locations) are accepted and forgotten."""
 
     parameter: ClassVar[str]
@@ -57,9 +58,9 @@ class Preparer:
     def __call__(self, test: Callable[..., Any]) -> Callable[..., Any]:
         return _prepared(getattr(test, "undecorated", test), [self, *getattr(test, "preparers", [])])
 
+    @abstractmethod
     def ask(self, wanted: Wanted) -> None:
         """Adds to `wanted` what this decorator stands for."""
-        raise NotImplementedError
 
     def option(self, name: str, default: Any) -> Any:
         return self.options.get(name, default)

@@ -4,6 +4,7 @@
 it is called synchronously, in the order of the frames, and answers by calling the link.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -85,7 +86,7 @@ class LinkState(Enum):
     DETACHED = "detached"
 
 
-class Link:
+class Link(ABC):
     """What both ends have in common. The handle of our end is always the number the peer gave its own."""
 
     def __init__(self, session: "Session", attach: Attach) -> None:
@@ -126,9 +127,9 @@ class Link:
         if node is not None:
             node.on_detached()
 
+    @abstractmethod
     def settle(self, delivery_id: int, state: DeliveryState) -> None:
         """Tells the peer the delivery's final state; it is then forgotten on both sides."""
-        raise NotImplementedError
 
     def _answer(
         self,

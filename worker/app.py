@@ -14,7 +14,7 @@ from typing import Any
 
 import uvloop
 
-from worker.calls import Caller, Patience
+from worker.calls import Caller
 from worker.connections import open_connections, scopes, targets
 from worker.consumer import Consumer, Receiver
 from worker.gates import Gates
@@ -24,7 +24,6 @@ from worker.intake import Intake
 from worker.interfaces import Event, Observer, Started, Target
 from worker.logs import EventLog, set_up_logging
 from worker.metrics import Metrics
-from worker.probing import Setup
 from worker.processor import Processor
 from worker.retry import RetryPolicy
 from worker.settings import WorkerSettings
@@ -103,8 +102,9 @@ async def serve_and_work(
         fleet_size=settings.fleet_size,
         slots=settings.slots,
         on_change=intake.look_again,
+        on_setup=partial(intake.note_trouble, "setup"),
     )
-    quarantine = Quarantine(intake)
+    quarantine = Quarantine(intake, gates)
     metrics.watch(intake=intake, gates=gates)
 
     def state() -> dict[str, Any]:
@@ -143,10 +143,9 @@ async def set_up(
         caller = Caller(
             model=azure.model,
             gates=gates,
-            setup=Setup(intake),
             intake=intake,
             policy=RetryPolicy(attempts=settings.attempts),
-            patience=Patience(parking=settings.parking),
+            parking=settings.parking,
             observer=observer,
             models=models_of,
         )
@@ -161,9 +160,7 @@ async def set_up(
             max_age=settings.max_age,
         )
         receivers = [
-            Receiver(
-                source=source, lane=intake.lane(source.queue, partial(gates.opens_at, models_of[source.queue]))
-            )
+            Receiver(source=source, lane=intake.lane(source.queue, partial(gates.wanted, models_of[source.queue])))
             for source in azure.sources
         ]
         consumer = Consumer(
@@ -206,14 +203,13 @@ def describe(intake: Intake, gates: Gates, quarantine: Quarantine) -> dict[str, 
         "in_flight_bytes": intake.in_flight_bytes,
         "held": intake.held,
         "suspects": quarantine.suspects,
-        "paused_for_suspects": intake.is_paused,
         "stopping": intake.is_stopping,
         "receiving_stopped_by": dict(intake.closures),
         "queues": [
             {
                 "queue": lane.queue,
                 "in_flight": lane.in_flight,
-                "receives_in_seconds": round(max(0.0, lane.opens_at() - now), 3),
+                "receives_in_seconds": round(max(0.0, lane.wanted().at - now), 3),
                 "trouble": lane.trouble,
             }
             for lane in intake.lanes

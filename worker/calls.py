@@ -18,31 +18,22 @@ from worker.intake import Intake, Lane
 from worker.interfaces import BackedOff, CallEnded, Model, Observer, Target
 from worker.jobs import Job
 from worker.outcomes import Answered, Concluded, Failed, FailureCode, HandBackReason, Refused, Response
-from worker.probing import Setup
 from worker.retry import Course, RetryPolicy, retrying
 from worker.waits import loop_time
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How long a job is kept before it is handed back. Seconds."""
-
-    parking: float = 900.0
-    """At closed gates."""
-    setup: float = 60.0
-    """For our own set-up to be mended."""
-
-
 @dataclass(kw_only=True)
 class Caller:
-    """Gets jobs answered, many at a time. `clock` is Unix time."""
+    """Gets jobs answered, many at a time.
+
+    `parking`: seconds for which a job waits at closed gates before it is handed back. `clock` is Unix time.
+    """
 
     model: Model
     gates: Gates
-    setup: Setup
     intake: Intake
     policy: RetryPolicy
-    patience: Patience = Patience()
+    parking: float = 900.0
     observer: Observer
     models: Mapping[str, frozenset[str] | None] = field(default_factory=dict)
     """Of each queue, the models that its jobs may ask for; None and a queue that is not named: all."""
@@ -73,26 +64,25 @@ class Caller:
         return self.gates.of(job.line.model) if allowed is None or job.line.model in allowed else None
 
     async def _attempt(self, job: Job, route: Route, lane: Lane, cost: Cost, course: Course) -> Response:
-        """One call, once our set-up and a gate let it through. Raises CallFailed, HandedBack or Expired."""
+        """One call, once a gate lets it through. Raises CallFailed, HandedBack or Expired."""
         left = job.deadline - self.clock()
         if left <= 0:
             raise Expired(f"the deadline passed {-left:.0f} s ago, after {course.calls} calls")
         with await self._admit(route, lane, cost, course, left) as permit:
-            async with self.setup.trial(self._held_until(course)):
-                return await self._call(job, permit, course)
+            return await self._call(job, permit, course)
 
     async def _admit(self, route: Route, lane: Lane, cost: Cost, course: Course, left: float) -> Permit:
         now = loop_time()
         if course.parked_until is None and route.is_closed:
-            course.parked_until = now + self.patience.parking
+            course.parked_until = now + self.parking
         until = math.inf if course.parked_until is None else course.parked_until
         if self._crowds_out(route, lane):
             lane.shy_away()
             raise HandedBack(HandBackReason.PARKED)
         try:
             permit = await route.admit(cost, until=min(until, now + left))
-        except HandedBack:
-            if until >= now + left:
+        except HandedBack as error:
+            if error.reason == HandBackReason.PARKED and until >= now + left:
                 raise Expired(f"no deployment was open before the deadline, after {course.calls} calls") from None
             lane.shy_away()
             raise
@@ -104,7 +94,8 @@ class Caller:
         queue could be."""
         if route.waiting < self.intake.slots / 4:
             return False
-        return route.opens_at(loop_time()) > loop_time() and lane.has_open_gate()
+        now = loop_time()
+        return route.wanted(now).at > now and lane.has_open_gate()
 
     async def _call(self, job: Job, permit: Permit, course: Course) -> Response:
         started = loop_time()
@@ -150,12 +141,6 @@ class Caller:
                 detail=error.detail if error else None,
             )
         )
-
-    def _held_until(self, course: Course) -> float:
-        """A job's patience with a wrong set-up begins when it first meets it."""
-        if course.held_until is None and self.setup.is_wrong:
-            course.held_until = loop_time() + self.patience.setup
-        return math.inf if course.held_until is None else course.held_until
 
     def _not_allowed(self, job: Job) -> Failed:
         models = self.models.get(job.queue) or self.gates.models

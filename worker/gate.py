@@ -1,7 +1,8 @@
 """The gate of one deployment: whether it takes a job now, and if not, when and why.
 
-It is open unless a 429 paused it, its budget is used up for now or it has as many calls under way as it bears.
-`budgets.py` has that arithmetic; who waits at it, and in which order, is for `gates.py`.
+It is open unless a 429 paused it, our set-up is wrong there, its budget is used up for now or it has as many calls
+under way as it bears. `budgets.py` and `probing.py` have that arithmetic; who waits at it, and in which order, is
+for `gates.py`.
 """
 
 import math
@@ -10,10 +11,11 @@ from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from worker.budgets import Concurrency, Cost, Pace
-from worker.errors import CallFailed, Throttled, Unavailable
+from worker.errors import CallFailed, RefusedByService, SetupWrong, Throttled, Unavailable
 from worker.headroom import Headroom, ThrottleKind
 from worker.interfaces import GateClosed, Observer, Target
 from worker.outcomes import Response
+from worker.probing import Setup
 from worker.waits import loop_time
 
 DEFAULT_PAUSE = 10.0
@@ -21,6 +23,9 @@ DEFAULT_PAUSE = 10.0
 
 MAX_PAUSE = 600.0
 """No header closes a gate for longer."""
+
+SETUP = "setup"
+"""The reason of a gate that is closed because our set-up is wrong there; the others are the kinds of a 429."""
 
 REQUEST_TOLERANCE = 0.01
 """Seconds by which a request may come early: Azure counts requests by the second, and timers are late."""
@@ -48,6 +53,9 @@ class Line(Protocol):
     def note_pause(self) -> None:
         """A gate has been closed for a while."""
 
+    def note_setup(self) -> None:
+        """Our set-up was found to be wrong at a gate, or to work again."""
+
 
 L = TypeVar("L", bound=Line)
 
@@ -64,6 +72,7 @@ class Gate:
         self.reason: ThrottleKind | None = None
         self.headroom: Headroom | None = None
         """What the service said last."""
+        self.setup = Setup()
         self.tokens = Pace(target.tokens_per_minute, fleet_size=fleet_size)
         self.requests = Pace(target.requests_per_minute, fleet_size=fleet_size, tolerance=REQUEST_TOLERANCE)
         self.concurrency = Concurrency(slots)
@@ -81,17 +90,28 @@ class Gate:
         """Calls that may be under way at once, as adapted."""
         return int(self.concurrency.limit)
 
+    @property
+    def blocked_until(self) -> float:
+        """When it takes a job again, as far as pauses and probes are known beforehand; in the past if it does."""
+        return max(self.opens_at, self.setup.probe_at)
+
     def ready_at(self, now: float) -> float:
         """When it can take a job; in the past if now, infinity where a call must end first."""
         return max(
-            self.opens_at, self.concurrency.ready_at(now), self.tokens.ready_at(now), self.requests.ready_at(now)
+            self.opens_at,
+            self.setup.ready_at,
+            self.concurrency.ready_at(now),
+            self.tokens.ready_at(now),
+            self.requests.ready_at(now),
         )
 
     def enter(self, cost: Cost, now: float) -> "Permit":
         """Take a job in, ready or not."""
         self.concurrency.enter()
         tokens = cost.prompt * self._density + cost.answer
-        return Permit(self, cost, now, self.tokens.take(tokens, now), self.requests.take(1, now))
+        return Permit(
+            self, cost, now, self.tokens.take(tokens, now), self.requests.take(1, now), self.setup.enter()
+        )
 
     def jobs_a_second(self) -> float:
         """At which it lets the jobs in that are like those it has seen; infinite where no budget paces it."""
@@ -118,7 +138,7 @@ class Gate:
         """The same for metrics; None where it is not known."""
         tokens, requests = self.tokens, self.requests
         return {
-            "gate_open": float(self.opens_at <= loop_time()),
+            "gate_open": float(self.opens_at <= loop_time() and not self.setup.is_wrong),
             "calls_in_flight": self.in_flight,
             "concurrency_limit": self.limit,
             "jobs_parked": self.waiting,
@@ -134,6 +154,8 @@ class Gate:
         return sum(route.waiting for route in self.routes)
 
     def _waits_for(self, now: float) -> str | None:
+        if self.setup.is_wrong:
+            return f"set-up: {self.setup.detail}"
         if self.opens_at > now:
             return f"429: {self.reason}"
         if self.concurrency.ready_at(now) > now:
@@ -143,6 +165,7 @@ class Gate:
         return "requests per minute" if self.requests.ready_at(now) > now else None
 
     def _answered(self, permit: "Permit", response: Response) -> None:
+        self._note_works()
         self.concurrency.succeed()
         self._hear(permit, response.headroom)
         if response.usage is not None and response.usage.prompt > 0:
@@ -152,10 +175,27 @@ class Gate:
 
     def _failed(self, permit: "Permit", error: CallFailed) -> None:
         self._hear(permit, error.headroom)
+        if isinstance(error, SetupWrong):
+            self._note_wrong(permit, error)
+        elif isinstance(error, (Throttled, RefusedByService)):
+            self._note_works()  # it looked at the job
         if isinstance(error, Throttled):
             self._throttle(permit, error)
         elif isinstance(error, Unavailable):
             self.concurrency.fail(permit.admitted_at, loop_time())
+
+    def _note_wrong(self, permit: "Permit", error: SetupWrong) -> None:
+        more = self.setup.note_wrong(error.detail, was_probe=permit.is_probe, now=loop_time())
+        if more:
+            self._observer(GateClosed(deployment=self.target.deployment, reason=SETUP, seconds=more))
+            for route in self.routes:
+                route.note_setup()
+
+    def _note_works(self) -> None:
+        if self.setup.is_wrong:
+            self.setup.note_works()
+            for route in self.routes:
+                route.note_setup()
 
     def _throttle(self, permit: "Permit", error: Throttled) -> None:
         now = loop_time()
@@ -194,8 +234,10 @@ class Gate:
         self.tokens.hear(said.limit_tokens, said.remaining_tokens, admitted_at=at, mark=permit.tokens_mark)
         self.requests.hear(said.limit_requests, said.remaining_requests, admitted_at=at, mark=permit.requests_mark)
 
-    def _left(self) -> None:
+    def _left(self, permit: "Permit") -> None:
         self.concurrency.leave()
+        if permit.is_probe:
+            self.setup.leave()
         for route in by_age(self.routes) if len(self.routes) > 1 else self.routes:
             if route.waiting:
                 route.let_in(loop_time())
@@ -214,15 +256,22 @@ class Permit:
     Say within it how the call ended, by `answered` or `failed`; a call that was cancelled tells nothing.
     """
 
-    __slots__ = ("_gate", "admitted_at", "cost", "requests_mark", "tokens_mark")
+    __slots__ = ("_gate", "admitted_at", "cost", "is_probe", "requests_mark", "tokens_mark")
 
     def __init__(
-        self, gate: Gate, cost: Cost, admitted_at: float, tokens_mark: float, requests_mark: float
+        self,
+        gate: Gate,
+        cost: Cost,
+        admitted_at: float,
+        tokens_mark: float,
+        requests_mark: float,
+        is_probe: bool = False,
     ) -> None:
         self.cost = cost
         self.admitted_at = admitted_at
         self.tokens_mark = tokens_mark
         self.requests_mark = requests_mark
+        self.is_probe = is_probe
         self._gate = gate
 
     @property
@@ -251,7 +300,7 @@ class Permit:
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._gate._left()
+        self._gate._left(self)
 
 
 def by_age(routes: Iterable[L]) -> list[L]:

@@ -15,6 +15,7 @@ from itertools import count
 from worker.budgets import Cost
 from worker.errors import HandedBack
 from worker.gate import Gate, Permit, by_age
+from worker.intake import Wanted
 from worker.interfaces import Observer, Target
 from worker.outcomes import HandBackReason
 from worker.waits import loop_time
@@ -22,12 +23,18 @@ from worker.waits import loop_time
 MAX_PASSTHROUGH_MODELS = 64
 """Models that producers may bring in under `passthrough`: each is a gate and a value of a metric's label."""
 
+SETUP_PATIENCE = 60.0
+"""Seconds for which jobs wait for our set-up to be mended."""
+
 LOOKAHEAD = 2.0
 """Seconds' worth of jobs to keep waiting at a gate that paces them, so that it never waits for a receive."""
 
 
+_NO_LIMIT = (math.inf, HandBackReason.PARKED)
+
+
 class _Waiter:
-    """A job in line. Its future brings the permit, or None where it must not wait any longer."""
+    """A job in line. Its future brings the permit, or the reason why it must not wait any longer."""
 
     __slots__ = ("cost", "future", "ticket", "until")
 
@@ -35,19 +42,31 @@ class _Waiter:
         self.ticket = ticket
         self.cost = cost
         self.until = until
-        self.future: asyncio.Future[Permit | None] = asyncio.get_running_loop().create_future()
+        self.future: asyncio.Future[Permit | HandBackReason] = asyncio.get_running_loop().create_future()
 
 
 class Route:
     """The gates that can carry a model, in the order in which they are preferred, and the jobs that wait for one.
 
-    First come, first served: also among routes that share a gate.
+    First come, first served: also among routes that share a gate. While our set-up is wrong at every gate, jobs
+    wait for `setup_patience` seconds at most; then none is kept but one that probes.
     """
 
-    def __init__(self, model: str, gates: Sequence[Gate], tickets: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        model: str,
+        gates: Sequence[Gate],
+        tickets: Callable[[], int],
+        *,
+        setup_patience: float = SETUP_PATIENCE,
+        on_setup: Callable[[], None] = lambda: None,
+    ) -> None:
         self.model = model
         self.gates = tuple(gates)
         self._tickets = tickets
+        self._setup_patience = setup_patience
+        self._on_setup = on_setup
+        self._limits: dict[HandBackReason, float] = {}
         self._line: OrderedDict[int, _Waiter] = OrderedDict()
         self._ends: list[tuple[float, int]] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -62,13 +81,19 @@ class Route:
 
     @property
     def is_closed(self) -> bool:
-        """Whether every deployment is paused."""
+        """Whether every deployment is paused, or our set-up wrong there."""
         return self.blocked_until > loop_time()
 
     @property
     def blocked_until(self) -> float:
-        """When the first pause ends; in the past where a deployment is not paused."""
-        return min(gate.opens_at for gate in self.gates)
+        """When the first pause ends or the first probe is due; in the past where a deployment is not closed."""
+        return min([gate.blocked_until for gate in self.gates])
+
+    @property
+    def setup_trouble(self) -> str | None:
+        """What is wrong with our set-up where no deployment can be called for it."""
+        details = [gate.setup.detail for gate in self.gates]
+        return None if None in details else "; ".join(dict.fromkeys(filter(None, details)))
 
     @property
     def oldest_ticket(self) -> int:
@@ -82,19 +107,37 @@ class Route:
         now = loop_time()
         if not self._line and (gate := self._ready_gate(now)) is not None:
             return gate.enter(cost, now)
-        if until <= max(now, self.blocked_until):
-            raise HandedBack(HandBackReason.PARKED)
+        limit, reason = self._first_limit()
+        if min(until, limit) <= max(now, self.blocked_until):
+            raise HandedBack(reason if limit < until else HandBackReason.PARKED)
         return await self._wait(_Waiter(self._tickets(), cost, until))
 
-    def opens_at(self, now: float) -> float:
-        """When another job is wanted here; -inf if now, infinity where that depends on the end of a call.
+    def limit_waiting(self, reason: HandBackReason, until: float) -> None:
+        """Hand back who still waits then, and afterwards whoever cannot go at once; until `unlimit`."""
+        self._limits[reason] = until
+        self._set_timer(loop_time())
+
+    def unlimit(self, reason: HandBackReason) -> None:
+        self._limits.pop(reason, None)
+
+    def wanted(self, now: float) -> Wanted:
+        """When another job is wanted here; only one where it could do no more than probe a set-up that is wrong."""
+        usable = [gate for gate in self.gates if not gate.setup.is_wrong]
+        wanted = [Wanted(at=gate.ready_at(now), is_probe=True) for gate in self.gates if gate.setup.is_wrong]
+        if usable:
+            wanted.append(Wanted(at=self._opens_at(usable, now)))
+        return min(wanted, key=_moment)
+
+    def _opens_at(self, gates: Sequence[Gate], now: float) -> float:
+        """-inf if now, infinity where that depends on the end of a call.
 
         A few are wanted in line before their turn, as a receive takes its time.
         """
-        if self.blocked_until > now:
-            return self.blocked_until
-        ready_at = min([gate.ready_at(now) for gate in self.gates])
-        open_gates = [gate for gate in self.gates if gate.opens_at <= now]
+        opens_at = min([gate.opens_at for gate in gates])
+        if opens_at > now:
+            return opens_at
+        ready_at = min([gate.ready_at(now) for gate in gates])
+        open_gates = [gate for gate in gates if gate.opens_at <= now]
         pace = sum([gate.jobs_a_second() for gate in open_gates])
         if math.isinf(pace) or math.isinf(ready_at):
             is_supplied = self.waiting >= max(1.0, sum([gate.limit for gate in open_gates]) / 4)
@@ -106,6 +149,15 @@ class Route:
     def note_pause(self) -> None:
         """Hand back whose patience ends before the pause does. The timer, ringing early, will set itself again."""
         self._hand_back(self.blocked_until)
+
+    def note_setup(self) -> None:
+        """The clock of the patience runs from when the last gate became wrong, until any works."""
+        if self.setup_trouble is None:
+            self.unlimit(HandBackReason.SETUP)
+        elif HandBackReason.SETUP not in self._limits:
+            self.limit_waiting(HandBackReason.SETUP, loop_time() + self._setup_patience)
+        self._hand_back(self.blocked_until)
+        self._on_setup()
 
     def let_in(self, now: float) -> None:
         """Hand permits to those in front, as many as there are places."""
@@ -130,22 +182,32 @@ class Route:
         except asyncio.CancelledError:
             self._forget(waiter)
             raise
-        if permit is None:
-            raise HandedBack(HandBackReason.PARKED)
+        if isinstance(permit, HandBackReason):
+            raise HandedBack(permit)
         return permit
 
     def _forget(self, waiter: _Waiter) -> None:
         """Of a job that was cancelled while it waited, or just after it was let in."""
         self._line.pop(waiter.ticket, None)
-        if not waiter.future.cancelled() and (permit := waiter.future.result()) is not None:
+        if not waiter.future.cancelled() and isinstance(permit := waiter.future.result(), Permit):
             permit.__exit__(None, None, None)
 
     def _hand_back(self, until: float) -> None:
         """Those who would not wait longer than `until`."""
         while self._first_end() <= until:
-            waiter = self._line.pop(heapq.heappop(self._ends)[1])
-            if not waiter.future.done():
-                waiter.future.set_result(None)
+            self._end_wait(heapq.heappop(self._ends)[1], HandBackReason.PARKED)
+        limit, reason = self._first_limit()
+        if limit <= until:
+            for ticket in tuple(self._line):
+                self._end_wait(ticket, reason)
+
+    def _end_wait(self, ticket: int, reason: HandBackReason) -> None:
+        waiter = self._line.pop(ticket)
+        if not waiter.future.done():
+            waiter.future.set_result(reason)
+
+    def _first_limit(self) -> tuple[float, HandBackReason]:
+        return min(((until, reason) for reason, until in self._limits.items()), default=_NO_LIMIT)
 
     def _first_end(self) -> float:
         while self._ends and self._ends[0][1] not in self._line:
@@ -156,7 +218,7 @@ class Route:
         """One for the whole line: when the first may go, or has waited long enough."""
         when = math.inf
         if self._line:
-            when = min(self._first_end(), *[gate.ready_at(now) for gate in self.gates])
+            when = min(self._first_end(), self._first_limit()[0], *[gate.ready_at(now) for gate in self.gates])
         if when == self._rings_at:
             return
         self._rings_at = when
@@ -178,8 +240,8 @@ class Gates:
     """The routes of every model.
 
     `routes` is None under `passthrough`: the model's name is the deployment's name at `endpoint`. `slots` is the
-    most calls that this pod will have under way. `on_change` is called where `opens_at` could not tell a time, when
-    it may have come.
+    most calls that this pod will have under way. `on_change` is called where `wanted` could not tell a time, when
+    it may have come; `on_setup` with what is wrong with our set-up for some model, and with None once nothing is.
     """
 
     def __init__(
@@ -190,15 +252,21 @@ class Gates:
         observer: Observer,
         slots: int,
         fleet_size: int = 1,
+        setup_patience: float = SETUP_PATIENCE,
         on_change: Callable[[], None] = lambda: None,
+        on_setup: Callable[[str | None], None] = lambda _: None,
     ) -> None:
         self._endpoint = endpoint
+        self._on_change = on_change
+        self._on_setup = on_setup
         self._is_passthrough = routes is None
         self._gate = partial(Gate, observer=observer, fleet_size=fleet_size, slots=slots, on_change=on_change)
-        self._tickets = count().__next__
+        self._route = partial(
+            Route, tickets=count().__next__, setup_patience=setup_patience, on_setup=self._note_setup
+        )
         gates = {target: self._gate(target) for targets in (routes or {}).values() for target in targets}
         self._routes = {
-            model: Route(model, [gates[target] for target in targets], self._tickets)
+            model: self._route(model, [gates[target] for target in targets])
             for model, targets in (routes or {}).items()
         }
 
@@ -214,15 +282,31 @@ class Gates:
         route = self._routes.get(model)
         if route is None and self._is_passthrough and len(self._routes) < MAX_PASSTHROUGH_MODELS:
             gate = self._gate(Target(deployment=model, endpoint=self._endpoint))
-            route = self._routes[model] = Route(model, [gate], self._tickets)
+            route = self._routes[model] = self._route(model, [gate])
         return route
 
-    def opens_at(self, models: Iterable[str] | None = None) -> float:
-        """When a job of one of these models is wanted, of any model if none are named; -inf if now."""
+    def wanted(self, models: Iterable[str] | None = None) -> Wanted:
+        """When a job of one of these models is wanted, of any model if none are named."""
         now = loop_time()
         names = self._routes if models is None else models
-        return min([self._opens_at(name, now) for name in names], default=-math.inf)
+        wanted = [route.wanted(now) if (route := self._routes.get(name)) else Wanted() for name in names]
+        return min(wanted, default=Wanted(), key=_moment)
 
-    def _opens_at(self, model: str, now: float) -> float:
-        route = self._routes.get(model)
-        return -math.inf if route is None else route.opens_at(now)
+    def limit_waiting(self, reason: HandBackReason, until: float) -> None:
+        for route in self._routes.values():
+            route.limit_waiting(reason, until)
+
+    def unlimit(self, reason: HandBackReason) -> None:
+        for route in self._routes.values():
+            route.unlimit(reason)
+
+    def _note_setup(self) -> None:
+        troubles = [
+            f"{route.model}: {detail}" for route in self._routes.values() if (detail := route.setup_trouble)
+        ]
+        self._on_setup("; ".join(troubles) or None)
+        self._on_change()
+
+
+def _moment(wanted: Wanted) -> float:
+    return wanted.at

@@ -7,7 +7,7 @@ ended by the bell, never by polling.
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 
@@ -20,12 +20,12 @@ LAST_SHYNESS = 30.0
 first to the last. The broker would give us the same job at once, again and again."""
 
 
-@dataclass(slots=True)
-class _Closure:
-    """Why nothing is received. With nothing in flight, one message is let in at `probe_at` to find out."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """When jobs are wanted: in the past if now, infinity if nobody knows. `is_probe`: one, to find out."""
 
-    detail: str
-    probe_at: float
+    at: float = -math.inf
+    is_probe: bool = False
 
 
 class Intake:
@@ -46,42 +46,53 @@ class Intake:
         self.is_stopping = False
         self.lanes: list[Lane] = []
         self._observer = observer
-        self._closures: dict[str, _Closure] = {}
+        self._closures: dict[str, str] = {}
+        self._troubles: dict[str, str] = {}
         self.is_paused = False
-        self._is_in_trouble = False
         self._typical_bytes = 0.0
         self._bell = Bell()
 
     @property
     def closures(self) -> Mapping[str, str]:
-        """What keeps it closed, reason to detail; `source` for queues that cannot be received, while others can."""
-        closures = {reason: closure.detail for reason, closure in self._closures.items()}
-        if troubles := [lane.trouble for lane in self.lanes if lane.trouble]:
-            closures["source"] = "; ".join(sorted(set(troubles)))
-        return closures
+        """What keeps it closed, all of it or the way in from some queues; reason to detail."""
+        return self._closures | self._troubles
 
-    def lane(self, queue: str, gates_open_at: Callable[[], float] = lambda: -math.inf) -> "Lane":
-        """A way in from `queue`, which is received while one of its gates is open."""
-        lane = Lane(self, queue, gates_open_at)
+    def lane(self, queue: str, wanted: Callable[[], Wanted] = Wanted) -> "Lane":
+        """A way in from `queue`, which is received while jobs of it are wanted."""
+        lane = Lane(self, queue, wanted)
         self.lanes.append(lane)
         return lane
 
-    def close(self, reason: str, detail: str, *, probe_at: float = -math.inf) -> None:
-        if reason not in self._closures:
-            self._observer(IntakeClosed(reason=reason, detail=detail))
-        self._closures[reason] = _Closure(detail, probe_at)
+    def close(self, reason: str, detail: str) -> None:
+        """Receive nothing more but, whenever nothing is in flight, one message to find out."""
+        self._note(self._closures, reason, detail)
 
     def open(self, reason: str) -> None:
-        if self._closures.pop(reason, None):
-            self._observer(IntakeOpened(reason=reason))
+        if reason in self._closures:
+            self._note(self._closures, reason, None)
             self._bell.ring()
 
-    def pause(self) -> None:
+    def note_trouble(self, reason: str, detail: str | None) -> None:
+        """Something keeps some queues, or all for a while, from being received; None once nothing does. This only
+        tells it."""
+        self._note(self._troubles, reason, detail)
+
+    def _note(self, notes: dict[str, str], reason: str, detail: str | None) -> None:
+        if detail is not None:
+            if reason not in notes:
+                self._observer(IntakeClosed(reason=reason, detail=detail))
+            notes[reason] = detail
+        elif notes.pop(reason, None) is not None:
+            self._observer(IntakeOpened(reason=reason))
+
+    def pause(self, reason: str, detail: str) -> None:
         """Receive nothing for a while, though nothing is wrong."""
         self.is_paused = True
+        self.note_trouble(reason, detail)
 
-    def resume(self) -> None:
+    def resume(self, reason: str) -> None:
         self.is_paused = False
+        self.note_trouble(reason, None)
         self._bell.ring()
 
     def stop(self) -> None:
@@ -117,32 +128,26 @@ class Intake:
         if free <= 0 or self.is_paused:
             return 0, math.inf
         if self._closures:
-            probe_at = max(closure.probe_at for closure in self._closures.values())
             may_probe = lane.is_hungry or not any(other.is_hungry for other in self.lanes)
-            if self.in_flight or reserved or not may_probe:
-                return 0, math.inf
-            return (1, math.inf) if probe_at <= now else (0, probe_at)
-        opens_at = lane.opens_at()
-        if opens_at > now:
-            return 0, opens_at
-        return min(lane.part_of(free), self._fitting()), math.inf
+            return (0 if self.in_flight or reserved or not may_probe else 1), math.inf
+        wanted = lane.wanted()
+        if wanted.at > now:
+            return 0, wanted.at
+        if wanted.is_probe:
+            is_probing = any(mate.in_flight or mate.reserved for mate in self.lanes if mate.queue == lane.queue)
+            return (0 if is_probing else 1), math.inf
+        return min(lane.part_of(free), self._fitting(reserved)), math.inf
 
-    def _fitting(self) -> int:
-        """As many messages of the usual size as the free bytes hold."""
-        free = self.bytes_limit - self.in_flight_bytes
+    def _fitting(self, reserved: int) -> int:
+        """As many messages of the usual size as the free bytes hold, besides those that are asked for already."""
+        free = self.bytes_limit - self.in_flight_bytes - reserved * self._typical_bytes
         if free <= 0 or math.isinf(free) or not self._typical_bytes:
             return self.slots if free > 0 else 0
         return max(1, int(free / self._typical_bytes))
 
-    def _note_trouble(self, trouble: str | None) -> None:
-        is_in_trouble = any(lane.trouble for lane in self.lanes)
-        if is_in_trouble == self._is_in_trouble:
-            return
-        self._is_in_trouble = is_in_trouble
-        if trouble is None:
-            self._observer(IntakeOpened(reason="source"))
-        else:
-            self._observer(IntakeClosed(reason="source", detail=trouble))
+    def _note_source(self) -> None:
+        troubles = sorted({lane.trouble for lane in self.lanes if lane.trouble})
+        self.note_trouble("source", "; ".join(troubles) or None)
 
     def _enter(self, size: int) -> None:
         self.in_flight += 1
@@ -168,23 +173,28 @@ class Lane:
     others use. A queue that was found empty is asked for one message only, so that waiting for it holds no slots.
     """
 
-    def __init__(self, intake: Intake, queue: str, gates_open_at: Callable[[], float]) -> None:
+    def __init__(self, intake: Intake, queue: str, wanted: Callable[[], Wanted]) -> None:
         self.queue = queue
         self.in_flight = 0
         self.reserved = 0
         self.is_hungry = True
         self.trouble: str | None = None
         self._intake = intake
-        self._gates_open_at = gates_open_at
+        self._wanted = wanted
         self._shyness = 0.0
         self._shy_until = -math.inf
 
-    def opens_at(self) -> float:
-        """When it may be received; -inf if now."""
-        return max(self._gates_open_at(), self._shy_until)
+    def wanted(self) -> Wanted:
+        wanted = self._wanted()
+        return wanted if wanted.at >= self._shy_until else replace(wanted, at=self._shy_until)
+
+    def _is_open(self) -> bool:
+        wanted = self.wanted()
+        return wanted.at <= loop_time() and not wanted.is_probe
 
     def has_open_gate(self) -> bool:
-        return self._gates_open_at() <= loop_time()
+        wanted = self._wanted()
+        return wanted.at <= loop_time() and not wanted.is_probe
 
     async def room(self) -> int:
         """How many messages to ask for, at least 1, waiting until there is room; 0 once it is stopping.
@@ -210,7 +220,7 @@ class Lane:
     def _end_receive(self, trouble: str | None) -> None:
         self.reserved = 0
         self.trouble = trouble
-        self._intake._note_trouble(trouble)
+        self._intake._note_source()
         self._intake._bell.ring()
 
     def slot(self, size: int = 0) -> "Slot":
@@ -238,7 +248,7 @@ class Lane:
         owed = sum(
             max(0, fair - lane.in_flight - lane.reserved)
             for lane in self._intake.lanes
-            if lane is not self and lane.is_hungry and lane.opens_at() <= loop_time()
+            if lane is not self and lane.is_hungry and lane._is_open()
         )
         return max(free - owed, min(free, fair - self.in_flight), 0)
 

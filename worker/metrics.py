@@ -12,6 +12,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from worker import interfaces as events
+from worker.gate import SETUP
 from worker.gates import Gates
 from worker.headroom import ThrottleKind
 from worker.intake import Intake
@@ -46,7 +47,7 @@ GATE_GAUGES = {
     "quota_remaining_tokens": "Tokens left in the minute, as the service said last",
     "quota_remaining_requests": "Requests left in the minute, as the service said last",
 }
-INTAKE_REASONS = ("start-up", "setup", "sink", "source", "claims")
+INTAKE_REASONS = ("start-up", "setup", "sink", "source", "claims", "suspects")
 
 
 class Metrics:
@@ -190,7 +191,8 @@ class Metrics:
         self._child(self.first_token, deployment)
         for kind in ThrottleKind:
             self._child(self.throttles, deployment, kind)
-            self._child(self.gate_closed, deployment, kind)
+        for reason in (*ThrottleKind, SETUP):
+            self._child(self.gate_closed, deployment, reason)
         for status in ("200", "429"):
             self._child(self.calls, deployment, status)
         for tokens in ("prompt", "completion", "cached"):

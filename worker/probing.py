@@ -1,13 +1,9 @@
-"""Whether our own set-up works, found out by one job at a time once a call has shown that it does not."""
+"""Whether a deployment can be called as we are set up, found out by one call at a time once a call has shown not.
+
+Arithmetic only; times are those of the event loop's clock. `gate.py` has one for each deployment.
+"""
 
 import math
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
-from worker.errors import HandedBack, RefusedByService, SetupWrong, Throttled
-from worker.intake import Intake
-from worker.outcomes import HandBackReason
-from worker.waits import Bell, loop_time
 
 FIRST_PROBE = 5.0
 LAST_PROBE = 300.0
@@ -15,64 +11,47 @@ LAST_PROBE = 300.0
 
 
 class Setup:
-    """Whether our own set-up works: identity, roles, deployments.
+    """What the calls to one deployment show of our set-up: identity, role, the deployment itself.
 
-    Once a call has shown that it does not, the intake is closed and the jobs at hand wait, one of them probing
-    after 5 s, 10 s ... 5 min, until a call gets through.
+    Once a call has shown that it is wrong, one job at a time probes it, after 5 s, 10 s ... 5 min, until one is
+    answered.
     """
 
-    def __init__(self, intake: Intake) -> None:
-        self._intake = intake
-        self._bell = Bell()
-        self._interval = 0.0
-        self._probe_at = -math.inf
+    def __init__(self) -> None:
+        self.detail: str | None = None
+        """What is wrong; None if nothing is."""
+        self.probe_at = -math.inf
         self._is_probing = False
+        self._interval = 0.0
 
     @property
     def is_wrong(self) -> bool:
-        return self._interval > 0
+        return self.detail is not None
 
-    @asynccontextmanager
-    async def trial(self, until: float) -> AsyncIterator[None]:
-        """Around a call. Raises HandedBack where the turn to probe would not come by `until`."""
-        is_probe = self.is_wrong and await self._turn(until)
-        if is_probe:
-            self._is_probing = True
-        try:
-            yield
-        except SetupWrong as error:
-            self._note_wrong(error.detail, is_probe)
-            raise
-        except (Throttled, RefusedByService):
-            self._note_works()
-            raise
-        else:
-            self._note_works()
-        finally:
-            if is_probe:
-                self._is_probing = False
-                self._bell.ring()
+    @property
+    def ready_at(self) -> float:
+        """When a call may begin; infinity while the one that probes is under way."""
+        return math.inf if self._is_probing else self.probe_at
 
-    async def _turn(self, until: float) -> bool:
-        """Whether to probe; False if meanwhile all is well."""
-        while self.is_wrong:
-            now = loop_time()
-            turn = math.inf if self._is_probing else self._probe_at
-            if turn <= now:
-                return True
-            if now >= until or until < turn < math.inf:
-                raise HandedBack(HandBackReason.SETUP)
-            await self._bell.wait(min(until, turn))
-        return False
+    def enter(self) -> bool:
+        """A call begins. Whether it is the probe, whose end is to be told by `leave`."""
+        is_probe = self.is_wrong and not self._is_probing
+        self._is_probing = self._is_probing or is_probe
+        return is_probe
 
-    def _note_wrong(self, detail: str, was_probe: bool) -> None:
-        if was_probe or not self.is_wrong:
-            self._interval = min(max(FIRST_PROBE, self._interval * 2), LAST_PROBE)
-            self._probe_at = loop_time() + self._interval
-        self._intake.close("setup", detail, probe_at=self._probe_at)
+    def leave(self) -> None:
+        """The probe is over, however it ended."""
+        self._is_probing = False
 
-    def _note_works(self) -> None:
-        if self.is_wrong:
-            self._interval = 0.0
-            self._intake.open("setup")
-            self._bell.ring()
+    def note_wrong(self, detail: str, *, was_probe: bool, now: float) -> float:
+        """Seconds until the next probe; 0 for a call that was under way when it was already known."""
+        is_news = was_probe or not self.is_wrong
+        self.detail = detail
+        if not is_news:
+            return 0.0
+        self._interval = min(max(FIRST_PROBE, self._interval * 2), LAST_PROBE)
+        self.probe_at = now + self._interval
+        return self._interval
+
+    def note_works(self) -> None:
+        self.detail, self._interval, self.probe_at = None, 0.0, -math.inf

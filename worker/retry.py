@@ -1,7 +1,7 @@
 """When a job is called again: pure decisions, and tenacity to carry them out.
 
-A throttle is not an attempt and waits at its gate; a wrong set-up waits for its turn to probe; only what failed
-on the way (`Unavailable`) is counted and backs off.
+A throttle and a wrong set-up are no attempts and wait at their gate; only what failed on the way (`Unavailable`) is
+counted and backs off.
 """
 
 import asyncio
@@ -46,8 +46,6 @@ class Course:
     endpoint: str | None = None
     parked_until: float | None = None
     """Loop time at which the job has waited long enough at closed gates; set when it first waits."""
-    held_until: float | None = None
-    """Loop time at which the job has waited long enough for our set-up to be mended."""
 
 
 def retrying(

@@ -3,19 +3,24 @@
 A job that kills its process takes everything along that is in flight there: each of those messages loses one of
 its deliveries. So what was delivered twice before waits until nothing else is in flight, nothing more is received
 meanwhile, and no more run together than `cohort_size` allows; the others go back to the queue, which costs them
-nothing. The poison is soon alone, long before an innocent has used up its deliveries.
+nothing. The poison is soon alone, long before an innocent has used up its deliveries. Calls are waited for, as they
+are paid for; jobs that wait at a gate go back to the queue after `GATE_PATIENCE`, suspects too.
 """
 
 from types import TracebackType
 from typing import Self
 
 from worker.errors import HandedBack
+from worker.gates import Gates
 from worker.intake import Intake
 from worker.outcomes import HandBackReason
-from worker.waits import Bell
+from worker.waits import Bell, loop_time
 
 SUSPECT_FROM = 2
 """Earlier deliveries that ended without a settlement. One is everyday: a node was lost."""
+
+GATE_PATIENCE = 30.0
+"""Seconds that jobs may wait at gates once a suspect has come: the pod receives nothing in that time."""
 
 
 def cohort_size(delivery_count: int, slots: int) -> int:
@@ -26,8 +31,9 @@ def cohort_size(delivery_count: int, slots: int) -> int:
 class Quarantine:
     """Every delivery is worked in a place of it."""
 
-    def __init__(self, intake: Intake) -> None:
+    def __init__(self, intake: Intake, gates: Gates) -> None:
         self._intake = intake
+        self._gates = gates
         self._together = 0
         self._waiting = 0
         self._apart = 0
@@ -54,15 +60,15 @@ class Quarantine:
     def leave(self, delivery_count: int) -> None:
         if delivery_count >= SUSPECT_FROM:
             self._apart -= 1
-            self._reopen()
+            self._go_on()
         else:
             self._together -= 1
             if self._waiting and not self._together:
                 self._bell.ring()
 
     async def _enter_apart(self, size: int) -> None:
-        self._intake.pause()
         self._waiting += 1
+        self._pause()
         try:
             while self._together:
                 await self._bell.wait()
@@ -73,11 +79,20 @@ class Quarantine:
             self._apart += 1
         finally:
             self._waiting -= 1
-            self._reopen()
+            self._go_on()
 
-    def _reopen(self) -> None:
-        if not self.suspects:
-            self._intake.resume()
+    def _pause(self) -> None:
+        if not self._intake.is_paused:
+            self._gates.limit_waiting(HandBackReason.SUSPECT, loop_time() + GATE_PATIENCE)
+        detail = f"suspects that run apart: {self.suspects}; jobs that must end before them: {self._together}"
+        self._intake.pause("suspects", detail)
+
+    def _go_on(self) -> None:
+        if self.suspects:
+            self._pause()
+        else:
+            self._gates.unlimit(HandBackReason.SUSPECT)
+            self._intake.resume("suspects")
 
 
 class Place:

@@ -2,15 +2,15 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 
-from worker.calls import Caller, Patience
+from worker.calls import Caller
 from worker.consumer import Consumer, Receiver
 from worker.gates import Gates
 from worker.intake import Intake
 from worker.interfaces import Source, Target
 from worker.jobs import Job
 from worker.outcomes import Response
-from worker.probing import Setup
 from worker.processor import Processor
 from worker.retry import RetryPolicy
 from worker.suspects import Quarantine
@@ -42,7 +42,7 @@ class Bench:
         routes: Mapping[str, Sequence[Target]] | None = None,
         passthrough: bool = False,
         attempts: int = 6,
-        patience: Patience | None = None,
+        parking: float = 900.0,
         max_age: float = 86_400.0,
         grace: float = 25.0,
         sink: FakeSink | None = None,
@@ -59,16 +59,15 @@ class Bench:
             observer=self.events,
             slots=slots,
             on_change=self.intake.look_again,
+            on_setup=partial(self.intake.note_trouble, "setup"),
         )
-        self.lane = self.intake.lane("jobs", self.gates.opens_at)
-        self.setup = Setup(self.intake)
+        self.lane = self.intake.lane("jobs", self.gates.wanted)
         self.caller = Caller(
             model=self.model,
             gates=self.gates,
-            setup=self.setup,
             intake=self.intake,
             policy=RetryPolicy(attempts=attempts),
-            patience=patience or Patience(),
+            parking=parking,
             observer=self.events,
             clock=wall_clock,
             chance=lambda: 1.0,
@@ -77,7 +76,7 @@ class Bench:
             caller=self.caller,
             sink=self.sink,
             intake=self.intake,
-            quarantine=Quarantine(self.intake),
+            quarantine=Quarantine(self.intake, self.gates),
             observer=self.events,
             pod="pod-1",
             max_age=max_age,

@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.budgets import FILL, REOPENING, Cost
-from worker.errors import CallFailed, HandedBack, RefusedByService, Throttled, Unavailable
+from worker.errors import CallFailed, HandedBack, RefusedByService, SetupWrong, Throttled, Unavailable
 from worker.gate import Gate, Permit
 from worker.gates import Gates, Route
 from worker.headroom import Headroom, ThrottleKind
+from worker.intake import Wanted
 from worker.interfaces import GateClosed, Target
-from worker.outcomes import Response, Usage
+from worker.outcomes import HandBackReason, Response, Usage
 from worker.testing import EventList
 from worker.waits import loop_time
 
@@ -348,25 +349,25 @@ async def test_a_model_that_is_not_listed_has_no_route() -> None:
 async def test_a_model_is_wanted_when_the_first_of_its_pauses_ends() -> None:
     gates = Gates({"a": [target("x")], "b": [target("y")]}, endpoint="", observer=EventList(), slots=4)
     await call(route_of(gates, "a"), throttled(9))
-    assert gates.opens_at() == -math.inf
+    assert gates.wanted().at == -math.inf
     await call(route_of(gates, "b"), throttled(5))
-    assert gates.opens_at() == 5
-    assert gates.opens_at(["a"]) == 9
-    assert gates.opens_at(["never seen"]) == -math.inf
+    assert gates.wanted().at == 5
+    assert gates.wanted(["a"]).at == 9
+    assert gates.wanted(["never seen"]).at == -math.inf
 
 
 async def test_no_more_jobs_are_wanted_than_a_paced_gate_takes_in_two_seconds() -> None:
     gates = build(target("mini", tokens=12_000))
     jobs = [asyncio.ensure_future(call(route_of(gates))) for _ in range(2)]
     await asyncio.sleep(0)
-    assert gates.opens_at() == -math.inf
+    assert gates.wanted().at == -math.inf
     jobs += [asyncio.ensure_future(call(route_of(gates))) for _ in range(20)]
     await asyncio.sleep(0)
-    opens_at = gates.opens_at()
+    opens_at = gates.wanted().at
     assert 15 < opens_at < 25
     await asyncio.sleep(opens_at)
     assert route_of(gates).waiting <= 3
-    assert gates.opens_at() == -math.inf
+    assert gates.wanted().at == -math.inf
     await asyncio.gather(*jobs)
 
 
@@ -381,9 +382,175 @@ async def test_who_asks_in_vain_when_more_is_wanted_is_told() -> None:
     )
     jobs = [asyncio.ensure_future(call(route_of(gates), seconds=3)) for _ in range(2)]
     await asyncio.sleep(0)
-    assert gates.opens_at() == math.inf
+    assert gates.wanted().at == math.inf
     await asyncio.gather(*jobs)
     assert told == [3]
+
+
+FORBIDDEN = SetupWrong("403: no role", status=403)
+
+
+async def fail_setup(route: Route) -> None:
+    await call(route, FORBIDDEN)
+
+
+async def test_a_deployment_where_our_set_up_is_wrong_is_passed_over_for_the_next() -> None:
+    events = EventList()
+    gates = build(target("first"), target("second"), events=events)
+    route = route_of(gates)
+    await fail_setup(route)
+    assert [await call(route) for _ in range(3)] == ["second"] * 3
+    assert gates.wanted() == Wanted(), "others are wanted without end"
+    await asyncio.sleep(5)
+    assert await call(route) == "first", "one job probes it"
+    assert [(event.deployment, event.reason, event.seconds) for event in events.of(GateClosed)] == [
+        ("first", "setup", 5)
+    ]
+    assert [await call(route) for _ in range(2)] == ["first"] * 2
+
+
+async def test_a_wrong_set_up_concerns_one_deployment_and_its_models() -> None:
+    told: list[str | None] = []
+    changed: list[float] = []
+    gates = Gates(
+        {"a": [target("x")], "b": [target("y")]},
+        endpoint="",
+        observer=EventList(),
+        slots=4,
+        on_setup=told.append,
+        on_change=lambda: changed.append(loop_time()),
+    )
+    await fail_setup(route_of(gates, "a"))
+    assert gates.wanted(["a"]) == Wanted(at=5, is_probe=True)
+    assert gates.wanted(["b"]) == Wanted()
+    assert await call(route_of(gates, "b")) == "y"
+    await asyncio.sleep(5)
+    await call(route_of(gates, "a"))
+    assert told == ["a: 403: no role", None]
+    assert changed[-1] == 5, "who waits for another time than that of the probe looks again"
+
+
+async def test_jobs_wait_for_a_wrong_set_up_and_take_turns_at_probing_it() -> None:
+    gates = build(target("mini"))
+    route = route_of(gates)
+    await fail_setup(route)
+    jobs = [asyncio.ensure_future(call(route, FORBIDDEN, seconds=1)) for _ in range(2)]
+    jobs.append(asyncio.ensure_future(call(route)))
+    await asyncio.sleep(5.5)
+    (gate,) = gates.all()
+    assert gate.in_flight == 1, "the others hold no permit while one probes"
+    assert gates.wanted().at == math.inf, "nor is another received to probe"
+    assert gate.describe()["waits_for"] == "set-up: 403: no role"
+    assert gate.gauges()["gate_open"] == 0
+    await asyncio.gather(*jobs)
+    assert loop_time() == 5 + 1 + 10 + 1 + 20
+    assert gate.gauges()["gate_open"] == 1
+
+
+async def test_jobs_wait_a_minute_for_a_set_up_and_none_afterwards() -> None:
+    gates = build(target("mini"))
+    route = route_of(gates)
+    await fail_setup(route)
+
+    async def wait() -> str:
+        try:
+            return await call(route, FORBIDDEN, until=10_000)
+        except HandedBack as error:
+            return f"{error.reason} at {loop_time():g}"
+
+    jobs = [asyncio.ensure_future(wait()) for _ in range(5)]
+    # probes at 5, 15 and 35 s; the next would come at 75
+    assert await asyncio.gather(*jobs) == ["mini", "mini", "mini", "setup at 35", "setup at 35"]
+    await asyncio.sleep(65)
+    assert gates.wanted() == Wanted(at=75, is_probe=True)
+    assert await wait() == "mini"
+    assert await wait() == "setup at 100"
+
+
+async def test_a_set_up_that_was_mended_shortens_no_later_wait() -> None:
+    gates = build(target("mini"))
+    route = route_of(gates)
+    await fail_setup(route)
+    await asyncio.sleep(5)
+    await call(route, throttled(300))
+    assert await call(route, until=1_000) == "mini"
+    assert loop_time() == 305
+
+
+async def test_one_job_is_wanted_for_a_deployment_that_is_wrong_and_no_more_than_the_next_takes() -> None:
+    gates = build(target("first"), target("second", tokens=600))
+    route = route_of(gates)
+    await fail_setup(route)
+    assert await call(route) == "second"
+    assert gates.wanted() == Wanted(at=5, is_probe=True), "the budget of the second is used up until 20.4 s"
+    await asyncio.sleep(5)
+    await fail_setup(route)
+    assert gates.wanted() == Wanted(at=15, is_probe=True)
+    await asyncio.sleep(10)
+    probe = asyncio.ensure_future(call(route, FORBIDDEN, seconds=1))
+    await asyncio.sleep(0)
+    wanted = gates.wanted()
+    assert not wanted.is_probe
+    assert wanted.at == pytest.approx(18, abs=1), "a receive takes its time, so two seconds before there is room"
+    await probe
+
+
+@pytest.mark.parametrize("error", [throttled(1), RefusedByService("400", status=400), None])
+async def test_a_word_from_the_service_about_the_job_shows_that_the_set_up_works(error: CallFailed | None) -> None:
+    gates = build(target("mini"))
+    await fail_setup(route_of(gates))
+    await asyncio.sleep(5)
+    await call(route_of(gates), error)
+    assert not gates.wanted().is_probe
+
+
+async def test_a_failure_on_the_way_says_nothing_about_the_set_up_and_the_next_probes_at_once() -> None:
+    gates = build(target("mini"))
+    await fail_setup(route_of(gates))
+    await asyncio.sleep(5)
+    await call(route_of(gates), Unavailable("gone"))
+    assert gates.wanted() == Wanted(at=5, is_probe=True)
+    assert await call(route_of(gates)) == "mini"
+    assert gates.wanted() == Wanted()
+
+
+async def test_a_cancelled_probe_passes_its_turn_on() -> None:
+    route = route_of(build(target("mini")))
+    await fail_setup(route)
+    first, second = (asyncio.ensure_future(call(route, seconds=10)) for _ in range(2))
+    await asyncio.sleep(6)
+    first.cancel()
+    await second
+    assert loop_time() == 16
+
+
+async def test_a_job_whose_deadline_comes_before_the_probe_is_not_kept_for_it() -> None:
+    route = route_of(build(target("mini")))
+    await fail_setup(route)
+    with pytest.raises(HandedBack, match="parked"):
+        await call(route, until=3)
+    assert loop_time() == 0
+
+
+async def test_a_limit_on_waiting_ends_it_for_those_in_line_and_for_those_to_come() -> None:
+    gates = build(target("mini"), slots=1)
+    route = route_of(gates)
+    busy = asyncio.ensure_future(call(route, seconds=50))
+    waits = asyncio.ensure_future(call(route))
+    await asyncio.sleep(1)
+    gates.limit_waiting(HandBackReason.SUSPECT, 30)
+    with pytest.raises(HandedBack, match="suspect"):
+        await waits
+    assert loop_time() == 30
+    with pytest.raises(HandedBack, match="suspect"):
+        await call(route)
+    await busy
+    assert await call(route) == "mini", "who can go at once goes"
+    gates.unlimit(HandBackReason.SUSPECT)
+    busy = asyncio.ensure_future(call(route, seconds=9))
+    await asyncio.sleep(0)
+    assert await call(route) == "mini"
+    await busy
 
 
 async def test_a_gate_says_what_it_waits_for_and_until_when() -> None:
@@ -466,6 +633,8 @@ def test_every_permit_comes_back_and_every_waiter_ends(seed: int, slots: int, to
                 permit.failed(throttled(chance.uniform(0, 10), chance.choice(list(ThrottleKind))))
             elif ending < 0.8:
                 permit.failed(Unavailable("gone"))
+            elif ending < 0.9:
+                permit.failed(SetupWrong("403"))
 
     async def main() -> list[Gate]:
         one, two = target("one", tokens=tokens), target("two")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.intake import Intake, Lane, Slot
+from worker.intake import Intake, Lane, Slot, Wanted
 from worker.interfaces import IntakeClosed, IntakeOpened
 from worker.testing import EventList
 from worker.waits import loop_time
@@ -26,7 +26,7 @@ def at(seconds: float, action: object, *arguments: object) -> None:
 
 
 async def test_nothing_is_received_while_every_gate_is_closed() -> None:
-    lane = Intake(4, EventList()).lane("jobs", lambda: 5.0)
+    lane = Intake(4, EventList()).lane("jobs", lambda: Wanted(at=5.0))
     assert await lane.room() == 4
     assert loop_time() == 5
 
@@ -68,15 +68,16 @@ async def test_freeing_a_slot_twice_frees_one() -> None:
 
 async def test_a_closed_intake_lets_in_one_message_to_probe_when_nothing_is_in_flight() -> None:
     lane = lane_of(4)
-    lane._intake.close("setup", "403", probe_at=20)
+    lane._intake.close("sink", "down")
+    with lane.slot():
+        assert lane._intake.room_for(lane, 0.0) == (0, math.inf)
     assert await lane.room() == 1
-    assert loop_time() == 20
 
 
 async def test_only_one_lane_probes_a_closed_intake() -> None:
     intake = Intake(4, EventList())
     first, second = intake.lane("a"), intake.lane("b")
-    intake.close("setup", "403", probe_at=20)
+    intake.close("sink", "down")
     assert await first.room() == 1
     at(30, first.received, 0)
     assert await second.room() == 1
@@ -126,9 +127,11 @@ async def test_room_is_none_once_it_is_stopping() -> None:
 
 async def test_a_paused_intake_receives_nothing_until_it_is_resumed() -> None:
     lane = lane_of(2)
-    lane._intake.pause()
-    at(4, lane._intake.resume)
+    lane._intake.pause("suspects", "they run apart")
+    assert lane._intake.closures == {"suspects": "they run apart"}
+    at(4, lane._intake.resume, "suspects")
     assert await lane.room() == 2
+    assert lane._intake.closures == {}
     assert loop_time() == 4
 
 
@@ -194,7 +197,7 @@ async def test_an_empty_queue_does_not_take_the_probe_of_a_full_one() -> None:
     intake = Intake(1, EventList())
     empty, busy = intake.lane("empty"), intake.lane("busy")
     empty.received(0)
-    intake.close("setup", "403", probe_at=0)
+    intake.close("sink", "down")
     assert intake.room_for(empty, 0.0) == (0, math.inf)
     assert await busy.room() == 1
 
@@ -208,8 +211,28 @@ async def test_each_of_two_full_queues_has_half_of_the_slots() -> None:
 
 async def test_a_queue_whose_gates_are_closed_is_owed_nothing() -> None:
     intake = Intake(10, EventList())
-    intake.lane("closed", lambda: 100.0)
+    intake.lane("closed", lambda: Wanted(at=100.0))
     assert await intake.lane("open").room() == 10
+
+
+async def test_a_queue_of_which_a_probe_is_wanted_is_asked_for_one_message_and_owed_no_more() -> None:
+    intake = Intake(10, EventList())
+    broken = intake.lane("broken", lambda: Wanted(is_probe=True))
+    mate = intake.lane("broken", lambda: Wanted(is_probe=True))
+    assert await broken.room() == 1
+    assert intake.room_for(mate, loop_time()) == (0, math.inf), "two receivers of one queue"
+    assert await intake.lane("open").room() == 9
+    broken.received(1)
+    with broken.slot():
+        assert intake.room_for(mate, loop_time()) == (0, math.inf), "it is not known yet how the probe ends"
+
+
+async def test_several_receivers_do_not_ask_for_the_same_free_bytes() -> None:
+    intake = Intake(100, EventList(), bytes_limit=10 * MIB)
+    first, second = intake.lane("a"), intake.lane("b")
+    with first.slot(MIB):
+        rooms = [await first.room(), intake.room_for(second, loop_time())[0]]
+    assert rooms == [9, 0]
 
 
 async def test_a_queue_of_slow_jobs_cannot_keep_the_slots_that_another_is_owed() -> None:

@@ -140,9 +140,12 @@ def test_what_is_exposed_is_what_prometheus_reads(metrics: Metrics) -> None:
                 ("call_seconds_count", {"deployment": deployment}),
                 ("first_token_seconds_count", {"deployment": deployment}),
                 *[
-                    (name, {"deployment": deployment, label: kind})
-                    for kind in ThrottleKind
-                    for name, label in [("gate_closed_seconds_total", "reason"), ("throttles_total", "kind")]
+                    ("throttles_total", {"deployment": deployment, "kind": kind})
+                    for kind in ("quota", "capacity", "cut", "provisioned")
+                ],
+                *[
+                    ("gate_closed_seconds_total", {"deployment": deployment, "reason": reason})
+                    for reason in ("quota", "capacity", "cut", "provisioned", "setup")
                 ],
                 ("calls_total", {"deployment": deployment, "status": "200"}),
                 ("calls_total", {"deployment": deployment, "status": "429"}),
@@ -160,7 +163,10 @@ def test_what_is_exposed_is_what_prometheus_reads(metrics: Metrics) -> None:
             if not isinstance(one, Lapse)
             for confirmed in ("true", "false")
         ],
-        *[("intake_closed", {"reason": reason}) for reason in ("start-up", "setup", "sink", "source", "claims")],
+        *[
+            ("intake_closed", {"reason": reason})
+            for reason in ("start-up", "setup", "sink", "source", "claims", "suspects")
+        ],
         *[
             ("token_refreshes_total", {"scope": scope, "outcome": outcome})
             for scope in ("cognitiveservices.azure.com", "servicebus.azure.net")

@@ -1,83 +1,51 @@
-"""Probing a set-up that is wrong: who may, when, and what shows that it works again."""
+"""Probing a set-up that is wrong: who may, when, and what is known meanwhile."""
 
-import asyncio
 import itertools
 import math
 
-import pytest
-
-from worker.errors import RefusedByService, SetupWrong, Throttled, Unavailable
-from worker.intake import Intake
 from worker.probing import Setup
-from worker.testing import EventList
-from worker.waits import loop_time
-
-pytestmark = pytest.mark.looptime
 
 
-async def fails(setup: Setup, error: Exception, until: float = math.inf) -> None:
-    with pytest.raises(type(error)):
-        async with setup.trial(until):
-            raise error
+def fail(setup: Setup, now: float) -> float:
+    was_probe = setup.enter()
+    more = setup.note_wrong("403", was_probe=was_probe, now=now)
+    if was_probe:
+        setup.leave()
+    return more
 
 
-async def test_probes_of_a_wrong_setup_come_at_doubling_intervals_of_at_most_five_minutes() -> None:
-    setup = Setup(Intake(1, EventList()))
-    times = []
+def test_probes_of_a_wrong_setup_come_at_doubling_intervals_of_at_most_five_minutes() -> None:
+    setup = Setup()
+    times = [0.0]
     for _ in range(9):
-        await fails(setup, SetupWrong("403"))
-        times.append(loop_time())
+        times.append(times[-1] + fail(setup, times[-1]))
+        assert setup.ready_at == times[-1]
     waits = [later - earlier for earlier, later in itertools.pairwise(times)]
-    assert waits == [5, 10, 20, 40, 80, 160, 300, 300]
+    assert waits == [5, 10, 20, 40, 80, 160, 300, 300, 300]
 
 
-async def test_only_one_probes_at_a_time() -> None:
-    setup = Setup(Intake(1, EventList()))
-    await fails(setup, SetupWrong("403"))
-    at_once = peak = 0
-
-    async def probe() -> None:
-        nonlocal at_once, peak
-        async with setup.trial(1_000):
-            at_once += 1
-            peak = max(peak, at_once)
-            await asyncio.sleep(1)
-            at_once -= 1
-            raise SetupWrong("403")
-
-    outcomes = await asyncio.gather(*[probe() for _ in range(4)], return_exceptions=True)
-    assert peak == 1
-    assert all(isinstance(outcome, SetupWrong) for outcome in outcomes)
+def test_only_one_probes_at_a_time() -> None:
+    setup = Setup()
+    fail(setup, 0)
+    assert setup.enter()
+    assert setup.ready_at == math.inf
+    assert not setup.enter()
+    setup.leave()
+    assert setup.ready_at == 5, "it ended without a word about the set-up, so the next may go at once"
 
 
-@pytest.mark.parametrize("error", [Throttled("429", status=429), RefusedByService("400", status=400)])
-async def test_a_word_from_the_service_about_the_job_shows_that_the_setup_works(error: Exception) -> None:
-    setup = Setup(Intake(1, EventList()))
-    await fails(setup, SetupWrong("403"))
-    await fails(setup, error)
+def test_calls_that_were_under_way_put_off_no_probe() -> None:
+    setup = Setup()
+    assert fail(setup, 0) == 5
+    assert setup.note_wrong("403 again", was_probe=False, now=3) == 0
+    assert (setup.ready_at, setup.detail) == (5, "403 again")
+
+
+def test_a_setup_that_works_again_is_forgotten_to_have_been_wrong() -> None:
+    setup = Setup()
+    fail(setup, 0)
+    fail(setup, 5)
+    setup.note_works()
     assert not setup.is_wrong
-
-
-async def test_a_failure_on_the_way_says_nothing_about_the_setup() -> None:
-    setup = Setup(Intake(1, EventList()))
-    await fails(setup, SetupWrong("403"))
-    await fails(setup, Unavailable("gone"))
-    assert setup.is_wrong
-
-
-async def test_a_cancelled_probe_passes_its_turn_on() -> None:
-    setup = Setup(Intake(1, EventList()))
-    await fails(setup, SetupWrong("403"))
-
-    async def probe() -> None:
-        async with setup.trial(1_000):
-            await asyncio.sleep(10)
-
-    first = asyncio.create_task(probe())
-    second = asyncio.create_task(probe())
-    await asyncio.sleep(6)
-    first.cancel()
-    await second
-    assert first.cancelled()
-    assert loop_time() == 16
-    assert not setup.is_wrong
+    assert setup.ready_at == -math.inf
+    assert fail(setup, 100) == 5

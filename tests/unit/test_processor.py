@@ -8,7 +8,6 @@ import orjson
 import pytest
 
 from tests.unit.bench import Bench, answers, target
-from worker.calls import Patience
 from worker.errors import (
     CallFailed,
     ClaimUnavailable,
@@ -256,7 +255,7 @@ async def test_a_job_goes_to_the_next_deployment_of_its_model_while_the_first_is
 async def test_a_job_that_would_be_parked_too_long_is_handed_back_at_once() -> None:
     bench = Bench(
         FailsFirst(*[Throttled("later", status=429, retry_after=100) for _ in range(9)]),
-        patience=Patience(parking=250),
+        parking=250,
     )
     bench.queue.send(job_line("a"), message_id="batch/a")
     await bench.run_for(350)
@@ -322,12 +321,41 @@ async def test_a_wrong_setup_stops_receiving_and_one_job_probes_until_it_is_mend
         bench.queue.send(job_line(name), message_id=f"batch/{name}")
     await bench.work()
     closed = bench.events.of(IntakeClosed)
-    assert [(event.reason, event.detail) for event in closed] == [("setup", "403: no role")]
+    assert [(event.reason, event.detail) for event in closed] == [("setup", "gpt-4o-mini: 403: no role")]
     assert [event.reason for event in bench.events.of(IntakeOpened)] == ["setup"]
     # three first calls, a probe after 5 s, another 10 s later; then everybody
     assert len(bench.model.calls) == 3 + 1 + 1 + 5
     assert {settlement for _, settlement in bench.queue.settled} == {Complete()}
     assert loop_time() == pytest.approx(16, abs=1)
+
+
+async def test_a_job_that_is_handed_back_for_our_setup_has_not_expired() -> None:
+    async def forbidden(job: Job, target: Target) -> Response:
+        raise SetupWrong("403: no role", status=403)
+
+    bench = Bench(forbidden, max_age=500)
+    bench.queue.send(job_line("a"), message_id="batch/a")
+    await bench.run_for(100)
+    assert {settlement for _, settlement in bench.queue.settled} == {Release()}
+    assert bench.sink.lines == {}
+
+
+async def test_a_deployment_that_forbids_us_is_passed_over_and_receiving_goes_on() -> None:
+    async def forbids_at_first(job: Job, target: Target) -> Response:
+        await asyncio.sleep(0.2)
+        if target.deployment == "provisioned":
+            raise SetupWrong("403: no role", status=403)
+        return answer()
+
+    bench = Bench(forbids_at_first, routes={"gpt-4o-mini": [target("provisioned"), target("standard")]})
+    for number in range(200):
+        bench.queue.send(job_line(f"j{number}"), message_id=f"batch/j{number}")
+    await bench.work()
+    deployments = [deployment for _, deployment in bench.model.calls]
+    assert deployments.count("standard") == 200
+    assert deployments.count("provisioned") == bench.intake.slots + 1, "those under way at first, and one probe"
+    assert bench.events.of(IntakeClosed) == []
+    assert {settlement for _, settlement in bench.queue.settled} == {Complete()}
 
 
 async def test_jobs_held_for_a_wrong_setup_are_handed_back_and_later_probes_are_single() -> None:

@@ -1,15 +1,17 @@
 """Deliveries whose process may have died of them run apart, fewer together each time."""
 
 import asyncio
+from collections.abc import Mapping
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.bench import Bench, answers
-from worker.interfaces import JobsReceived, SuspectMet, Target
+from worker.errors import Throttled
+from worker.interfaces import JobEnded, JobsReceived, SuspectMet, Target
 from worker.jobs import Job
-from worker.outcomes import Complete, Release, Response
+from worker.outcomes import Complete, HandBackReason, Release, Response, Unfinished
 from worker.suspects import cohort_size
 from worker.testing import answer, job_line
 from worker.waits import loop_time
@@ -114,6 +116,58 @@ async def test_after_the_suspects_all_goes_on_as_before() -> None:
     assert len(bench.sink.lines) == 21
     assert bench.model.peak == 4
     assert ("poison", Complete()) in bench.queue.settled
+
+
+async def throttles_at_first(job: Job, target: Target) -> Response:
+    await asyncio.sleep(1)
+    if loop_time() < 10:
+        raise Throttled("429", status=429, retry_after=20)
+    await asyncio.sleep(50)
+    return answer()
+
+
+@pytest.mark.looptime
+async def test_jobs_that_wait_at_a_gate_do_not_keep_a_suspect_waiting() -> None:
+    bench = Bench(throttles_at_first, slots=4)
+    bench.queue.send(job_line("parked"), message_id="parked")
+    bench.queue.send(job_line("poison"), message_id="poison", delivery_count=3)
+    told: list[Mapping[str, str]] = []
+    for moment in (0.5, 40, 100):
+        asyncio.get_running_loop().call_at(moment, lambda: told.append(bench.intake.closures))
+    await bench.work()
+    # the call that was under way again when the time at gates was over was waited for
+    text = "suspects that run apart: 1; jobs that must end before them: {}"
+    assert told == [{"suspects": text.format(left)} for left in (1, 1, 0)]
+    assert loop_time() == pytest.approx(1 + 20 + 51 + 51, abs=1)
+
+
+@pytest.mark.looptime
+async def test_jobs_go_back_from_a_gate_that_stays_closed_while_a_suspect_waits() -> None:
+    async def throttles(job: Job, target: Target) -> Response:
+        raise Throttled("429", status=429, retry_after=60)
+
+    bench = Bench(throttles, slots=4, parking=900)
+    bench.queue.send(job_line("parked"), message_id="parked")
+    bench.queue.send(job_line("poison"), message_id="poison", delivery_count=3)
+    await bench.run_for(20)
+    outcomes = {event.message_id: event.outcome for event in bench.events.of(JobEnded)[:2]}
+    assert outcomes == dict.fromkeys(("parked", "poison"), Unfinished(reason=HandBackReason.SUSPECT))
+    assert bench.intake.closures == {}
+
+
+@pytest.mark.looptime
+async def test_after_the_suspects_jobs_may_wait_at_gates_as_long_as_before() -> None:
+    async def throttles_at_first(job: Job, target: Target) -> Response:
+        await asyncio.sleep(1)
+        if 10 < loop_time() < 20:
+            raise Throttled("429", status=429, retry_after=300)
+        return answer()
+
+    bench = Bench(throttles_at_first, slots=4)
+    bench.queue.send(job_line("poison"), message_id="poison", delivery_count=3)
+    asyncio.get_running_loop().call_at(15, lambda: bench.queue.send(job_line("late"), message_id="late"))
+    await bench.work(until=lambda: len(bench.sink.lines) == 2)
+    assert bench.queue.settled == [("poison", Complete()), ("late", Complete())]
 
 
 @given(count=st.integers(2, 100), slots=st.integers(1, 4_096))

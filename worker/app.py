@@ -59,7 +59,7 @@ async def serve(settings: WorkerSettings, logger: logging.Logger) -> None:
     routes = targets(settings)
     metrics = Metrics(
         queues=settings.models_of_queues,
-        deployments=[target.deployment for some in (routes or {}).values() for target in some],
+        deployments=[target.label for some in (routes or {}).values() for target in some],
         scopes=scopes(settings).values(),
         slots=settings.slots,
         bytes_limit=settings.in_flight_bytes,

@@ -99,9 +99,8 @@ class Caller:
 
     async def _call(self, job: Job, permit: Permit, course: Course) -> Response:
         started = loop_time()
-        target = permit.target
+        target = course.target = permit.target
         course.calls += 1
-        course.deployment, course.endpoint = target.deployment, target.endpoint
         try:
             response = await self.model.complete(job, target)
         except CallFailed as error:
@@ -132,7 +131,7 @@ class Caller:
         self.observer(
             CallEnded(
                 job_id=course.job_id or "",
-                deployment=target.deployment,
+                deployment=target.label,
                 status=str(status) if status else "none",
                 seconds=seconds,
                 first_token=response.first_token if response else None,

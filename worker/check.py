@@ -62,8 +62,7 @@ async def examine(
 
 def deployments_of(settings: WorkerSettings) -> Sequence[Target]:
     """Each once, though several models may share it."""
-    named = [target for some in (targets(settings) or {}).values() for target in some]
-    return list({(target.deployment, target.endpoint): target for target in named}.values())
+    return list(dict.fromkeys(target for some in (targets(settings) or {}).values() for target in some))
 
 
 def describe_settings(settings: WorkerSettings) -> Finding:

@@ -1,9 +1,11 @@
 """Everything that talks to Azure, opened from the settings, and the checks that prove it."""
 
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from urllib.parse import urlsplit
 
 from azure.servicebus.aio import ServiceBusClient
 
@@ -21,7 +23,7 @@ from worker.identity import TokenBroker, open_broker
 from worker.interfaces import Observer, Sink, Target
 from worker.results_queue import ResultsQueue
 from worker.servicebus import SERVICEBUS_SCOPE, JobsQueue, connect
-from worker.settings import WorkerSettings
+from worker.settings import Deployment, WorkerSettings
 from worker.startup import Check
 from worker.storage import Storage, open_storage
 
@@ -55,18 +57,29 @@ def targets(settings: WorkerSettings) -> dict[str, list[Target]] | None:
     """The deployments of each model in their order; None under `passthrough`."""
     if settings.models == "passthrough":
         return None
+    named = [deployment for deployments in settings.models.values() for deployment in deployments]
+    places = {(deployment.name, _endpoint(deployment, settings)) for deployment in named}
+    uses = Counter(name for name, _ in places)
     return {
-        model: [
-            Target(
-                deployment=deployment.name,
-                endpoint=deployment.endpoint or settings.openai_endpoint,
-                tokens_per_minute=deployment.tokens_per_minute,
-                requests_per_minute=deployment.requests_per_minute,
-            )
-            for deployment in deployments
-        ]
+        model: [_target(deployment, settings, is_shared=uses[deployment.name] > 1) for deployment in deployments]
         for model, deployments in settings.models.items()
     }
+
+
+def _target(deployment: Deployment, settings: WorkerSettings, *, is_shared: bool) -> Target:
+    """`is_shared`: whether another endpoint has a deployment of this name."""
+    endpoint = _endpoint(deployment, settings)
+    return Target(
+        deployment=deployment.name,
+        endpoint=endpoint,
+        tokens_per_minute=deployment.tokens_per_minute,
+        requests_per_minute=deployment.requests_per_minute,
+        alias=f"{deployment.name}@{urlsplit(endpoint).netloc}" if is_shared else None,
+    )
+
+
+def _endpoint(deployment: Deployment, settings: WorkerSettings) -> str:
+    return deployment.endpoint or settings.openai_endpoint
 
 
 @asynccontextmanager
@@ -109,7 +122,7 @@ async def open_connections(
                 *_claim_checks(settings, storage.claims),
                 *[
                     Check(
-                        what=f"deployment {target.deployment}",
+                        what=f"deployment {target.label}",
                         about=target,
                         prove=partial(model.prove, target),
                         role=OPENAI_USER,

@@ -187,7 +187,7 @@ class Gate:
     def _note_wrong(self, permit: "Permit", error: SetupWrong) -> None:
         more = self.setup.note_wrong(error.detail, was_probe=permit.is_probe, now=loop_time())
         if more:
-            self._observer(GateClosed(deployment=self.target.deployment, reason=SETUP, seconds=more))
+            self._observer(GateClosed(deployment=self.target.label, reason=SETUP, seconds=more))
             for route in self.routes:
                 route.note_setup()
 
@@ -217,7 +217,7 @@ class Gate:
         self.opens_at, self.reason = now + asked, error.kind
         if reopens_slowly:
             self.concurrency.reopen(self.opens_at)
-        self._observer(GateClosed(deployment=self.target.deployment, reason=error.kind, seconds=more))
+        self._observer(GateClosed(deployment=self.target.label, reason=error.kind, seconds=more))
         for route in self.routes:
             route.note_pause()
 

@@ -21,7 +21,8 @@ from worker.outcomes import HandBackReason
 from worker.waits import loop_time
 
 MAX_PASSTHROUGH_MODELS = 64
-"""Models that producers may bring in under `passthrough`: each is a gate and a value of a metric's label."""
+"""Models that producers may bring in under `passthrough` at a time: each is a gate. The one that was asked for
+longest ago makes way, where it is idle."""
 
 SETUP_PATIENCE = 60.0
 """Seconds for which jobs wait for our set-up to be mended."""
@@ -94,6 +95,11 @@ class Route:
         """What is wrong with our set-up where no deployment can be called for it."""
         details = [gate.setup.detail for gate in self.gates]
         return None if None in details else "; ".join(dict.fromkeys(filter(None, details)))
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing would be lost with it: no call, nobody in line, nothing closed."""
+        return not (self._line or self.is_closed or any(gate.in_flight for gate in self.gates))
 
     @property
     def oldest_ticket(self) -> int:
@@ -279,11 +285,21 @@ class Gates:
 
     def of(self, model: str) -> Route | None:
         """The gates that can carry a model, None if it is not allowed here."""
-        route = self._routes.get(model)
-        if route is None and self._is_passthrough and len(self._routes) < MAX_PASSTHROUGH_MODELS:
-            gate = self._gate(Target(deployment=model, endpoint=self._endpoint))
-            route = self._routes[model] = self._route(model, [gate])
+        return self._bring_in(model) if self._is_passthrough else self._routes.get(model)
+
+    def _bring_in(self, model: str) -> Route | None:
+        route = self._routes.pop(model, None) or self._make_way_for(model)
+        if route is not None:
+            self._routes[model] = route  # as the one that was asked for last
         return route
+
+    def _make_way_for(self, model: str) -> Route | None:
+        if len(self._routes) >= MAX_PASSTHROUGH_MODELS:
+            idle = next((name for name, route in self._routes.items() if route.is_idle), None)
+            if idle is None:
+                return None
+            del self._routes[idle]
+        return self._route(model, [self._gate(Target(deployment=model, endpoint=self._endpoint))])
 
     def wanted(self, models: Iterable[str] | None = None) -> Wanted:
         """When a job of one of these models is wanted, of any model if none are named."""

@@ -99,13 +99,20 @@ class Claims(Protocol):
 class Target:
     """A deployment of a model at an endpoint, such as `https://my-account.openai.azure.com`.
 
-    The budgets are the whole fleet's; None is unlimited as far as we know.
+    The budgets are the whole fleet's; None is unlimited as far as we know. `alias` is what it is called to people
+    where deployments of several endpoints have one name.
     """
 
     deployment: str
     endpoint: str
     tokens_per_minute: int | None = None
     requests_per_minute: int | None = None
+    alias: str | None = None
+
+    @property
+    def label(self) -> str:
+        """What metrics, logs and checks call it; no two targets of a worker have the same."""
+        return self.alias or self.deployment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

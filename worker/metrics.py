@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,8 @@ GATE_GAUGES = {
     "quota_remaining_tokens": "Tokens left in the minute, as the service said last",
     "quota_remaining_requests": "Requests left in the minute, as the service said last",
 }
+MOST_DEPLOYMENTS = 64
+"""Beyond those that are configured: names that producers bring in under `passthrough`. More count as `other`."""
 INTAKE_REASONS = ("start-up", "setup", "sink", "source", "claims", "suspects")
 
 
@@ -64,8 +66,12 @@ class Metrics:
     ) -> None:
         self.registry = CollectorRegistry()
         self._children: dict[tuple[Any, ...], Any] = {}
+        self._deployments = set(deployments)
+        self._most_deployments = len(self._deployments) + MOST_DEPLOYMENTS
         self._define()
-        self._create_at_zero(tuple(queues), tuple(deployments), tuple(scope_label(scope) for scope in scopes))
+        self._create_at_zero(
+            tuple(queues), sorted(self._deployments), tuple(scope_label(scope) for scope in scopes)
+        )
         self.slots.set(slots)
         self.bytes_limit.set(bytes_limit)
         Info(f"{PREFIX}_build", "The version that runs", registry=self.registry).info(
@@ -101,7 +107,7 @@ class Metrics:
         self.in_flight.set_function(lambda: intake.in_flight)
         self.bytes_in_flight.set_function(lambda: intake.in_flight_bytes)
         self.held.set_function(lambda: intake.held)
-        self.registry.register(GateGauges(gates))
+        self.registry.register(GateGauges(gates, self._deployments))
         token_file = os.environ.get("AZURE_FEDERATED_TOKEN_FILE")
         if token_file:
             self._gauge("projected_token_age_seconds", "Age of the projected token file").set_function(
@@ -208,15 +214,16 @@ class Metrics:
         self._child(self.wait_seconds, event.queue).observe(event.waited)
 
     def _call_ended(self, event: events.CallEnded) -> None:
-        self._child(self.calls, event.deployment, event.status).inc()
-        self._child(self.call_seconds, event.deployment).observe(event.seconds)
+        deployment = self._label_of(event.deployment)
+        self._child(self.calls, deployment, event.status).inc()
+        self._child(self.call_seconds, deployment).observe(event.seconds)
         if event.first_token is not None:
-            self._child(self.first_token, event.deployment).observe(event.first_token)
+            self._child(self.first_token, deployment).observe(event.first_token)
         if event.throttle is not None:
-            self._child(self.throttles, event.deployment, event.throttle).inc()
+            self._child(self.throttles, deployment, event.throttle).inc()
 
     def _gate_closed(self, event: events.GateClosed) -> None:
-        self._child(self.gate_closed, event.deployment, event.reason).inc(event.seconds)
+        self._child(self.gate_closed, self._label_of(event.deployment), event.reason).inc(event.seconds)
 
     def _intake_closed(self, event: events.IntakeClosed) -> None:
         self._child(self.intake, event.reason).set(1)
@@ -236,7 +243,7 @@ class Metrics:
         self._child(self.swept, event.queue, event.code).inc()
 
     def _job_ended(self, event: events.JobEnded) -> None:
-        deployment = event.deployment or "none"
+        deployment = self._label_of(event.deployment) if event.deployment else "none"
         self._child(self.jobs, event.queue, deployment, label_of(event.outcome)).inc()
         self._child(self.job_seconds, event.queue).observe(event.seconds)
         if isinstance(event.outcome, Unfinished):
@@ -275,6 +282,14 @@ class Metrics:
         self._child(self.refreshes, scope, "failed").inc()
         self._child(self.refresh_failures, scope, event.code).inc()
 
+    def _label_of(self, deployment: str) -> str:
+        if deployment in self._deployments:
+            return deployment
+        if len(self._deployments) >= self._most_deployments:
+            return "other"
+        self._deployments.add(deployment)
+        return deployment
+
     def _child(self, metric: Any, *labels: str) -> Any:
         """The series itself; looking it up anew would cost more than counting."""
         key = (metric, *labels)
@@ -294,14 +309,16 @@ class Metrics:
 
 
 class GateGauges(Collector):
-    """The state of every gate, read when it is scraped."""
+    """The state of every gate, read when it is scraped; of gates whose deployment is a label elsewhere too."""
 
-    def __init__(self, gates: Gates) -> None:
+    def __init__(self, gates: Gates, deployments: Container[str]) -> None:
         self._gates = gates
+        self._deployments = deployments
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """What is not known, such as the budget of a deployment without one, has no series."""
-        rows = [(gate.target.deployment, gate.gauges()) for gate in self._gates.all()]
+        gates = [gate for gate in self._gates.all() if gate.target.label in self._deployments]
+        rows = [(gate.target.label, gate.gauges()) for gate in gates]
         for name, text in GATE_GAUGES.items():
             family = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=["deployment"])
             for deployment, values in rows:

@@ -202,10 +202,11 @@ class Processor:
         await asyncio.sleep(self.store_policy.backoff(failures, self.chance()))
 
     def _encode(self, job: Job, outcome: Concluded, course: Course, started: float) -> bytes:
+        target = course.target
         record = Record(
             attempts=course.calls,
-            deployment=course.deployment,
-            endpoint=course.endpoint,
+            deployment=target.deployment if target else None,
+            endpoint=target.endpoint if target else None,
             started=started,
             finished=self.clock(),
             call_seconds=course.call_seconds,
@@ -221,7 +222,7 @@ class Processor:
                 message_id=envelope.message_id,
                 job_id=course.job_id,
                 outcome=outcome,
-                deployment=course.deployment,
+                deployment=course.target.label if course.target else None,
                 calls=course.calls,
                 seconds=max(0.0, self.clock() - envelope.enqueued_at),
             )

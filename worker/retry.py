@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from worker.errors import SetupWrong, Throttled, Unavailable
+from worker.interfaces import Target
 
 MAX_WAIT = 600.0
 """Seconds; a service that asks for more is asked again all the same, as the job holds a slot and a lock."""
@@ -42,8 +43,7 @@ class Course:
     failures: int = 0
     call_seconds: float = 0.0
     job_id: str | None = None
-    deployment: str | None = None
-    endpoint: str | None = None
+    target: Target | None = None
     parked_until: float | None = None
     """Loop time at which the job has waited long enough at closed gates; set when it first waits."""
 

@@ -9,6 +9,7 @@ import os
 import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -270,6 +271,22 @@ class WorkerSettings(ConnectionSettings):
                 raise ValueError(f"{PREFIX}QUEUES[{queue}]={unknown[0]}: must be one of {PREFIX}MODELS: {allowed}")
         return self
 
+    @model_validator(mode="after")
+    def _has_one_budget_for_each_deployment(self) -> Self:
+        if self.models == "passthrough":
+            return self
+        known: dict[tuple[str, str], Deployment] = {}
+        for deployment in chain.from_iterable(self.models.values()):
+            endpoint = deployment.endpoint or self.openai_endpoint
+            first = known.setdefault((deployment.name, endpoint), deployment)
+            if _budget(first) != _budget(deployment):
+                raise ValueError(
+                    f"{PREFIX}MODELS: {deployment.name} at {endpoint} has the budgets {_budget(first)} and "
+                    f"{_budget(deployment)} (tokens and requests a minute): must be the same for each model that "
+                    "it carries, as it is one quota"
+                )
+        return self
+
     @property
     def models_of_queues(self) -> dict[str, frozenset[str] | None]:
         """Each queue to its models, None for any."""
@@ -295,6 +312,10 @@ class WorkerSettings(ConnectionSettings):
             values = {name: value for name, value in _read_yaml(Path(file)).items() if name not in given}
             sources.append(InitSettingsSource(settings_cls, values))
         return tuple(sources)
+
+
+def _budget(deployment: Deployment) -> tuple[int | None, int | None]:
+    return deployment.tokens_per_minute, deployment.requests_per_minute
 
 
 S = TypeVar("S", bound=ConnectionSettings)

@@ -54,6 +54,29 @@ async def collect(cloud: Azure, batch: str, path: Path) -> list[dict[str, Any]]:
     return results_in(path)
 
 
+async def test_a_deployment_that_turns_forbidden_is_passed_over_and_the_pod_stays_ready(tmp_path: Path) -> None:
+    world = replace(
+        world_for_tests(),
+        deployments=(
+            Deployment(name="first", model="gpt-4o-mini"),
+            Deployment(name="second", model="gpt-4o-mini"),
+        ),
+    )
+    settings = {"models": json.dumps({"gpt-4o-mini": ["first", "second"]}), "slots": "16"}
+    async with azure(tmp_path, world) as cloud, worker(cloud, **settings) as one:
+        await cloud.control("/local/faults", {"kind": "answer", "status": 403, "deployment": "first"})
+        await submit(cloud, write_lines(tmp_path / "jobs.jsonl", 100, model="gpt-4o-mini"), "batch")
+        results = await collect(cloud, "batch", tmp_path / "out.jsonl")
+        ready, _ = await one.get("/readyz")
+        _, state = await one.get("/statez")
+    assert {result["response"]["status_code"] for result in results} == {200}
+    assert {result["worker"]["deployment"] for result in results} == {"second"}
+    assert ready == 200
+    waits_for = {gate["deployment"]: gate["waits_for"] for gate in json.loads(state)["gates"]}
+    assert waits_for["first"].startswith("set-up: ")
+    assert waits_for["second"] is None
+
+
 async def test_a_throttled_model_holds_up_its_own_queue_and_no_other(tmp_path: Path) -> None:
     world = with_queues(
         replace(

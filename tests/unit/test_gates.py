@@ -334,12 +334,35 @@ async def test_a_job_that_is_cancelled_just_as_it_is_let_in_gives_its_place_to_t
     assert route.gates[0].in_flight == 0
 
 
-async def test_passthrough_makes_a_gate_for_each_of_64_models_and_no_more() -> None:
-    gates = Gates(None, endpoint="https://account.openai.azure.com", observer=EventList(), slots=4)
-    routes = [gates.of(f"model-{number}") for number in range(65)]
-    assert routes[64] is None
-    assert gates.of("model-0") is routes[0]
-    assert await call(route_of(gates, "model-1")) == "model-1"
+def passthrough() -> Gates:
+    return Gates(None, endpoint="https://account.openai.azure.com", observer=EventList(), slots=4)
+
+
+async def test_passthrough_makes_a_gate_for_each_model_and_keeps_it() -> None:
+    gates = passthrough()
+    routes = [route_of(gates, f"model-{number}") for number in range(64)]
+    assert [route_of(gates, f"model-{number}") for number in range(64)] == routes
+    assert await call(routes[1]) == "model-1"
+
+
+async def test_names_that_were_misspelt_take_no_place_for_good() -> None:
+    gates = passthrough()
+    first = route_of(gates, "gpt-4o")
+    for number in range(200):
+        await call(route_of(gates, f"misspelt-{number}"), RefusedByService("404", status=404))
+        assert gates.of("gpt-4o") is first, "what is asked for again and again stays"
+    assert len(gates.models) == 64
+
+
+async def test_a_model_with_calls_jobs_or_a_pause_makes_way_for_none() -> None:
+    gates = passthrough()
+    jobs = [asyncio.ensure_future(call(route_of(gates, f"busy-{number}"), seconds=9)) for number in range(63)]
+    await call(route_of(gates, "paused"), throttled(5))
+    assert gates.of("one-more") is None
+    await asyncio.sleep(5)
+    assert gates.of("one-more") is not None
+    assert "paused" not in gates.models
+    await asyncio.gather(*jobs)
 
 
 async def test_a_model_that_is_not_listed_has_no_route() -> None:

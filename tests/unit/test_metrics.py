@@ -378,6 +378,33 @@ async def test_a_gate_tells_its_state_and_what_is_not_known_has_no_series(metric
     assert not any(name == "quota_remaining_tokens" for name, _ in exposed(metrics))
 
 
+def test_names_that_producers_bring_in_are_labels_up_to_a_bound(metrics: Metrics) -> None:
+    for number in range(100):
+        metrics(events.CallEnded(job_id="j", deployment=f"new-{number}", status="404", seconds=0.0))
+    assert value(metrics, "calls_total", deployment="new-63", status="404") == 1
+    assert value(metrics, "calls_total", deployment="other", status="404") == 36
+    assert value(metrics, "calls_total", deployment="mini-1", status="200") == 0, "what is configured has its place"
+
+
+async def test_a_gate_beyond_the_bound_on_labels_has_no_gauges(metrics: Metrics) -> None:
+    gates = Gates(None, endpoint="", observer=metrics, slots=4)
+    metrics.watch(intake=Intake(4, metrics), gates=gates)
+    for number in range(65):
+        metrics(events.CallEnded(job_id="j", deployment=f"new-{number}", status="404", seconds=0.0))
+        gates.of(f"new-{number}")
+    labels = [dict(labels)["deployment"] for name, labels in exposed(metrics) if name == "gate_open"]
+    assert "new-63" in labels
+    assert "new-64" not in labels
+
+
+async def test_deployments_of_one_name_at_two_endpoints_are_two_series(metrics: Metrics) -> None:
+    places = [Target(deployment="gpt", endpoint=f"https://{name}", alias=f"gpt@{name}") for name in ("a", "b")]
+    metrics = Metrics(queues=["jobs"], deployments=[p.label for p in places], scopes=[], slots=4, bytes_limit=1)
+    metrics.watch(intake=Intake(4, metrics), gates=Gates({"gpt": places}, endpoint="", observer=metrics, slots=4))
+    labels = [dict(labels)["deployment"] for name, labels in exposed(metrics) if name == "gate_open"]
+    assert sorted(labels) == ["gpt@a", "gpt@b"]
+
+
 async def test_the_projected_token_tells_its_age(
     metrics: Metrics, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """The settings: keyless or not at all, every problem at once, each with what would be right."""
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -330,6 +331,19 @@ def test_a_deployment_may_be_elsewhere(environment: pytest.MonkeyPatch) -> None:
     )
     elsewhere = Deployment(name="e", endpoint="https://b.openai.azure.com")
     assert load(WorkerSettings).models == {"m": [Deployment(name="d"), elsewhere]}
+
+
+def test_one_deployment_has_one_budget_whichever_model_it_carries(environment: pytest.MonkeyPatch) -> None:
+    elsewhere = {"name": "d", "endpoint": "https://other.openai.azure.com", "tokens_per_minute": 7}
+    models = {"a": [{"name": "d", "tokens_per_minute": 5}], "b": [elsewhere, {"name": "d", "tokens_per_minute": 5}]}
+    environment.setenv("AOAI_WORKER_MODELS", json.dumps(models))
+    load(WorkerSettings)
+    models["b"] = ["d"]
+    environment.setenv("AOAI_WORKER_MODELS", json.dumps(models))
+    assert problem() == (
+        "AOAI_WORKER_MODELS: d at https://my-account.openai.azure.com has the budgets (5, None) and (None, None) "
+        "(tokens and requests a minute): must be the same for each model that it carries, as it is one quota"
+    )
 
 
 @pytest.mark.parametrize("ending", ["", "/", "/openai/v1", "/openai/v1/"])

@@ -138,7 +138,7 @@ async def set_up(
     """Everything that talks to Azure, proved: yielded once a job could be done, or once it is stopping."""
     models_of = settings.models_of_queues
     async with open_connections(settings, [gate.target for gate in gates.all()], observer) as azure:
-        await prove(azure.checks, intake, observer, random.random)
+        await prove(azure.checks, intake, observer, random.random, routes=targets(settings))
         observer(Started(queues=tuple(models_of), slots=settings.slots))
         caller = Caller(
             model=azure.model,

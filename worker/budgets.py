@@ -264,6 +264,15 @@ class Concurrency:
     def leave(self) -> None:
         self.in_flight -= 1
 
+    @property
+    def failing(self) -> float:
+        """The share of the last calls, some 20, that failed on the way."""
+        return self._failing
+
+    def recover(self) -> None:
+        """What failed before says nothing any more."""
+        self._failing = 0.0
+
     def succeed(self) -> None:
         """Grow, if what there is was used at least by half."""
         self._failing *= 1.0 - FORGETTING

@@ -4,7 +4,6 @@ Which failure is called again decides `retry.py`, which deployment takes a job a
 means the model's adapter.
 """
 
-import math
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -26,7 +25,7 @@ from worker.waits import loop_time
 class Caller:
     """Gets jobs answered, many at a time.
 
-    `parking`: seconds for which a job waits at closed gates before it is handed back. `clock` is Unix time.
+    `parking`: seconds for which a job waits at gates, all in all, before it is handed back. `clock` is Unix time.
     """
 
     model: Model
@@ -73,9 +72,7 @@ class Caller:
 
     async def _admit(self, route: Route, lane: Lane, cost: Cost, course: Course, left: float) -> Permit:
         now = loop_time()
-        if course.parked_until is None and route.is_closed:
-            course.parked_until = now + self.parking
-        until = math.inf if course.parked_until is None else course.parked_until
+        until = now + self.parking - course.parked_seconds
         if self._crowds_out(route, lane):
             lane.shy_away()
             raise HandedBack(HandBackReason.PARKED)
@@ -86,6 +83,7 @@ class Caller:
                 raise Expired(f"no deployment was open before the deadline, after {course.calls} calls") from None
             lane.shy_away()
             raise
+        course.parked_seconds += loop_time() - now
         lane.take_heart()
         return permit
 

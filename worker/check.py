@@ -196,7 +196,7 @@ def service_of(role: Role) -> str:
 def name_of(check: Check, settings: WorkerSettings) -> str:
     """Deployments of one name can be at several endpoints."""
     match check.about:
-        case Target(endpoint=endpoint) if endpoint != settings.openai_endpoint:
+        case Target(endpoint=endpoint, alias=None) if endpoint != settings.openai_endpoint:
             return f"{check.what} at {endpoint}"
         case _:
             return check.what

@@ -1,8 +1,8 @@
 """The gate of one deployment: whether it takes a job now, and if not, when and why.
 
-It is open unless a 429 paused it, our set-up is wrong there, its budget is used up for now or it has as many calls
-under way as it bears. `budgets.py` and `probing.py` have that arithmetic; who waits at it, and in which order, is
-for `gates.py`.
+It is open unless a 429 paused it, our set-up is wrong there, it is out of service, its budget is used up for now or
+it has as many calls under way as it bears. `budgets.py` and `probing.py` have that arithmetic; who waits at it, and
+in which order, is for `gates.py`.
 """
 
 import math
@@ -15,7 +15,7 @@ from worker.errors import CallFailed, RefusedByService, SetupWrong, Throttled, U
 from worker.headroom import Headroom, ThrottleKind
 from worker.interfaces import GateClosed, Observer, Target
 from worker.outcomes import Response
-from worker.probing import Setup
+from worker.probing import Probation
 from worker.waits import loop_time
 
 DEFAULT_PAUSE = 10.0
@@ -24,8 +24,14 @@ DEFAULT_PAUSE = 10.0
 MAX_PAUSE = 600.0
 """No header closes a gate for longer."""
 
-SETUP = "setup"
-"""The reason of a gate that is closed because our set-up is wrong there; the others are the kinds of a 429."""
+SETUP, OUTAGE = "setup", "outage"
+"""The reasons of a gate that is closed because our set-up is wrong there, or because hardly a call gets through;
+the others are the kinds of a 429."""
+
+OUT_OF_SERVICE = 0.7
+"""The share of failed calls from which a deployment counts as out of service: 24 that fail one after the other."""
+LAST_OUTAGE_PROBE = 60.0
+"""Seconds: a failed call is all that a probe costs."""
 
 REQUEST_TOLERANCE = 0.01
 """Seconds by which a request may come early: Azure counts requests by the second, and timers are late."""
@@ -53,8 +59,8 @@ class Line(Protocol):
     def note_pause(self) -> None:
         """A gate has been closed for a while."""
 
-    def note_setup(self) -> None:
-        """Our set-up was found to be wrong at a gate, or to work again."""
+    def note_probation(self) -> None:
+        """A gate takes jobs only to probe from now on, or all again."""
 
 
 L = TypeVar("L", bound=Line)
@@ -72,7 +78,8 @@ class Gate:
         self.reason: ThrottleKind | None = None
         self.headroom: Headroom | None = None
         """What the service said last."""
-        self.setup = Setup()
+        self.setup = Probation()
+        self.outage = Probation(LAST_OUTAGE_PROBE)
         self.tokens = Pace(target.tokens_per_minute, fleet_size=fleet_size)
         self.requests = Pace(target.requests_per_minute, fleet_size=fleet_size, tolerance=REQUEST_TOLERANCE)
         self.concurrency = Concurrency(slots)
@@ -91,15 +98,21 @@ class Gate:
         return int(self.concurrency.limit)
 
     @property
+    def is_probed(self) -> bool:
+        """Whether it takes one job at a time, to see whether what was wrong is mended."""
+        return self.setup.is_on or self.outage.is_on
+
+    @property
     def blocked_until(self) -> float:
         """When it takes a job again, as far as pauses and probes are known beforehand; in the past if it does."""
-        return max(self.opens_at, self.setup.probe_at)
+        return max(self.opens_at, self.setup.probe_at, self.outage.probe_at)
 
     def ready_at(self, now: float) -> float:
         """When it can take a job; in the past if now, infinity where a call must end first."""
         return max(
             self.opens_at,
             self.setup.ready_at,
+            self.outage.ready_at,
             self.concurrency.ready_at(now),
             self.tokens.ready_at(now),
             self.requests.ready_at(now),
@@ -109,9 +122,8 @@ class Gate:
         """Take a job in, ready or not."""
         self.concurrency.enter()
         tokens = cost.prompt * self._density + cost.answer
-        return Permit(
-            self, cost, now, self.tokens.take(tokens, now), self.requests.take(1, now), self.setup.enter()
-        )
+        is_probe = self.setup.enter() | self.outage.enter()
+        return Permit(self, cost, now, self.tokens.take(tokens, now), self.requests.take(1, now), is_probe)
 
     def jobs_a_second(self) -> float:
         """At which it lets the jobs in that are like those it has seen; infinite where no budget paces it."""
@@ -138,7 +150,7 @@ class Gate:
         """The same for metrics; None where it is not known."""
         tokens, requests = self.tokens, self.requests
         return {
-            "gate_open": float(self.opens_at <= loop_time() and not self.setup.is_wrong),
+            "gate_open": float(self.opens_at <= loop_time() and not self.is_probed),
             "calls_in_flight": self.in_flight,
             "concurrency_limit": self.limit,
             "jobs_parked": self.waiting,
@@ -154,8 +166,10 @@ class Gate:
         return sum(route.waiting for route in self.routes)
 
     def _waits_for(self, now: float) -> str | None:
-        if self.setup.is_wrong:
+        if self.setup.is_on:
             return f"set-up: {self.setup.detail}"
+        if self.outage.is_on:
+            return f"outage: {self.outage.detail}"
         if self.opens_at > now:
             return f"429: {self.reason}"
         if self.concurrency.ready_at(now) > now:
@@ -165,7 +179,7 @@ class Gate:
         return "requests per minute" if self.requests.ready_at(now) > now else None
 
     def _answered(self, permit: "Permit", response: Response) -> None:
-        self._note_works()
+        self._end_probations()
         self.concurrency.succeed()
         self._hear(permit, response.headroom)
         if response.usage is not None and response.usage.prompt > 0:
@@ -175,27 +189,35 @@ class Gate:
 
     def _failed(self, permit: "Permit", error: CallFailed) -> None:
         self._hear(permit, error.headroom)
-        if isinstance(error, SetupWrong):
-            self._note_wrong(permit, error)
-        elif isinstance(error, (Throttled, RefusedByService)):
-            self._note_works()  # it looked at the job
-        if isinstance(error, Throttled):
-            self._throttle(permit, error)
-        elif isinstance(error, Unavailable):
-            self.concurrency.fail(permit.admitted_at, loop_time())
+        match error:
+            case Throttled():
+                self._end_probations()
+                self._throttle(permit, error)
+            case RefusedByService():  # it has looked at the job
+                self._end_probations()
+            case SetupWrong():
+                self._begin_probation(self.setup, SETUP, permit, error)
+            case Unavailable():
+                self.concurrency.fail(permit.admitted_at, loop_time())
+                if self.concurrency.failing > OUT_OF_SERVICE:
+                    self._begin_probation(self.outage, OUTAGE, permit, error)
 
-    def _note_wrong(self, permit: "Permit", error: SetupWrong) -> None:
-        more = self.setup.note_wrong(error.detail, was_probe=permit.is_probe, now=loop_time())
+    def _begin_probation(self, probation: Probation, reason: str, permit: "Permit", error: CallFailed) -> None:
+        more = probation.begin(error.detail, was_probe=permit.is_probe, now=loop_time())
         if more:
-            self._observer(GateClosed(deployment=self.target.label, reason=SETUP, seconds=more))
+            self._observer(GateClosed(deployment=self.target.label, reason=reason, seconds=more))
             for route in self.routes:
-                route.note_setup()
+                route.note_probation()
 
-    def _note_works(self) -> None:
-        if self.setup.is_wrong:
-            self.setup.note_works()
-            for route in self.routes:
-                route.note_setup()
+    def _end_probations(self) -> None:
+        """A call got through."""
+        if not self.is_probed:
+            return
+        self.setup.end()
+        self.outage.end()
+        self.concurrency.recover()
+        for route in self.routes:
+            route.note_probation()
 
     def _throttle(self, permit: "Permit", error: Throttled) -> None:
         now = loop_time()
@@ -238,6 +260,7 @@ class Gate:
         self.concurrency.leave()
         if permit.is_probe:
             self.setup.leave()
+            self.outage.leave()
         for route in by_age(self.routes) if len(self.routes) > 1 else self.routes:
             if route.waiting:
                 route.let_in(loop_time())

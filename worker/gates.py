@@ -127,9 +127,9 @@ class Route:
         self._limits.pop(reason, None)
 
     def wanted(self, now: float) -> Wanted:
-        """When another job is wanted here; only one where it could do no more than probe a set-up that is wrong."""
-        usable = [gate for gate in self.gates if not gate.setup.is_wrong]
-        wanted = [Wanted(at=gate.ready_at(now), is_probe=True) for gate in self.gates if gate.setup.is_wrong]
+        """When another job is wanted here; only one where it could do no more than probe a deployment."""
+        usable = [gate for gate in self.gates if not gate.is_probed]
+        wanted = [Wanted(at=gate.ready_at(now), is_probe=True) for gate in self.gates if gate.is_probed]
         if usable:
             wanted.append(Wanted(at=self._opens_at(usable, now)))
         return min(wanted, key=_moment)
@@ -156,7 +156,7 @@ class Route:
         """Hand back whose patience ends before the pause does. The timer, ringing early, will set itself again."""
         self._hand_back(self.blocked_until)
 
-    def note_setup(self) -> None:
+    def note_probation(self) -> None:
         """The clock of the patience runs from when the last gate became wrong, until any works."""
         if self.setup_trouble is None:
             self.unlimit(HandBackReason.SETUP)

@@ -12,7 +12,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from worker import interfaces as events
-from worker.gate import SETUP
+from worker.gate import OUTAGE, SETUP
 from worker.gates import Gates
 from worker.headroom import ThrottleKind
 from worker.intake import Intake
@@ -197,7 +197,7 @@ class Metrics:
         self._child(self.first_token, deployment)
         for kind in ThrottleKind:
             self._child(self.throttles, deployment, kind)
-        for reason in (*ThrottleKind, SETUP):
+        for reason in (*ThrottleKind, SETUP, OUTAGE):
             self._child(self.gate_closed, deployment, reason)
         for status in ("200", "429"):
             self._child(self.calls, deployment, status)

@@ -1,31 +1,31 @@
-"""Whether a deployment can be called as we are set up, found out by one call at a time once a call has shown not.
+"""Whether a deployment can be called, found out by one call at a time once calls have shown that it cannot.
 
-Arithmetic only; times are those of the event loop's clock. `gate.py` has one for each deployment.
+Arithmetic only; times are those of the event loop's clock. A gate has one for our set-up and one for outages.
 """
 
 import math
 
 FIRST_PROBE = 5.0
 LAST_PROBE = 300.0
-"""Seconds between probes of a set-up that is wrong: doubling from the first to the last."""
+"""Seconds between probes: doubling from the first to the last."""
 
 
-class Setup:
-    """What the calls to one deployment show of our set-up: identity, role, the deployment itself.
+class Probation:
+    """What a deployment is on once calls have shown a lasting fault.
 
-    Once a call has shown that it is wrong, one job at a time probes it, after 5 s, 10 s ... 5 min, until one is
-    answered.
+    One job at a time probes it, after 5 s, 10 s ... `longest`, until one shows that the fault is gone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, longest: float = LAST_PROBE) -> None:
         self.detail: str | None = None
         """What is wrong; None if nothing is."""
         self.probe_at = -math.inf
+        self._longest = longest
         self._is_probing = False
         self._interval = 0.0
 
     @property
-    def is_wrong(self) -> bool:
+    def is_on(self) -> bool:
         return self.detail is not None
 
     @property
@@ -35,7 +35,7 @@ class Setup:
 
     def enter(self) -> bool:
         """A call begins. Whether it is the probe, whose end is to be told by `leave`."""
-        is_probe = self.is_wrong and not self._is_probing
+        is_probe = self.is_on and not self._is_probing
         self._is_probing = self._is_probing or is_probe
         return is_probe
 
@@ -43,15 +43,15 @@ class Setup:
         """The probe is over, however it ended."""
         self._is_probing = False
 
-    def note_wrong(self, detail: str, *, was_probe: bool, now: float) -> float:
-        """Seconds until the next probe; 0 for a call that was under way when it was already known."""
-        is_news = was_probe or not self.is_wrong
+    def begin(self, detail: str, *, was_probe: bool, now: float) -> float:
+        """Seconds until the next probe; 0 for a call that was under way when the fault was already known."""
+        is_news = was_probe or not self.is_on
         self.detail = detail
         if not is_news:
             return 0.0
-        self._interval = min(max(FIRST_PROBE, self._interval * 2), LAST_PROBE)
+        self._interval = min(max(FIRST_PROBE, self._interval * 2), self._longest)
         self.probe_at = now + self._interval
         return self._interval
 
-    def note_works(self) -> None:
+    def end(self) -> None:
         self.detail, self._interval, self.probe_at = None, 0.0, -math.inf

@@ -44,8 +44,8 @@ class Course:
     call_seconds: float = 0.0
     job_id: str | None = None
     target: Target | None = None
-    parked_until: float | None = None
-    """Loop time at which the job has waited long enough at closed gates; set when it first waits."""
+    parked_seconds: float = 0.0
+    """For which it has waited at gates before its calls."""
 
 
 def retrying(

@@ -555,6 +555,68 @@ async def test_a_job_whose_deadline_comes_before_the_probe_is_not_kept_for_it() 
     assert loop_time() == 0
 
 
+async def fail(route: Route, times: int) -> None:
+    for _ in range(times):
+        await call(route, Unavailable("connection refused"))
+
+
+async def test_a_deployment_where_hardly_a_call_gets_through_is_left_alone_for_the_next() -> None:
+    events = EventList()
+    gates = build(target("first"), target("second"), events=events)
+    route = route_of(gates)
+    await fail(route, 23)
+    assert events.of(GateClosed) == []
+    await fail(route, 1)
+    assert await call(route) == "second"
+    assert gates.wanted() == Wanted(), "others are wanted without end"
+    first, _ = gates.all()
+    assert first.describe()["waits_for"] == "outage: connection refused"
+    await asyncio.sleep(5)
+    await fail(route, 1)  # the probe
+    assert await call(route) == "second"
+    await asyncio.sleep(10)
+    assert await call(route) == "first"
+    await fail(route, 1)
+    assert await call(route) == "first", "one failure after an outage is no other"
+    closed = [(event.deployment, event.reason, event.seconds) for event in events.of(GateClosed)]
+    assert closed == [("first", "outage", 5), ("first", "outage", 10)]
+
+
+async def test_an_outage_is_looked_at_every_minute_at_least_and_is_no_trouble_of_ours() -> None:
+    events = EventList()
+    told: list[str | None] = []
+    gates = Gates({"mini": [target("mini")]}, endpoint="", observer=events, slots=4, on_setup=told.append)
+    await fail(route_of(gates), 24)
+    with pytest.raises(HandedBack, match="parked"):
+        await call(route_of(gates), until=4)
+    assert loop_time() == 0, "it is known that it would wait in vain"
+    for _ in range(6):
+        wanted = gates.wanted()
+        assert wanted.is_probe
+        await asyncio.sleep(wanted.at - loop_time())
+        await fail(route_of(gates), 1)
+    assert [event.seconds for event in events.of(GateClosed)] == [5, 10, 20, 40, 60, 60, 60]
+    assert set(told) == {None}
+
+
+@pytest.mark.parametrize("error", [throttled(1), RefusedByService("400", status=400), None])
+async def test_a_word_from_the_service_about_the_job_ends_an_outage(error: CallFailed | None) -> None:
+    gates = build(target("mini"))
+    await fail(route_of(gates), 24)
+    await asyncio.sleep(5)
+    await call(route_of(gates), error)
+    assert not gates.wanted().is_probe
+
+
+async def test_a_deployment_where_three_calls_in_ten_fail_is_in_service() -> None:
+    events = EventList()
+    route = route_of(build(target("mini"), events=events))
+    chance = random.Random(7)
+    for _ in range(5_000):
+        await call(route, Unavailable("500") if chance.random() < 0.3 else None)
+    assert events.of(GateClosed) == []
+
+
 async def test_a_limit_on_waiting_ends_it_for_those_in_line_and_for_those_to_come() -> None:
     gates = build(target("mini"), slots=1)
     route = route_of(gates)

@@ -145,7 +145,7 @@ def test_what_is_exposed_is_what_prometheus_reads(metrics: Metrics) -> None:
                 ],
                 *[
                     ("gate_closed_seconds_total", {"deployment": deployment, "reason": reason})
-                    for reason in ("quota", "capacity", "cut", "provisioned", "setup")
+                    for reason in ("quota", "capacity", "cut", "provisioned", "setup", "outage")
                 ],
                 ("calls_total", {"deployment": deployment, "status": "200"}),
                 ("calls_total", {"deployment": deployment, "status": "429"}),

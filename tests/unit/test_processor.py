@@ -160,6 +160,23 @@ async def test_under_passthrough_producers_cannot_open_gates_without_end() -> No
     assert len(bench.gates.models) == 64
 
 
+async def test_an_outage_of_an_hour_costs_a_few_jobs_and_not_all_that_are_in_the_queue() -> None:
+    async def down(job: Job, target: Target) -> Response:
+        await asyncio.sleep(0.2)
+        if loop_time() < 3_600:
+            raise Unavailable("connection refused")
+        return answer()
+
+    bench = Bench(down, slots=16)
+    for number in range(1_000):
+        bench.queue.send(job_line(f"j{number}"), message_id=f"batch/j{number}")
+    await bench.run_for(3_600 + 60 + 1_000 / 16 * 0.2 + 5)
+    failed = [result for result in bench.sink.results.values() if result["error"]]
+    # 24 failures close the gate; then one call a minute fails, and a job may fail six times
+    assert len(failed) <= (24 + 16 + 3_600 / 60 + 5) / 6
+    assert len(bench.sink.results) == 1_000
+
+
 async def test_a_failure_on_the_way_backs_off_twice_as_long_each_time() -> None:
     service = FailsFirst(unavailable(), unavailable(None), unavailable(500))
     bench = Bench(service)

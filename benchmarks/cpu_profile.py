@@ -28,12 +28,12 @@ THREADS = "name look-ups in threads"
 LOOP = "event loop with TLS (uvloop)"
 COMPONENTS: Sequence[tuple[str, str]] = (
     (r"tenacity/", "tenacity"),
-    (r"openai/_vendor/", "the openai client's bridge from httpx2 to aiohttp"),
     (r"openai/", "openai client"),
     (r"httpx2/|httpcore2/", "httpx2"),
     (r"(aiohttp|multidict|yarl|aiosignal|frozenlist|aiohappyeyeballs|propcache)/", "aiohttp"),
     (r"(azure/)?(identity|core)/|msal/|worker/identity\.py", "tokens"),
     (r"prometheus_client/|logging/|worker/(metrics|logs)\.py", "metrics and logs"),
+    (r"worker/transport\.py", "the bridge from httpx2 to aiohttp"),
     (r"worker/(?!(app|cli|__main__)\.py)", OWN),
 )
 """The beginning of a file's name to its component; the first that fits."""

@@ -1,16 +1,17 @@
 """The connections to Azure OpenAI: one pool over aiohttp, sockets that are kept alive, answers of bounded size.
 
-httpx2 asks, aiohttp carries: httpx2's own transport costs two to three times the CPU with many calls at once.
+The openai client speaks to `LeanClient` as to any client of httpx2, and aiohttp carries: httpx2's own transport
+costs two to three times the CPU with many calls at once, and much of its client is for what is never asked of it.
 """
 
 import socket
 from collections.abc import AsyncIterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
 import aiohttp
 import httpx2
-from openai._vendor.httpx_aiohttp.transport import AiohttpTransport
 
 from worker.errors import AnswerTooLarge
 from worker.tls import has_proxy, trust
@@ -22,63 +23,132 @@ come to 43 MB; a stream has some 300 bytes for each token."""
 MAX_REFUSAL = 1 << 20
 """Bytes of an error body that are read; what it is cut to still tells what a proxy's page begins with."""
 
+CONNECT_TIMEOUT = 10.0
+
 KEEP_ALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
 """Seconds, seconds, probes. NAT drops silent flows after 4 min, and long answers are silent."""
 
-
-def open_transport(ca_file: Path | None, *, connections: int, max_answer: int = MAX_ANSWER) -> "BoundedTransport":
-    """At most so many `connections`. To be opened within a running loop; closing the client closes it."""
-    connector = aiohttp.TCPConnector(
-        ssl=trust(ca_file), limit=connections, ttl_dns_cache=60, socket_factory=_keep_alive_socket
-    )
-    session = aiohttp.ClientSession(connector=connector, trust_env=has_proxy())
-    return BoundedTransport(session, max_answer=max_answer)
+ADDRESSES_KEPT = 256
+"""URLs that are parsed only once: there is one for each endpoint and operation, or for each deployment."""
 
 
-class BoundedTransport(AiohttpTransport):
-    """aiohttp as httpx2's transport. A server may send `max_answer` bytes, or MAX_REFUSAL of an error."""
+class LeanClient(httpx2.AsyncClient):
+    """httpx2's client for posting bytes, without what costs CPU at every call and is not used or could do harm.
 
-    def __init__(self, session: aiohttp.ClientSession, *, max_answer: int) -> None:
-        super().__init__(client=session)
-        self._max_answer = max_answer
+    It follows no redirect, which could carry a token elsewhere, keeps no cookie and calls no hook. Only connecting
+    has a time-out of its own: await answers within `asyncio.timeout`. At most so many `connections`.
+    To be opened within a running loop.
+    """
 
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        response = await super().handle_async_request(request)
-        stream = cast(httpx2.AsyncByteStream, response.stream)
-        response.stream = (
-            _CutStream(stream) if response.status_code >= 400 else _BoundedStream(stream, self._max_answer)
-        )
+    def __init__(self, ca_file: Path | None, *, connections: int, max_answer: int = MAX_ANSWER) -> None:
+        self._carrier = _Carrier(_open_session(ca_file, connections), max_answer)
+        self._parsed = lru_cache(ADDRESSES_KEPT)(_parse)
+        super().__init__(transport=self._carrier, timeout=None)
+
+    def build_request(
+        self,
+        method: str,
+        url: httpx2.URL | str,
+        *,
+        content: Any = b"",
+        params: Any = None,
+        headers: Any = None,
+        **_: Any,
+    ) -> httpx2.Request:
+        """Nothing else is sent."""
+        body = httpx2.ByteStream(content)
+        request = httpx2.Request(method, self._parsed(url, params), headers=headers, stream=body)
+        request.read()
+        return request
+
+    async def send(self, request: httpx2.Request, *, stream: bool = False, **_: Any) -> httpx2.Response:
+        """The body of a response that is asked for as a `stream` is not read yet."""
+        response = await self._carrier.handle_async_request(request)
+        if not stream:
+            await response.aread()
         return response
 
 
-class _BoundedStream(httpx2.AsyncByteStream):
-    def __init__(self, stream: httpx2.AsyncByteStream, maximum: int) -> None:
-        self._stream = stream
+async def take_in(response: httpx2.Response) -> bytes:
+    """The body of a response that was asked for as a stream. Raises AnswerTooLarge."""
+    if "content-encoding" in response.headers:  # though it was told that we take none
+        return await response.aread()
+    body = cast(_Body, response.stream)
+    try:
+        return b"".join([chunk async for chunk in body])
+    finally:
+        await body.aclose()
+
+
+class _Carrier(httpx2.AsyncBaseTransport):
+    """aiohttp as httpx2's transport. A server may send `max_answer` bytes, or MAX_REFUSAL of what is no answer."""
+
+    def __init__(self, session: aiohttp.ClientSession, max_answer: int) -> None:
+        self._session = session
+        self._max_answer = max_answer
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        try:
+            answer = await self._session.request(
+                request.method,
+                str(request.url),
+                headers=request.headers.multi_items(),
+                data=request.content,
+                allow_redirects=False,
+            )
+        except (aiohttp.ClientError, OSError) as error:
+            raise httpx2.NetworkError(str(error) or repr(error), request=request) from error
+        body = _Body(answer, self._max_answer) if answer.status < 300 else _CutBody(answer, MAX_REFUSAL)
+        return httpx2.Response(answer.status, headers=answer.raw_headers, stream=body, request=request)
+
+    async def aclose(self) -> None:
+        await self._session.close()
+
+
+class _Body(httpx2.AsyncByteStream):
+    def __init__(self, answer: aiohttp.ClientResponse, maximum: int) -> None:
+        self._answer = answer
         self._maximum = maximum
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         size = 0
-        async for chunk in self._stream:
+        async for chunk in self._answer.content.iter_any():
             size += len(chunk)
             if size > self._maximum:
                 raise AnswerTooLarge(f"the answer has more than the {self._maximum:,} bytes that are taken in")
             yield chunk
 
     async def aclose(self) -> None:
-        await self._stream.aclose()
+        """Before its end, the connection is closed too."""
+        self._answer.release()
 
 
-class _CutStream(_BoundedStream):
-    def __init__(self, stream: httpx2.AsyncByteStream) -> None:
-        super().__init__(stream, MAX_REFUSAL)
-
+class _CutBody(_Body):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         size = 0
-        async for chunk in self._stream:
+        async for chunk in self._answer.content.iter_any():
             yield chunk[: self._maximum - size]
             size += len(chunk)
             if size >= self._maximum:
                 return
+
+
+def _open_session(ca_file: Path | None, connections: int) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(
+        ssl=trust(ca_file), limit=connections, ttl_dns_cache=60, socket_factory=_keep_alive_socket
+    )
+    return aiohttp.ClientSession(
+        connector=connector,
+        timeout=aiohttp.ClientTimeout(sock_connect=CONNECT_TIMEOUT),
+        headers={"Accept-Encoding": "identity"},  # compressed bytes are bounded, but not what they unfold to
+        auto_decompress=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trust_env=has_proxy(),
+    )
+
+
+def _parse(url: httpx2.URL | str, params: str | None) -> httpx2.URL:
+    return httpx2.URL(url) if params is None else httpx2.URL(url, params=params)
 
 
 def _keep_alive_socket(address: Any) -> socket.socket:

@@ -155,6 +155,18 @@ async def test_proving_a_deployment_costs_no_answer(service: Service) -> None:
     assert stats["tokens"] == {"prompt": 0, "completion": 0}
 
 
+async def test_a_proof_that_is_answered_all_the_same_closes_the_answer(service: Service) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await asyncio.Event().wait()
+        return response
+
+    asyncio.get_running_loop().set_debug(True)  # aiohttp then warns of what is not closed
+    async with scripted(service.state, answer) as target, service.model() as model:
+        await model.prove(target)
+
+
 @pytest.mark.parametrize("deployment", ["text-embedding-3-small", "gpt-35-turbo-instruct"])
 async def test_a_deployment_that_cannot_chat_is_proved_all_the_same(service: Service, deployment: str) -> None:
     async with service.model() as model:
@@ -299,6 +311,24 @@ async def test_compressed_answers_are_not_asked_for_as_only_what_they_unfold_to_
     async with scripted(service.state, answer) as target, service.model() as model:
         await model.complete(job("Hi"), target)
     assert seen == ["identity"]
+
+
+@pytest.mark.parametrize("api_version", [None, "2024-10-21"])
+async def test_nothing_is_sent_that_the_environment_or_the_client_would_add(
+    service: Service, monkeypatch: pytest.MonkeyPatch, api_version: str | None
+) -> None:
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "api-key: leaked")
+    monkeypatch.setenv("OPENAI_ORG_ID", "org")
+    seen: list[set[str]] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        seen.append({name.lower() for name in request.headers})
+        return web.json_response({"choices": [1]})
+
+    async with scripted(service.state, answer) as target, service.model(api_version=api_version) as model:
+        await model.complete(job("Hi"), target)
+    wanted = {"host", "authorization", "accept", "accept-encoding", "content-type", "content-length", "user-agent"}
+    assert [names - {"x-stainless-retry-count"} for names in seen] == [wanted]
 
 
 async def test_what_is_left_of_the_quota_is_told_with_the_answer_and_with_the_refusal(service: Service) -> None:

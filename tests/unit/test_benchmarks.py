@@ -48,8 +48,8 @@ MAIN = "run (worker/app.py:42)"
         ((MAIN, "tell (worker/app.py:212)"), "our own code"),
         ((MAIN, "tell (worker/app.py:212)", "inc (prometheus_client/metrics.py:9)"), "metrics and logs"),
         (
-            (MAIN, "post (openai/_base_client.py:1)", "handle (openai/_vendor/x.py:2)"),
-            "the openai client's bridge from httpx2 to aiohttp",
+            (MAIN, "post (openai/_base_client.py:1)", "send (worker/transport.py:80)"),
+            "the bridge from httpx2 to aiohttp",
         ),
         (
             (MAIN, "__call__ (tenacity/asyncio.py:9)", "set_result (concurrent/futures/_base.py:549)"),

@@ -1,0 +1,191 @@
+"""What the openai client's HTTP client does and leaves out, before servers that do as they are told.
+
+What its failures become is in `test_model.py` and `test_model_streams.py`.
+"""
+
+import asyncio
+import gzip
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+from aiohttp import web
+
+from tests.contract.model_service import WORLD, Handler, serve
+from worker.errors import AnswerTooLarge
+from worker.local.state import StateDirectory
+from worker.local.supervisor import prepare_state
+from worker.transport import MAX_ANSWER, MAX_REFUSAL, LeanClient, take_in
+
+TOKEN = {"Authorization": "Bearer secret"}
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> StateDirectory:
+    state = StateDirectory(tmp_path)
+    prepare_state(state, WORLD)
+    return state
+
+
+@asynccontextmanager
+async def server(state: StateDirectory, handle: Handler) -> AsyncIterator[str]:
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", handle)
+    async with serve(state, app) as endpoint:
+        yield endpoint
+
+
+@asynccontextmanager
+async def client(
+    state: StateDirectory, *, connections: int = 64, max_answer: int = MAX_ANSWER
+) -> AsyncIterator[LeanClient]:
+    async with LeanClient(state.ca, connections=connections, max_answer=max_answer) as client:
+        yield client
+
+
+async def post(client: LeanClient, url: str, *, stream: bool = False) -> httpx2.Response:
+    return await client.send(client.build_request("POST", url, content=b"{}", headers=TOKEN), stream=stream)
+
+
+async def test_a_redirect_is_not_followed_and_the_token_goes_nowhere_else(state: StateDirectory) -> None:
+    seen: list[str | None] = []
+
+    async def elsewhere(request: web.Request) -> web.Response:
+        seen.append(request.headers.get("Authorization"))
+        return web.Response()
+
+    async def redirect(_: web.Request) -> web.Response:
+        return web.Response(status=307, headers={"Location": f"{other}/taken"}, text="over there")
+
+    async with server(state, elsewhere) as other, server(state, redirect) as first, client(state) as lean:
+        response = await post(lean, first)
+        with_an_order = await lean.send(
+            lean.build_request("POST", first, content=b"{}", headers=TOKEN), stream=True, follow_redirects=True
+        )
+        assert await take_in(with_an_order) == b"over there"
+    assert [response.status_code, with_an_order.status_code] == [307, 307]
+    assert seen == []
+
+
+async def test_no_cookie_is_kept(state: StateDirectory) -> None:
+    seen: list[str | None] = []
+
+    async def handle(request: web.Request) -> web.Response:
+        seen.append(request.headers.get("Cookie"))
+        return web.Response(headers={"Set-Cookie": "affinity=pod-1; Path=/"})
+
+    async with server(state, handle) as endpoint, client(state) as lean:
+        for _ in range(2):
+            await post(lean, endpoint)
+    assert seen == [None, None]
+    assert not lean.cookies
+
+
+async def test_the_body_of_a_stream_is_left_to_be_read(state: StateDirectory) -> None:
+    asked_for = asyncio.Event()
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await asked_for.wait()
+        await response.write(b"late")
+        return response
+
+    async with server(state, handle) as endpoint, client(state) as lean:
+        response = await post(lean, endpoint, stream=True)
+        asked_for.set()
+        assert await take_in(response) == b"late"
+
+
+async def test_what_is_not_asked_for_as_a_stream_is_read(state: StateDirectory) -> None:
+    async def handle(request: web.Request) -> web.Response:
+        return web.Response(text=f"{request.method} {await request.text()}")
+
+    async with server(state, handle) as endpoint, client(state) as lean:
+        response = await post(lean, endpoint)
+    assert (response.text, response.is_closed) == ("POST {}", True)
+    assert response.request.url == endpoint
+
+
+async def test_a_refusal_is_read_no_further_than_it_is_kept(state: StateDirectory) -> None:
+    async def handle(_: web.Request) -> web.Response:
+        return web.Response(status=500, text="x" * (2 * MAX_REFUSAL))
+
+    async with server(state, handle) as endpoint, client(state) as lean:
+        assert (await post(lean, endpoint)).content == b"x" * MAX_REFUSAL
+
+
+async def test_the_address_is_sent_as_it_is_with_its_parameters(state: StateDirectory) -> None:
+    seen: list[str] = []
+
+    async def handle(request: web.Request) -> web.Response:
+        seen.append(request.raw_path)
+        return web.Response()
+
+    async with server(state, handle) as endpoint, client(state) as lean:
+        for params in ("api-version=1", "api-version=2"):
+            url = f"{endpoint}/d%2F1/a%20b"
+            await lean.send(lean.build_request("POST", url, content=b"{}", params=params))
+    assert seen == ["/d%2F1/a%20b?api-version=1", "/d%2F1/a%20b?api-version=2"]
+
+
+async def test_an_answer_that_is_compressed_all_the_same_is_unfolded(state: StateDirectory) -> None:
+    async def handle(_: web.Request) -> web.Response:
+        return web.Response(body=gzip.compress(b"answer"), headers={"Content-Encoding": "gzip"})
+
+    async with server(state, handle) as endpoint, client(state) as lean:
+        assert await take_in(await post(lean, endpoint, stream=True)) == b"answer"
+        assert (await post(lean, endpoint)).content == b"answer"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_answer_that_is_given_up_frees_its_connection(state: StateDirectory, stream: bool) -> None:
+    given_up = []  # kept, as the garbage collector would free the connection too
+
+    async with (
+        server(state, answer_without_end) as endpoint,
+        client(state, connections=1, max_answer=100) as lean,
+        asyncio.timeout(10),
+    ):
+        for _ in range(3):
+            with pytest.raises(AnswerTooLarge, match="more than the 100 bytes") as caught:
+                await take_in(await post(lean, endpoint, stream=stream))
+            given_up.append(caught)
+    assert len(given_up) == 3
+
+
+async def answer_without_end(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse()
+    await response.prepare(request)
+    await response.write(b"x" * 1_000)
+    await asyncio.Event().wait()
+    return response
+
+
+async def test_one_connection_serves_one_answer_after_another(state: StateDirectory) -> None:
+    peers: set[object] = set()
+
+    async def handle(request: web.Request) -> web.Response:
+        assert request.transport is not None
+        peers.add(request.transport.get_extra_info("peername"))
+        return web.Response(text="x")
+
+    async with server(state, handle) as endpoint, client(state) as lean:
+        for _ in range(3):
+            await take_in(await post(lean, endpoint, stream=True))
+            await post(lean, endpoint)
+    assert len(peers) == 1
+
+
+async def test_a_server_that_hangs_up_is_an_error_of_httpx2_that_knows_its_request(state: StateDirectory) -> None:
+    async def handle(request: web.Request) -> web.Response:
+        assert request.transport is not None
+        request.transport.close()
+        return web.Response()
+
+    async with server(state, handle) as endpoint, client(state) as lean:
+        with pytest.raises(httpx2.NetworkError, match="Server disconnected") as caught:
+            await post(lean, endpoint)
+    assert caught.value.request.url == endpoint

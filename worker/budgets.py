@@ -178,8 +178,11 @@ class Pace:
         minute, self._minute = self._minute, _Minute(began_at=now, began_with=mark)
         self.remaining = None
         lasted = now - minute.began_at
-        if self.limit is not None and MINUTE / 2 <= lasted <= 2 * LONGEST_MINUTE:
-            self._judge(self.limit, minute.least, (mark - minute.began_with) / lasted / self.rate)
+        if self.limit is not None and MINUTE / 2 <= lasted < math.inf:
+            kept_up = (mark - minute.began_with) / lasted / self.rate
+            # it lasts longer where the pace lets a job in every few minutes, or where jobs were lacking
+            if lasted <= 2 * LONGEST_MINUTE or kept_up >= USED:
+                self._judge(self.limit, minute.least, kept_up)
             job = self._fleet_size * self.typical * self.bias / self.limit
             self._fill = min(FILL, max(LEAST_FILL, 1.0 - job))
 

@@ -169,6 +169,34 @@ def test_a_pod_that_is_alone_takes_what_its_fleet_leaves() -> None:
     assert pace.share > 5_500
 
 
+@pytest.mark.parametrize(("says", "minutes"), [(True, 30), (False, 120)])
+def test_a_pod_alone_in_a_fleet_of_a_hundred_comes_to_use_the_budget(says: bool, minutes: float) -> None:
+    """Though its share is less than a job in six minutes."""
+    pace = Pace(30_000, fleet_size=100)
+    service = Service(30_000)
+    now = 0.0
+    while now < 60 * minutes:
+        now = max(now, pace.ready_at(now))
+        mark = pace.take(2_000, now)
+        left = service.charge(2_000, now)
+        if left < 0:
+            service.full[service.minute] = 30_000
+            pace.overdraw(60 - now % 60, now)
+            now += 60 - now % 60
+        elif says:
+            pace.hear(30_000, left, admitted_at=now, mark=mark)
+    used = list(service.full.values())[-6:-1]
+    assert all(part >= 0.85 * 30_000 for part in used), used
+
+
+def test_an_hour_without_jobs_is_not_taken_for_an_hour_without_budget() -> None:
+    pace = Pace(30_000, fleet_size=20)
+    for number in range(10):
+        mark = pace.take(8_000, 3_600.0 * number)
+        pace.hear(30_000, 22_000, admitted_at=3_600.0 * number, mark=mark)
+    assert pace.share == 1_500
+
+
 def test_pods_that_are_all_there_keep_to_their_parts() -> None:
     pace = Pace(6_000, fleet_size=3)
     service = Service(6_000, others=FILL * 4_000)

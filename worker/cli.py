@@ -2,13 +2,12 @@
 
 Standard output carries only what one would pipe; the rest goes to standard error. Exit codes: 0 done, 1 something
 outside failed, 2 the input or the settings are wrong, 3 the batch is not complete, 130 interrupted. What a command
-needs is imported by that command, so that `--help` is quick.
+needs is imported by that command, so that `--help` is quick. `dlq_cli.py` has the commands for dead letters.
 """
 
 import asyncio
 import importlib.util
 import json
-import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,16 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from azure.core.exceptions import AzureError
+
+from worker import dlq_cli
+from worker.terminal import FAILED, INCOMPLETE, complain, readable_errors
 
 if TYPE_CHECKING:
-    from worker.batch_files import InvalidBatch
     from worker.client import BatchStatus, Collection, Progress, Submission
-
-FAILED = 1
-WRONG_INPUT = 2
-INCOMPLETE = 3
-INTERRUPTED = 130
 
 app = typer.Typer(
     name="aoai-worker",
@@ -34,6 +29,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(dlq_cli.app, name="dlq")
 
 InputFile = Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="A Batch input file.")]
 BatchId = Annotated[str, typer.Argument(help="What submit printed.")]
@@ -46,7 +42,7 @@ def main() -> None:
 @app.command()
 def run() -> None:
     """Work: take jobs from the queue, call Azure OpenAI, write the results. Configured by the environment."""
-    with _readable_errors():
+    with readable_errors():
         from worker.app import run as work
         from worker.settings import WorkerSettings, load
 
@@ -63,7 +59,7 @@ def check(
 
     Nothing is paid for, sent, received or locked. Exit code 1 where something is wrong, 2 where the settings are.
     """
-    with _readable_errors():
+    with readable_errors():
         from worker.check import run as look_at_everything
         from worker.findings import as_json as render
         from worker.findings import as_lines, print_table
@@ -102,12 +98,12 @@ def local(
 ) -> None:
     """Run an Azure on this machine: Entra, Service Bus and Azure OpenAI, for trying out and for tests."""
     if importlib.util.find_spec("worker.local") is None:
-        _complain(
+        complain(
             "The local Azure is not part of this installation (the production image leaves it out).\n"
             "Next: use a checkout of the repository, with its extra: pip install -e '.[local]'"
         )
         raise typer.Exit(FAILED)
-    with _readable_errors():
+    with readable_errors():
         from worker.local import supervisor
 
         code = supervisor.run(write_env=write_env, state=state, world=world, entities=entities, blob=blob)
@@ -126,9 +122,9 @@ def submit(
     Every line is checked before the first is sent. The same file under the same id is sent once only: what Service
     Bus has seen within its duplicate-detection window it drops, so submitting again after a failure is safe.
     """
-    with _readable_errors():
+    with readable_errors():
         submission = asyncio.run(_submit(file, batch))
-    _complain(
+    complain(
         f"{submission.total:,} jobs submitted. "
         f"Next: aoai-worker collect {submission.batch_id} -o OUT.jsonl --follow"
     )
@@ -141,7 +137,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
     """Tell how many results are there to be collected. Takes nothing away."""
-    with _readable_errors():
+    with readable_errors():
         found = asyncio.run(_status(batch))
     typer.echo(json.dumps(_as_document(found)) if as_json else describe(found))
 
@@ -160,9 +156,9 @@ def collect(
     The file has the suffix .partial until every job has its result. Interrupted or killed, the same command goes on
     where it was. Exit code 3 while results are missing.
     """
-    with _readable_errors():
+    with readable_errors():
         collection = asyncio.run(_collect(batch, out, errors, follow))
-    _complain(describe_collection(collection, out, errors))
+    complain(describe_collection(collection, out, errors))
     if not collection.complete:
         raise typer.Exit(INCOMPLETE)
 
@@ -273,7 +269,7 @@ class _Lines:
         text = f"{_label(self._verb, now)}: {tenths * 10} %" if now.total else _label(self._verb, now)
         if text != self._told:
             self._told = text
-            _complain(f"{text} ({now.done:,})")
+            complain(f"{text} ({now.done:,})")
 
 
 def _label(verb: str, now: "Progress") -> str:
@@ -282,45 +278,3 @@ def _label(verb: str, now: "Progress") -> str:
     if now.total is None:
         return "waiting for the batch's manifest"
     return verb
-
-
-@contextmanager
-def _readable_errors() -> Iterator[None]:
-    """Every expected failure as a message and an exit code; a traceback is a fault of ours."""
-    from worker.errors import InvalidSettings, WorkerError
-
-    # the SDK logs what it raises as well, with tracebacks, and logging prints that where nobody listens
-    logging.getLogger("azure").addHandler(logging.NullHandler())
-    try:
-        yield
-    except InvalidSettings as error:
-        _complain("\n".join(["The settings are wrong:", *(f"  {problem}" for problem in error.problems)]))
-        raise typer.Exit(WRONG_INPUT) from error
-    except (WorkerError, OSError, AzureError) as error:
-        raise _ended_by(error) from error
-    except KeyboardInterrupt:
-        _complain("Interrupted. The same command again goes on where this one ended.")
-        raise typer.Exit(INTERRUPTED) from None
-
-
-def _ended_by(error: Exception) -> typer.Exit:
-    from worker.advice import explain
-    from worker.client import InvalidBatch, InvalidBatchId, OtherBatch, UnusableOutput
-
-    if isinstance(error, InvalidBatch):
-        _complain(describe_problems(error))
-    else:
-        _complain(explain(error))
-    wrong_input = isinstance(error, (InvalidBatch, InvalidBatchId, OtherBatch, UnusableOutput))
-    return typer.Exit(WRONG_INPUT if wrong_input else FAILED)
-
-
-def describe_problems(error: "InvalidBatch") -> str:
-    lines = [f"{error.path} cannot be submitted; nothing was sent:", *(f"  {one}" for one in error.problems)]
-    if error.count > len(error.problems):
-        lines.append(f"  ... and {error.count - len(error.problems):,} more")
-    return "\n".join(lines)
-
-
-def _complain(text: str) -> None:
-    typer.echo(text, err=True)

@@ -100,7 +100,7 @@ def test_a_wrong_file_is_refused_line_by_line_before_any_setting_is_read(tmp_pat
     assert result.stdout == ""
 
 
-@pytest.mark.parametrize("command", ["run", "status b1", "collect b1 -o out"])
+@pytest.mark.parametrize("command", ["run", "status b1", "collect b1 -o out", "dlq list", "dlq replay --all"])
 def test_wrong_settings_are_all_told_at_once(command: str) -> None:
     result = call(*command.split())
     assert result.exit_code == 2

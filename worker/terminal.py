@@ -1,0 +1,63 @@
+"""What the commands share: exit codes, and every expected failure as a message with a next step.
+
+Standard output carries only what one would pipe; what is said to a person goes to standard error.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import typer
+from azure.core.exceptions import AzureError
+
+if TYPE_CHECKING:
+    from worker.batch_files import InvalidBatch
+
+FAILED = 1
+WRONG_INPUT = 2
+INCOMPLETE = 3
+INTERRUPTED = 130
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """Every expected failure as a message and an exit code; a traceback is a fault of ours."""
+    from worker.errors import InvalidSettings, WorkerError
+
+    # the SDK logs what it raises as well, with tracebacks, and logging prints that where nobody listens
+    logging.getLogger("azure").addHandler(logging.NullHandler())
+    try:
+        yield
+    except InvalidSettings as error:
+        complain("\n".join(["The settings are wrong:", *(f"  {problem}" for problem in error.problems)]))
+        raise typer.Exit(WRONG_INPUT) from error
+    except (WorkerError, OSError, AzureError) as error:
+        raise _ended_by(error) from error
+    except KeyboardInterrupt:
+        complain("Interrupted. The same command again goes on where this one ended.")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _ended_by(error: Exception) -> typer.Exit:
+    from worker.advice import explain
+    from worker.client import InvalidBatch, InvalidBatchId, OtherBatch, UnusableOutput
+    from worker.replays import InvalidDeadline
+
+    if isinstance(error, InvalidBatch):
+        complain(describe_problems(error))
+    else:
+        complain(explain(error))
+    wrong_input = isinstance(error, (InvalidBatch, InvalidBatchId, InvalidDeadline, OtherBatch, UnusableOutput))
+    return typer.Exit(WRONG_INPUT if wrong_input else FAILED)
+
+
+def describe_problems(error: "InvalidBatch") -> str:
+    lines = [f"{error.path} cannot be submitted; nothing was sent:", *(f"  {one}" for one in error.problems)]
+    if error.count > len(error.problems):
+        lines.append(f"  ... and {error.count - len(error.problems):,} more")
+    return "\n".join(lines)
+
+
+def complain(text: str) -> None:
+    typer.echo(text, err=True)

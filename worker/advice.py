@@ -1,9 +1,7 @@
 """What a person at a terminal is told when Azure says no: what failed, why, and the next step."""
 
 import re
-from collections.abc import Iterator
 
-from azure.core.exceptions import AzureError
 from azure.servicebus._pyamqp.error import TokenAuthFailure
 from azure.servicebus.exceptions import (
     MessageSizeExceededError,
@@ -19,6 +17,7 @@ from azure.servicebus.exceptions import (
 )
 
 from worker.errors import TokenUnavailable, WorkerError
+from worker.servicebus_faults import causes_of, find_unopened
 
 ROLES = {
     "Send": "Azure Service Bus Data Sender",
@@ -26,12 +25,16 @@ ROLES = {
 }
 """The role that carries each of Service Bus's claims."""
 
+_AGAIN = "The same command again is safe: what was sent is not sent twice."
+
 
 def explain(error: BaseException) -> str:
     """One readable message for an error of the client; the innermost cause that is known decides."""
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
-    for cause in _causes(error):
+    if unopened := find_unopened(error):
+        return f"Service Bus cannot be reached: {unopened.what}\nNext: {unopened.next_step}. {_AGAIN}"
+    for cause in causes_of(error):
         told = _tell(cause)
         if told:
             return told
@@ -69,8 +72,9 @@ def _tell(error: BaseException) -> str | None:
             return (
                 f"Service Bus cannot be reached: {_first_line(error)}\n"
                 "Next: check AOAI_WORKER_SERVICEBUS_NAMESPACE, AOAI_WORKER_SERVICEBUS_ENDPOINT and the "
-                "network: port 5671 must be open; for a private endpoint or TLS inspection set "
-                "AOAI_WORKER_CA_FILE. The same command again is safe: what was sent is not sent twice."
+                "network: port 5671 must be open, past any proxy, or port 443 with "
+                "AOAI_WORKER_SERVICEBUS_TRANSPORT=websockets; for a private endpoint or TLS inspection set "
+                f"AOAI_WORKER_CA_FILE. {_AGAIN}"
             )
         case WorkerError():
             return str(error)
@@ -102,17 +106,6 @@ def _missing_role(text: str) -> str:
         f'submitting needs the role "{ROLES["Send"]}" on both queues, status and collect "{ROLES["Listen"]}" '
         "on the results queue; a new role takes effect within minutes."
     )
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """From the innermost outwards: the SDK wraps what it was given."""
-    chain: list[BaseException] = []
-    following: BaseException | None = error
-    while following is not None and following not in chain:
-        chain.append(following)
-        inner = following.inner_exception if isinstance(following, AzureError) else None
-        following = inner or following.__cause__
-    yield from reversed(chain)
 
 
 def _first_line(error: BaseException) -> str:

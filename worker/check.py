@@ -22,6 +22,7 @@ from worker.queue_settings import OpenAdministration, QueueReader, look, open_ad
 from worker.remedies import Container, Deployment, Place, Principal, Queue, mend, mend_token, shorten
 from worker.settings import WorkerSettings, load
 from worker.startup import Check
+from worker.tls import has_proxy, proxy_to
 
 PATIENCE = 20.0
 """Seconds for each thing that is looked at."""
@@ -34,9 +35,9 @@ def run() -> Report:
     try:
         settings = load(WorkerSettings)
         check_environment(settings)
+        return Report(findings=asyncio.run(examine(settings)))
     except InvalidSettings as error:
         return Report(findings=list(describe_refusal(error)), refused=True)
-    return Report(findings=asyncio.run(examine(settings)))
 
 
 def describe_refusal(error: InvalidSettings) -> Iterator[Finding]:
@@ -68,8 +69,19 @@ def deployments_of(settings: WorkerSettings) -> Sequence[Target]:
 def describe_settings(settings: WorkerSettings) -> Finding:
     queues = ", ".join(settings.models_of_queues)
     results = settings.results_queue if settings.sink == "queue" else settings.blob_container
-    detail = f"no key; namespace {settings.servicebus_namespace}, jobs from: {queues}, results to: {results}"
+    namespace = f"{settings.servicebus_namespace} {describe_way(settings)}"
+    detail = f"no key; namespace {namespace}, jobs from: {queues}, results to: {results}"
     return Finding(state=State.OK, name="settings", detail=detail)
+
+
+def describe_way(settings: WorkerSettings) -> str:
+    """How Service Bus is reached. Raises InvalidSettings where the environment names no usable proxy."""
+    host, port = settings.servicebus_address
+    if settings.servicebus_transport == "amqp":
+        return f"by AMQP at {host}:{port}{', past the proxy' if has_proxy() else ''}"
+    proxy = proxy_to(host, port)
+    by = f"through the proxy {proxy.address}:{proxy.port}" if proxy else "through no proxy"
+    return f"by WebSockets at {host}:{port} {by}"
 
 
 def describe_passthrough(settings: WorkerSettings) -> Iterator[Finding]:

@@ -1,5 +1,6 @@
 """Everything that talks to Azure, opened from the settings, and the checks that prove it."""
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -109,15 +110,7 @@ async def open_connections(
                     Check(what=f"token for {name}", about=scope, prove=partial(tokens.bearer, scope))
                     for name, scope in scopes(settings).items()
                 ],
-                *[
-                    Check(
-                        what=f"queue {source.queue}",
-                        about=source.queue,
-                        prove=source.open,
-                        role=SERVICE_BUS_DATA_RECEIVER,
-                    )
-                    for source in sources
-                ],
+                *_queue_checks(sources),
                 sink_check,
                 *_claim_checks(settings, storage.claims),
                 *[
@@ -144,6 +137,24 @@ def _model(settings: WorkerSettings, tokens: TokenBroker) -> AzureOpenAI:
         passthrough=settings.models == "passthrough",
         responses_store=settings.responses_store,
     )
+
+
+def _queue_checks(sources: Sequence[JobsQueue]) -> Sequence[Check]:
+    """One for each queue, however many receivers it has."""
+    by_queue: dict[str, list[JobsQueue]] = {}
+    for source in sources:
+        by_queue.setdefault(source.queue, []).append(source)
+    return [
+        Check(what=f"queue {queue}", about=queue, prove=partial(_open_all, some), role=SERVICE_BUS_DATA_RECEIVER)
+        for queue, some in by_queue.items()
+    ]
+
+
+async def _open_all(sources: Sequence[JobsQueue]) -> None:
+    """Together. Raises the SourceUnavailable of the first that failed, once all have been tried."""
+    for error in await asyncio.gather(*[source.open() for source in sources], return_exceptions=True):
+        if error is not None:
+            raise error
 
 
 def _claim_checks(settings: WorkerSettings, claims: BlobClaims | None) -> Sequence[Check]:

@@ -189,9 +189,22 @@ def make_job_id(batch_id: str, custom_id: str) -> str:
 
 
 def result_id(job: Job) -> str:
-    """The message-id of the job's result: one for each replay, as each replay's result supersedes the last."""
-    plain = f"{job.id}~r{job.replay}" if job.replay else job.id
-    return plain if len(plain) <= MAX_ID_LENGTH else f"{HASHED}{hashlib.sha256(plain.encode()).hexdigest()}"
+    """The message-id of the job's result: no other job's, whatever their batches, as one queue takes the results of
+    all and its duplicate detection looks at nothing else. One for each replay, as its result supersedes the last.
+    """
+    replay = f"~r{job.replay}" if job.replay else ""
+    # no batch id has a colon, so what follows one is never taken for the rest of an id that begins with its batch
+    plain = job.id if job.id.startswith(f"{job.batch_id}/") else f"{job.batch_id}:{job.id}"
+    is_fit = plain.isascii() and plain.isprintable() and len(plain + replay) <= MAX_ID_LENGTH
+    is_taken = plain == manifest_id(job.batch_id) or job.id.startswith(HASHED) or REPLAYED.search(plain)
+    if is_fit and not is_taken:
+        return f"{plain}{replay}"
+    return f"{job.batch_id}:{HASHED}{hashlib.sha256(job.id.encode()).hexdigest()}{replay}"
+
+
+def manifest_id(batch_id: str) -> str:
+    """The message-id of the batch's manifest, which lies in the queue of results."""
+    return f"{batch_id}/manifest"
 
 
 def encode_result(job: Job, outcome: Concluded, record: Record) -> bytes:

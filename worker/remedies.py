@@ -104,8 +104,9 @@ class Queue:
     @property
     def reach(self) -> str:
         return (
-            f"let this network reach {self.namespace} on port 5671, see that the name is right and resolves, and "
-            "behind TLS inspection set AOAI_WORKER_CA_FILE"
+            f"let this network reach {self.namespace} on port 5671, past any proxy, or set "
+            "AOAI_WORKER_SERVICEBUS_TRANSPORT=websockets: port 443, by the proxy of HTTPS_PROXY; see that the "
+            "name is right and resolves, and behind TLS inspection set AOAI_WORKER_CA_FILE"
         )
 
     def create(self) -> str:
@@ -113,8 +114,14 @@ class Queue:
         return self._az("create", *_flat(QUEUE_OPTIONS), *sessions)
 
     def replace(self) -> str:
-        """What of a queue was decided when it was created can only be mended so; its messages are lost."""
-        return f"{self._az('delete')}\n{self.create()}"
+        """What of a queue was decided when it was created can only be mended so. Its messages go with it, so they
+        are counted first, and what to do about them is a comment to the shell."""
+        count = self._az("show", "--query", "countDetails")
+        warning = (
+            "# deleting the queue deletes its messages, the dead letters too: stop what sends to it, and have them "
+            f"{'collected' if self.with_sessions else 'worked off'} or moved until every count is 0; only then"
+        )
+        return f"{count}\n{warning}\n{self._az('delete')}\n{self.create()}"
 
     def update(self, options: Sequence[str]) -> str:
         return self._az("update", *_flat({name: QUEUE_OPTIONS[name] for name in options}))

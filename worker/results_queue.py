@@ -1,7 +1,8 @@
 """The `queue` sink: results as messages to a session-enabled queue with duplicate detection.
 
 One coroutine owns the sender, because two transfers at once can carry the same delivery-id; what piles up while
-it sends goes out together next time. Message-id = job id, so a result that is sent again is dropped by the queue.
+it sends goes out together next time. The message-id stands for the job (`jobs.result_id`), so a result that is sent
+again is dropped by the queue.
 """
 
 import asyncio

@@ -1,5 +1,16 @@
 """What goes wrong when one talks to Service Bus by the SDK, and how to say it in one line."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from aiohttp import (
+    ClientConnectorCertificateError,
+    ClientConnectorError,
+    ClientHttpProxyError,
+    ClientResponseError,
+    ServerTimeoutError,
+)
+from azure.core.exceptions import AzureError
 from azure.servicebus.exceptions import ServiceBusError
 
 from worker.errors import TokenUnavailable
@@ -22,6 +33,8 @@ FAULTS = (
 def describe_fault(error: BaseException) -> str:
     """The error's first line, with what is behind it: a refused token arrives as a lost connection, and only the
     inner exception tells that it was refused and why."""
+    if unopened := find_unopened(error):
+        return f"{unopened.what}; {unopened.next_step}"
     inner = getattr(error, "inner_exception", None)
     told = [_first_line(error), _one_line(inner)] if isinstance(inner, BaseException) else [_first_line(error)]
     return ": ".join(dict.fromkeys(told))
@@ -34,3 +47,76 @@ def _one_line(error: BaseException) -> str:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unopened:
+    """A WebSocket that could not be opened. `what` names the host and port that were tried: the proxy's where the
+    proxy is what fails."""
+
+    what: str
+    next_step: str
+
+
+def find_unopened(error: BaseException) -> Unopened | None:
+    """Behind what the SDK has made of it, which is a failed authentication or a bare number."""
+    causes = list(causes_of(error))
+    # tokens and administration come over HTTP too
+    if any(isinstance(cause, TokenUnavailable) for cause in causes):
+        return None
+    if not any(isinstance(cause, ServiceBusError) for cause in causes):
+        return None
+    return next(filter(None, map(_describe_unopened, causes)), None)
+
+
+def _describe_unopened(cause: BaseException) -> Unopened | None:
+    match cause:
+        case ClientConnectorCertificateError(host=host, port=port, certificate_error=refusal):
+            reason = getattr(refusal, "verify_message", None) or _one_line(refusal)
+            what = f"{_CANNOT} {host}:{port}: its certificate is not trusted: {reason}"
+            return Unopened(what=what, next_step=_TRUST)
+        case ClientConnectorError(host=host, port=port, os_error=refusal):
+            what = f"{_CANNOT} {host}:{port}: {refusal.strerror or _one_line(refusal)}"
+            return Unopened(what=what, next_step=_REACH)
+        case ServerTimeoutError():
+            return Unopened(what=f"{_CANNOT} Service Bus: {_one_line(cause)}", next_step=_REACH)
+        case ClientHttpProxyError():
+            return Unopened(what=f"{_CANNOT} Service Bus: {_answer(cause)} (the proxy)", next_step=_PASS)
+        case ClientResponseError(status=401 | 403):
+            return Unopened(what=f"{_CANNOT} Service Bus: {_answer(cause)}", next_step=_ADMIT)
+        case ClientResponseError():
+            return Unopened(what=f"{_CANNOT} Service Bus: {_answer(cause)}", next_step=_AIM)
+    return None
+
+
+_CANNOT = "cannot connect by WebSockets to"
+_TRUST = (
+    "set AOAI_WORKER_CA_FILE to the authority that has signed it: a private endpoint's, or that of TLS inspection"
+)
+_REACH = (
+    "let this network reach it: Service Bus takes WebSockets at port 443 of the namespace, and HTTPS_PROXY and "
+    "NO_PROXY say whether a proxy leads there"
+)
+_PASS = (
+    "HTTPS_PROXY must name a proxy that may CONNECT to port 443 of the namespace (http://user:password@host:port "
+    "where it asks for a password); NO_PROXY names the hosts to reach without it"
+)
+_ADMIT = "look at the namespace's firewall: it must admit this network, or have a private endpoint in it"
+_AIM = "AOAI_WORKER_SERVICEBUS_ENDPOINT, if set, must name port 443 of the namespace; port 5671 takes AMQP only"
+
+
+def _answer(error: ClientResponseError) -> str:
+    url = error.request_info.real_url
+    reason = next(iter(error.message.splitlines()), "")[:100]
+    return f"{url.host}:{url.port} answered {error.status} {reason}".rstrip()
+
+
+def causes_of(error: BaseException) -> Iterator[BaseException]:
+    """From the innermost outwards: the SDK wraps what it was given."""
+    chain: list[BaseException] = []
+    following: BaseException | None = error
+    while following is not None and following not in chain:
+        chain.append(following)
+        inner = following.inner_exception if isinstance(following, AzureError) else None
+        following = inner or following.__cause__
+    yield from reversed(chain)

@@ -150,6 +150,9 @@ class ConnectionSettings(BaseSettings):
     servicebus_endpoint: Annotated[str, AfterValidator(_host_and_port)] | None = None
     """host:port to connect to while the namespace keeps its real name: a private endpoint, a local Azure."""
 
+    servicebus_transport: Literal["amqp", "websockets"] = "amqp"
+    """AMQP at port 5671, or AMQP over WebSockets at port 443, by an HTTP proxy where the environment names one."""
+
     ca_file: ReadableFile | None = None
     """PEM file of the authorities that every client trusts instead of the public ones: TLS inspection,
     a local Azure."""
@@ -184,6 +187,13 @@ class ConnectionSettings(BaseSettings):
 
     token_timeout: float = Field(10.0, gt=0, le=60)
     """Seconds for one token request. The SDK's own default of 300 would stall a refresh for minutes."""
+
+    @property
+    def servicebus_address(self) -> tuple[str, int]:
+        """Host and port to connect to."""
+        port = 443 if self.servicebus_transport == "websockets" else 5671
+        host, _, named = (self.servicebus_endpoint or f"{self.servicebus_namespace}:{port}").rpartition(":")
+        return host.strip("[]"), int(named)
 
     @model_validator(mode="after")
     def _has_a_container(self) -> Self:
@@ -245,7 +255,7 @@ class WorkerSettings(ConnectionSettings):
     """Seconds from enqueuing to the deadline of a job that names none; 24 h as the Batch API."""
 
     parking: float = Field(900.0, gt=0, allow_inf_nan=False)
-    """Seconds a job may wait at closed gates in this pod before it is handed back to the queue."""
+    """Seconds a job may wait at gates in this pod, all in all, before it is handed back to the queue."""
 
     grace: float = Field(25.0, ge=0, allow_inf_nan=False)
     """Seconds from SIGTERM until unfinished jobs are handed back. Keep it 5 s below the pod's

@@ -17,7 +17,7 @@ from worker.batch_files import ENVELOPE_BYTES, BatchFile, read_jobs
 from worker.batches import OnProgress, Progress
 from worker.blob_claims import BlobClaims
 from worker.claims import encode_claim
-from worker.jobs import CLAIM_TYPE, Manifest, encode_manifest, make_job_id, rfc3339
+from worker.jobs import CLAIM_TYPE, Manifest, encode_manifest, make_job_id, manifest_id, rfc3339
 from worker.queue_batches import MANIFEST_SUBJECT
 
 READ_AHEAD = 8 << 20
@@ -63,7 +63,7 @@ def make_manifest(batch: BatchFile, batch_id: str) -> Manifest:
 def manifest_message(manifest: Manifest) -> ServiceBusMessage:
     return ServiceBusMessage(
         encode_manifest(manifest),
-        message_id=f"{manifest.batch_id}/manifest",
+        message_id=manifest_id(manifest.batch_id),
         subject=MANIFEST_SUBJECT,
         session_id=manifest.batch_id,
         correlation_id=manifest.batch_id,

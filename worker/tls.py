@@ -1,8 +1,13 @@
 """How every client reaches a server: whom it trusts, and whether by a proxy."""
 
+import re
 import ssl
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from worker.errors import InvalidSettings
 
 
 def trust(ca_file: Path | None) -> ssl.SSLContext:
@@ -17,3 +22,47 @@ def has_proxy() -> bool:
     a tenth of a job's CPU, and send what it finds there as a password.
     """
     return "https" in urllib.request.getproxies_environment()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proxy:
+    """An HTTP proxy that tunnels by CONNECT. `address` is its URL without the port."""
+
+    address: str
+    port: int
+    user: str | None
+    password: str | None
+
+
+def proxy_to(host: str, port: int) -> Proxy | None:
+    """The proxy on the way to `host`: what HTTPS_PROXY names, unless NO_PROXY names the host.
+
+    For a client that cannot look at the environment itself. Raises InvalidSettings where it is no HTTP proxy.
+    """
+    named = urllib.request.getproxies_environment().get("https")
+    if not named or urllib.request.proxy_bypass(f"{host}:{port}"):
+        return None
+    try:
+        return _read_proxy(named)
+    except ValueError as error:
+        # what stands before the @ is a password
+        shown = re.sub(r"(?s)^([a-z0-9]+://)?.*@", r"\1...@", named)
+        raise InvalidSettings(
+            [
+                f"HTTPS_PROXY={shown}: must be http://host:port or http://user:password@host:port to lead to "
+                f"{host}:{port}. Change it, or add {host} to NO_PROXY."
+            ]
+        ) from error
+
+
+def _read_proxy(url: str) -> Proxy:
+    parts = urlsplit(url)
+    if parts.scheme != "http" or not parts.hostname or parts.path not in ("", "/"):
+        raise ValueError("not the URL of an HTTP proxy")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return Proxy(
+        address=f"http://{host}",
+        port=80 if parts.port is None else parts.port,
+        user=None if parts.username is None else unquote(parts.username),
+        password=None if parts.password is None else unquote(parts.password),
+    )

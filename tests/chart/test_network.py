@@ -48,6 +48,26 @@ def test_cilium_lets_out_a_private_endpoint_in_place_of_the_namespace() -> None:
     assert "my-namespace.servicebus.usgovcloudapi.net" not in found
 
 
+def test_over_websockets_service_bus_needs_no_port_but_that_of_https() -> None:
+    changed: Object = {"config": {"servicebus_transport": "websockets"}}
+    assert hosts(render("cilium", changed))["my-namespace.servicebus.windows.net"] == "443"
+    egress = only(render("prod", changed), "NetworkPolicy")["spec"]["egress"]
+    assert [port["port"] for port in egress[1]["ports"]] == [443]
+
+
+def test_a_private_endpoint_keeps_its_port_over_websockets() -> None:
+    changed: Object = {"networkPolicy": {"mode": "cilium"}, "config": {"servicebus_transport": "websockets"}}
+    assert hosts(render("azmonitoring", changed))["my-namespace.private.example"] == "5671"
+
+
+def test_a_proxy_is_let_out_at_its_port() -> None:
+    changed: Object = {"networkPolicy": {"extraHosts": ["proxy.example:3128", "more.example"]}}
+    found = hosts(render("cilium", changed))
+    assert (found["proxy.example"], found["more.example"]) == ("3128", "443")
+    egress = only(render("prod", changed), "NetworkPolicy")["spec"]["egress"]
+    assert [port["port"] for port in egress[1]["ports"]] == [3128, 443, 5671]
+
+
 def test_a_port_in_an_endpoint_is_let_out() -> None:
     changed = {"config": {"openai_endpoint": "https://gateway.example:8443/openai"}}
     assert hosts(render("cilium", changed))["gateway.example"] == "8443"

@@ -357,12 +357,63 @@ async def test_the_jobs_queue_gets_over_it(bus: Bus, fault: dict[str, Any]) -> N
 async def test_a_jobs_settlement_whose_answer_is_lost_ends_settled(
     bus: Bus, applied: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.servicebus.SETTLE_TIMEOUT", 0.3)
+    monkeypatch.setattr("worker.servicebus_links.SETTLE_TIMEOUT", 0.3)
     await send(bus, job_line("a"))
     async with jobs_queue(bus) as source:
         [delivery] = await receive_until_there(source)
         disturb(bus, {"kind": "lose_answer", "on": "settle", "applied": applied, "count": 1})
         await asyncio.gather(source.settle(delivery, Complete()), return_exceptions=True)
+    assert active(bus) == 0
+
+
+UNCONFIRMED = {"kind": "lose_answer", "on": "settle"}
+
+
+async def take(source: Any, count: int) -> Sequence[Delivery]:
+    deliveries: list[Delivery] = []
+    while len(deliveries) < count:
+        deliveries += await source.receive(count - len(deliveries), wait=1)
+    return deliveries
+
+
+async def settle_all(source: Any, deliveries: Sequence[Delivery]) -> set[type]:
+    settlements = [source.settle(delivery, Complete()) for delivery in deliveries]
+    return {type(outcome) for outcome in await asyncio.gather(*settlements, return_exceptions=True)}
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [UNCONFIRMED, {"kind": "lose_answer", "on": "management", "operation": "com.microsoft:update-disposition"}],
+        [{"kind": "slow", "latency": 600}],
+    ],
+    ids=["unconfirmed", "black-hole"],
+)
+async def test_before_a_silent_broker_a_hundred_settlements_end_together(
+    bus: Bus, faults: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after the other they would take three minutes, at time-outs that are a twentieth of the real ones."""
+    monkeypatch.setattr("worker.servicebus_links.SETTLE_TIMEOUT", 0.4)
+    monkeypatch.setattr("worker.servicebus_links.SETTLE_WITHIN", 4.0)
+    await send(bus, *[job_line(f"{number}") for number in range(100)])
+    async with asyncio.timeout(40), jobs_queue(bus) as source:
+        deliveries = await take(source, 100)
+        disturb(bus, *faults)
+        async with asyncio.timeout(20):
+            assert await settle_all(source, deliveries) == {SourceUnavailable}
+    disturb(bus)
+
+
+async def test_what_a_mute_link_does_not_confirm_is_settled_by_the_lock(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.servicebus_links.SETTLE_TIMEOUT", 0.4)
+    await send(bus, *[job_line(f"{number}") for number in range(100)])
+    async with jobs_queue(bus) as source:
+        deliveries = await take(source, 100)
+        disturb(bus, UNCONFIRMED | {"applied": False})
+        async with asyncio.timeout(20):
+            assert await settle_all(source, deliveries) == {type(None)}
     assert active(bus) == 0
 
 

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, cast
 
@@ -26,7 +26,8 @@ from worker.local.servicebus.broker import Broker
 from worker.local.servicebus.server import ServiceBus
 from worker.outcomes import Abandon, Complete, DeadLetter, Release
 from worker.results_queue import ResultsQueue
-from worker.servicebus import SETTLE_TIMEOUT, SOCKET_TIMEOUT, JobsQueue, LockedMessage, connect
+from worker.servicebus import SOCKET_TIMEOUT, JobsQueue, connect
+from worker.servicebus_links import SETTLE_TIMEOUT, LockedMessage
 from worker.settings import ConnectionSettings
 from worker.sweeper import Sweeper
 from worker.testing import EventList, FakeQueue, FakeSink, job_line
@@ -426,6 +427,13 @@ async def test_writing_the_same_job_again_has_no_further_effect(sinks: SinkWorld
     await sinks.sink.write(a_job("a"), b'{"first":1}')
     await sinks.sink.write(a_job("a"), b'{"second":2}')
     assert await sinks.lines() == [b'{"first":1}']
+
+
+async def test_one_job_id_in_two_batches_is_two_results(sinks: SinkWorld) -> None:
+    first, second = (replace(a_job("a", batch), id="order-17") for batch in ("b1", "b2"))
+    await sinks.sink.write(first, b"1")
+    await sinks.sink.write(second, b"2")
+    assert sorted(await sinks.lines()) == [b"1", b"2"]
 
 
 async def test_many_writers_at_once_lose_and_double_nothing(sinks: SinkWorld) -> None:

@@ -64,7 +64,11 @@ MAIN = "run (worker/app.py:42)"
             "Service Bus: build and send results",
         ),
         (
-            (MAIN, "_settle_on_link (worker/servicebus.py:400)", "encode (azure/servicebus/_pyamqp/_encode.py:3)"),
+            (
+                MAIN,
+                "_settle_on_link (worker/servicebus_links.py:120)",
+                "encode (azure/servicebus/_pyamqp/_encode.py:3)",
+            ),
             "Service Bus: settle",
         ),
         (

@@ -153,7 +153,7 @@ def test_a_command_is_shown_whole_on_a_narrow_terminal_and_once(
             "It is not possible for an entity that requires sessions to create a non-sessionful message receiver.",
             SERVICE_BUS_DATA_RECEIVER,
             JOBS,
-            "az servicebus queue delete",
+            "az servicebus queue show",
         ),
         (
             "403 from mini at https://a: Access denied due to Virtual Network/Firewall rules.",
@@ -274,9 +274,9 @@ def test_a_queue_as_it_should_be_is_ok() -> None:
         ({"max_delivery_count": 10}, State.WARNING, "maxDeliveryCount", "update"),
         ({"duplicate_detection_window": 600}, State.WARNING, "HistoryTimeWindow", "update"),
         ({"dead_lettering_on_expiration": False}, State.WARNING, "deadLettering", "update"),
-        ({"requires_duplicate_detection": False}, State.WARNING, "requiresDuplicateDetection", "delete"),
-        ({"requires_session": True}, State.WRONG, "requiresSession", "delete"),
-        ({"enable_partitioning": True}, State.WRONG, "enablePartitioning", "delete"),
+        ({"requires_duplicate_detection": False}, State.WARNING, "requiresDuplicateDetection", "show"),
+        ({"requires_session": True}, State.WRONG, "requiresSession", "show"),
+        ({"enable_partitioning": True}, State.WRONG, "enablePartitioning", "show"),
     ],
 )
 def test_each_setting_of_a_queue_is_judged(changes: dict[str, Any], state: State, words: str, verb: str) -> None:
@@ -288,6 +288,19 @@ def test_each_setting_of_a_queue_is_judged(changes: dict[str, Any], state: State
 
 def test_a_queue_of_results_without_sessions_is_wrong() -> None:
     assert judge(RESULTS, GOOD).state is State.WRONG
+
+
+@pytest.mark.parametrize(("queue", "what_to_do"), [(JOBS, "worked off"), (RESULTS, "collected")])
+def test_before_a_queue_is_replaced_its_messages_are_counted_and_their_loss_is_told(
+    queue: Queue, what_to_do: str
+) -> None:
+    count, warning, delete, create = queue.replace().splitlines()
+    assert shlex.split(count)[:4] == ["az", "servicebus", "queue", "show"]
+    assert shlex.split(count)[-2:] == ["--query", "countDetails"]
+    assert warning.startswith("# deleting the queue deletes its messages")
+    assert what_to_do in warning
+    assert shlex.split(delete)[3] == "delete"
+    assert shlex.split(create)[3] == "create"
 
 
 def test_two_minutes_are_lock_enough() -> None:

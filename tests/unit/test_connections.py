@@ -1,11 +1,17 @@
-"""From the settings to the deployments that are called, and what people call them."""
+"""From the settings to the deployments that are called, and what people call them; and what start-up proves."""
 
 import json
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import pytest
 
-from worker.connections import targets
+from worker.connections import _queue_checks, targets
+from worker.errors import SourceUnavailable
+from worker.servicebus import JobsQueue
 from worker.settings import WorkerSettings
+from worker.startup import failure_of
 
 EAST = "https://east.openai.azure.com"
 WEST = "https://west.openai.azure.com"
@@ -34,3 +40,27 @@ def test_deployments_of_one_name_in_two_regions_are_told_apart_by_their_hosts(
     assert labels(monkeypatch, models) == {
         "gpt-4o": ["d@east.openai.azure.com", "d@west.openai.azure.com", "e"],
     }
+
+
+@dataclass
+class Opened:
+    """A receiver that counts how often those of its queue are opened; those of the queues `refused` are not."""
+
+    queue: str
+    opened: Counter[str]
+    refused: list[str] = field(default_factory=list)
+
+    async def open(self) -> None:
+        self.opened[self.queue] += 1
+        if self.queue in self.refused:
+            raise SourceUnavailable(f"queue {self.queue!r}: refused")
+
+
+async def test_every_receiver_of_a_queue_is_proved_and_the_queue_is_told_of_once() -> None:
+    opened = Counter[str]()
+    sources: list[Any] = [Opened(queue, opened, ["b"]) for queue in ("a", "b") for _ in range(3)]
+    checks = _queue_checks(cast(list[JobsQueue], sources))
+    assert [(check.what, check.about) for check in checks] == [("queue a", "a"), ("queue b", "b")]
+    failures = [await failure_of(check) for check in checks]
+    assert opened == {"a": 3, "b": 3}
+    assert [failure and str(failure) for failure in failures] == [None, "queue 'b': refused"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.answers import read_answer
@@ -32,6 +32,7 @@ from worker.jobs import (
     encode_manifest,
     encode_result,
     make_job_id,
+    manifest_id,
     parse_line,
     result_id,
     rfc3339,
@@ -89,11 +90,11 @@ def envelope_of(
     )
 
 
-def job_of(custom_id: str = "a", *, job_id: str = "b1/a", replay: int = 0) -> Job:
+def job_of(custom_id: str = "a", *, job_id: str = "b1/a", batch_id: str = "b1", replay: int = 0) -> Job:
     line = JobLine(custom_id=custom_id, operation=Operation.CHAT_COMPLETIONS, model="gpt-4o-mini", body={})
     return Job(
         id=job_id,
-        batch_id="b1",
+        batch_id=batch_id,
         queue="jobs",
         line=line,
         enqueued_at=ENQUEUED,
@@ -425,16 +426,70 @@ def test_a_submitted_job_is_decoded_under_the_id_it_was_submitted_with(batch_id:
     assert (job.id, job.batch_id, job.line.custom_id, job.replay) == (job_id, batch_id, custom_id, 0)
 
 
-@given(st.text(string.printable, min_size=1, max_size=128), st.integers(0, 9999))
-def test_a_result_id_fits_into_a_message_id(job_id: str, replay: int) -> None:
-    assert len(result_id(job_of(job_id=job_id, replay=replay))) <= MAX_ID_LENGTH
+@given(batch_ids, st.text(min_size=1, max_size=128), st.integers(0, 9999))
+def test_a_result_id_is_short_ascii_and_of_its_batch(batch_id: str, job_id: str, replay: int) -> None:
+    found = result_id(job_of(job_id=job_id, batch_id=batch_id, replay=replay))
+    assert len(found) <= MAX_ID_LENGTH
+    assert found.isascii()
+    assert found.isprintable()
+    assert found.startswith((f"{batch_id}/", f"{batch_id}:"))
+
+
+near_jobs = st.tuples(
+    near_batches,
+    st.lists(st.sampled_from(["a", ".", "/", ":", "~r1", "sha256-", "\u00e9", "x" * 118]), min_size=1, max_size=5)
+    .map("".join)
+    .filter(lambda job_id: len(job_id) <= MAX_ID_LENGTH),
+    st.integers(0, 2) | st.just(1111),
+)
+
+
+def result_id_of(batch_id: str, job_id: str, replay: int) -> str:
+    return result_id(job_of(job_id=job_id, batch_id=batch_id, replay=replay))
+
+
+@settings(max_examples=500)
+@given(near_jobs, near_jobs)
+def test_different_jobs_and_replays_have_different_result_ids(
+    job: tuple[str, str, int], other: tuple[str, str, int]
+) -> None:
+    assert (result_id_of(*job) == result_id_of(*other)) == (job == other)
+
+
+@given(near_jobs)
+def test_no_job_id_can_pass_for_the_result_id_of_another(job: tuple[str, str, int]) -> None:
+    batch_id, job_id, _ = job
+    taken = result_id_of(*job)
+    for look_alike in (taken, taken.removeprefix(f"{batch_id}:")):
+        assert look_alike == job_id or result_id_of(batch_id, look_alike, 0) != taken
+
+
+def test_one_job_id_in_two_batches_is_two_results() -> None:
+    assert result_id_of("b1", "order-17", 0) != result_id_of("b2", "order-17", 0)
+
+
+def test_no_result_can_pass_for_the_manifest_of_its_batch() -> None:
+    job_id = make_job_id("b1", "manifest")
+    assert result_id_of("b1", job_id, 0) != manifest_id("b1")
+    assert result_id_of("b1", "manifest", 0) != manifest_id("b1")
 
 
 def test_each_replay_of_a_job_has_a_result_of_its_own_however_long_its_id() -> None:
-    for job_id in ("b1/a", "j" * MAX_ID_LENGTH):
-        ids = {result_id(job_of(job_id=job_id, replay=replay)) for replay in range(4)}
-        assert len(ids) == 4
-        assert job_id in ids
+    for job_id in ("b1/a", "order-17", "j" * MAX_ID_LENGTH):
+        assert len({result_id_of("b1", job_id, replay) for replay in range(4)}) == 4
+
+
+def test_result_ids_are_the_same_in_every_release() -> None:
+    assert result_id_of("b1", "b1/order-17", 0) == "b1/order-17"
+    assert result_id_of("b1", "b1/order-17", 2) == "b1/order-17~r2"
+    assert result_id_of("b1", "order-17", 0) == "b1:order-17"
+    assert result_id_of("unbatched", "jobs/7", 0) == "unbatched:jobs/7"
+    assert result_id_of("b1", "b1/" + "x" * 125, 1) == (
+        "b1:sha256-5dba552593da72fb22461760fdfd2162979f26acacb7ec2c01fce150b8290bd1~r1"
+    )
+    assert result_id_of("b1", "b1/manifest", 0) == (
+        "b1:sha256-880a257f38fe1c2ec69de90db8c079f07bcf74d6455fd2832306cf2062a43ca3"
+    )
 
 
 def test_an_answer_is_a_line_of_a_batch_output_file() -> None:

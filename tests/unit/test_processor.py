@@ -533,7 +533,7 @@ async def test_in_a_mixed_queue_a_closed_model_parks_a_quarter_of_the_slots_and_
         asyncio.get_running_loop().call_at(moment, lambda: parked.append(route.waiting))
     large_done: list[int] = []
     asyncio.get_running_loop().call_at(
-        100, lambda: large_done.append(sum(name.startswith("l") for name in bench.sink.lines))
+        100, lambda: large_done.append(sum(name.startswith("batch:l") for name in bench.sink.lines))
     )
     await bench.work()
     assert len(bench.sink.lines) == 24

@@ -335,7 +335,10 @@ def test_a_deployment_may_be_elsewhere(environment: pytest.MonkeyPatch) -> None:
 
 def test_one_deployment_has_one_budget_whichever_model_it_carries(environment: pytest.MonkeyPatch) -> None:
     elsewhere = {"name": "d", "endpoint": "https://other.openai.azure.com", "tokens_per_minute": 7}
-    models = {"a": [{"name": "d", "tokens_per_minute": 5}], "b": [elsewhere, {"name": "d", "tokens_per_minute": 5}]}
+    models: dict[str, list[Any]] = {
+        "a": [{"name": "d", "tokens_per_minute": 5}],
+        "b": [elsewhere, {"name": "d", "tokens_per_minute": 5}],
+    }
     environment.setenv("AOAI_WORKER_MODELS", json.dumps(models))
     load(WorkerSettings)
     models["b"] = ["d"]

@@ -52,7 +52,7 @@ async def test_nothing_is_received_while_suspects_run() -> None:
     bench = Bench(Recorder(), slots=4)
     bench.queue.send(job_line("poison"), message_id="poison", delivery_count=3)
     asyncio.get_running_loop().call_at(0.5, lambda: bench.queue.send(job_line("late"), message_id="late"))
-    await bench.work(until=lambda: "batch/late" in bench.sink.lines or "late" in bench.sink.lines)
+    await bench.work(until=lambda: "batch:late" in bench.sink.lines)
     received = bench.events.of(JobsReceived)
     assert sum(event.count for event in received) <= 3, "one hand-back of what was asked for before, at the most"
 
@@ -66,7 +66,7 @@ async def test_a_cohort_shrinks_to_a_quarter_with_each_delivery_and_the_rest_is_
         bench.queue.send(job_line(name), message_id=name, delivery_count=2)
     await bench.work()
     assert max(len(group) for group in service.together) == 4
-    assert set(bench.sink.lines) == set(names)
+    assert set(bench.sink.lines) == {f"batch:{name}" for name in names}
     handed_back = [name for name, settlement in bench.queue.settled if settlement == Release()]
     assert 6 + 2 <= len(handed_back) <= 2 * (6 + 2), "once, and once more by the receive that was under way"
     assert all(event.delivery_count == 2 for event in bench.events.of(SuspectMet)), "a release costs no delivery"

@@ -130,5 +130,6 @@ over as JSON, since an `include` can return text only.
 
 {{/* host:port of Service Bus. */}}
 {{- define "aoai-worker.servicebusHost" -}}
-{{- .Values.config.servicebus_endpoint | default (printf "%s:5671" .Values.config.servicebus_namespace) -}}
+{{- $port := ternary 443 5671 (eq (.Values.config.servicebus_transport | default "amqp") "websockets") -}}
+{{- .Values.config.servicebus_endpoint | default (printf "%s:%d" .Values.config.servicebus_namespace $port) -}}
 {{- end }}

@@ -132,7 +132,7 @@ class Gate:
     def describe(self) -> dict[str, Any]:
         """For people: what it waits for, and until when."""
         now = loop_time()
-        waits_for = self._waits_for(now)
+        waits_for = self.waits_for
         return {
             "deployment": self.target.deployment,
             "endpoint": self.target.endpoint,
@@ -165,7 +165,10 @@ class Gate:
         """Jobs that wait for this deployment or, on routes that have several, for another."""
         return sum(route.waiting for route in self.routes)
 
-    def _waits_for(self, now: float) -> str | None:
+    @property
+    def waits_for(self) -> str | None:
+        """What keeps the next job from being called here now."""
+        now = loop_time()
         if self.setup.is_on:
             return f"set-up: {self.setup.detail}"
         if self.outage.is_on:

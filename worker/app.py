@@ -21,7 +21,7 @@ from worker.gates import Gates
 from worker.health import serve_health
 from worker.identity import check_environment
 from worker.intake import Intake
-from worker.interfaces import Event, Observer, Started, Target
+from worker.interfaces import Event, Observer, Started, Target, TokenRefreshed
 from worker.logs import EventLog, set_up_logging
 from worker.metrics import Metrics
 from worker.processor import Processor
@@ -142,7 +142,13 @@ async def set_up(
 ) -> AsyncIterator[tuple[Consumer, Sequence[Sweeper]]]:
     """Everything that talks to Azure, proved: yielded once a job could be done, or once it is stopping."""
     models_of = settings.models_of_queues
-    async with open_connections(settings, [gate.target for gate in gates.all()], observer) as azure:
+
+    def tell(event: Event) -> None:
+        observer(event)
+        if isinstance(event, TokenRefreshed):
+            gates.note_token(event.scope)
+
+    async with open_connections(settings, [gate.target for gate in gates.all()], tell) as azure:
         await prove(azure.checks, intake, observer, random.random, routes=targets(settings))
         observer(Started(queues=tuple(models_of), slots=settings.slots))
         caller = Caller(

@@ -23,8 +23,8 @@ from worker.answers import read_answer
 from worker.errors import (
     AnswerTooLarge,
     CallFailed,
+    NoToken,
     RefusedByService,
-    SetupWrong,
     Throttled,
     TokenUnavailable,
     Unavailable,
@@ -169,7 +169,7 @@ class AzureOpenAI:
             await self._tokens.replace(self._scope, rejected)
             return await self._attempt(call, perform)
         except TokenUnavailable as error:
-            raise SetupWrong(str(error)) from error
+            raise NoToken(error) from error
         except openai.AuthenticationError as error:
             raise self._explain(error, call.target) from error
 
@@ -183,7 +183,7 @@ class AzureOpenAI:
         except openai.APIStatusError as error:
             raise self._explain(error, call.target) from error
         except TokenUnavailable as error:
-            raise SetupWrong(str(error)) from error
+            raise NoToken(error) from error
         except TimeoutError as error:
             raise Unavailable(f"no whole answer within {call.timeout:g} s") from error
         except openai.APIConnectionError as error:

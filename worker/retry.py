@@ -13,6 +13,9 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 from worker.errors import SetupWrong, Throttled, Unavailable
 from worker.interfaces import Target
 
+STRAY_BACKOFF = 0.5
+"""Seconds, with full jitter, before a job is called again that was refused while others were answered."""
+
 MAX_WAIT = 600.0
 """Seconds; a service that asks for more is asked again all the same, as the job holds a slot and a lock."""
 
@@ -62,8 +65,10 @@ def retrying(
     """
 
     def wait(state: RetryCallState) -> float:
-        error = _failed_on_the_way(state)
-        if error is None:
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, Throttled) and error.is_stray:
+            return STRAY_BACKOFF * chance()
+        if not isinstance(error, Unavailable):
             return 0.0
         return max(policy.backoff(course.failures, chance()), min(error.retry_after or 0.0, MAX_WAIT))
 

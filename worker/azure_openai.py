@@ -35,6 +35,7 @@ from worker.outcomes import Response
 from worker.refusals import Exchange, classify, plain_headers
 from worker.streams import ASSEMBLIES, read_stream
 from worker.transport import MAX_ANSWER, LeanClient, take_in
+from worker.waits import release_frames
 
 PATHS = {
     Operation.CHAT_COMPLETIONS: "/chat/completions",
@@ -189,6 +190,7 @@ class AzureOpenAI:
         except openai.APIConnectionError as error:
             raise Unavailable(f"connection to {endpoint}: {error.__cause__ or error}") from error
         except (httpx2.HTTPError, aiohttp.ClientError, OSError) as error:
+            release_frames(error)  # aiohttp's reader keeps it, and they hold the reader
             raise Unavailable(f"connection to {endpoint}: {error!r}") from error
 
     async def _read_whole(self, call: Call) -> Response:

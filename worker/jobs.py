@@ -6,15 +6,17 @@ Everything from outside is parsed here into a type that the rest trusts. `docs/j
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from typing import Any
 
 import orjson
 
 from worker.errors import DeadLetterReason, NotAJob
+from worker.model_names import MODEL, MODEL_ALPHABET
 from worker.outcomes import Answered, Concluded, Failed, Refused, Usage
 
 RESULT_SCHEMA = 1
@@ -24,6 +26,8 @@ REPLAYED = re.compile(r"~r(\d{1,4})$")
 HASHED = "sha256-"
 MAX_ID_LENGTH = 128
 """Service Bus's limit for a message-id, and so for a job id."""
+MAX_CUSTOM_ID = 512
+"""Characters; it comes back in the result and stands in messages and logs."""
 JOB_TYPES = frozenset(
     {"", "application/json", "application/jsonl", "application/x-ndjson", "application/octet-stream", "text/plain"}
 )
@@ -122,6 +126,8 @@ def parse_line(raw: bytes) -> JobLine:
     """Raises NotAJob with what is wrong and how to mend it."""
     document = _parse_object(raw)
     custom_id = _require_text(document, "custom_id", "a string that is unique in its batch")
+    if len(custom_id) > MAX_CUSTOM_ID:
+        raise _invalid(f'"custom_id" is {_shown(custom_id)}; it has at most {MAX_CUSTOM_ID} characters')
     if document.get("method") != "POST":
         raise _invalid(f'"method" is {_shown(document.get("method"))}; the only method is "POST"')
     operation = _parse_operation(document.get("url"))
@@ -129,6 +135,8 @@ def parse_line(raw: bytes) -> JobLine:
     if not isinstance(body, dict):
         raise _invalid(f'"body" is {_described(body)}; it must be the JSON object of the request')
     model = _require_text(body, "model", "the name of a model in the worker's configuration", within="body.")
+    if not MODEL.fullmatch(model):
+        raise _invalid(f'"body.model" is {_shown(model)}; a name has {MODEL_ALPHABET}')
     return JobLine(custom_id=custom_id, operation=operation, model=model, body=body)
 
 
@@ -282,13 +290,14 @@ def _parse_object(raw: bytes) -> JsonObject:
     document = _parse_json(raw)
     if isinstance(document, str) and document.lstrip()[:1] == "{":
         # JavaScript's SDK encodes the body as JSON itself, so `body: JSON.stringify(job)` arrives encoded twice
-        document = _parse_json(document.encode())
+        raw = document.encode()
+        document = _parse_json(raw)
     if not isinstance(document, dict):
         raise _invalid(
             f"the body is {_described(document)}; it must be one JSON object, a line of a Batch input file"
         )
-    if _nested_deeper_than(document, MAX_NESTING):
-        raise _invalid(f"the body nests deeper than {MAX_NESTING} levels; flatten it")
+    if not _has_plain_numbers(document, raw):
+        _require_exact_numbers(raw)
     return document
 
 
@@ -303,20 +312,71 @@ def _parse_json(raw: bytes) -> object:
         ) from error
 
 
-def _nested_deeper_than(document: object, limit: int) -> bool:
-    """Level by level, so that hostile nesting costs no recursion."""
-    level: list[Any] = [document]
-    for _ in range(limit):
-        below: list[Any] = []
-        for value in level:
-            if isinstance(value, dict):
-                below.extend(v for v in value.values() if isinstance(v, (dict, list)))
-            elif isinstance(value, list):
-                below.extend(v for v in value if isinstance(v, (dict, list)))
+def _has_plain_numbers(document: JsonObject, raw: bytes) -> bool:
+    """Whether every number is one that is surely sent as it came. Raises NotAJob where it nests too deep.
+
+    Level by level, so that hostile nesting costs no recursion.
+    """
+    # a temperature of 0.0 is common; what became 0.0 has an exponent, or very many zeros
+    least = 1e-5 if any(sign in raw for sign in (b"e-", b"E-", b"0" * 20)) else 0.0
+    is_plain = True
+    level: list[JsonObject | list[Any]] = [document]
+    for _ in range(MAX_NESTING):
+        below: list[JsonObject | list[Any]] = []
+        for parent in level:
+            for value in parent.values() if type(parent) is dict else parent:
+                kind = type(value)
+                if kind is dict or kind is list:
+                    below.append(value)
+                elif kind is float and is_plain:
+                    # what orjson cannot hold becomes another float: whole numbers too large, many digits, 0.0
+                    is_plain = least <= abs(value) < 1e15 and len(repr(value)) < 17
         if not below:
-            return False
+            return is_plain
         level = below
-    return True
+    raise _invalid(f"the body nests deeper than {MAX_NESTING} levels; flatten it")
+
+
+class _Inexact(str):
+    """A number's text whose value would be changed on the way."""
+
+
+def _require_exact_numbers(raw: bytes) -> None:
+    """Raises NotAJob naming a number that the worker would send as another one."""
+
+    def read(text: str) -> object:
+        try:
+            is_exact = Decimal(text) == Decimal(repr(float(text)))
+        except InvalidOperation:  # its exponent is beyond all bounds
+            is_exact = False
+        return 0 if is_exact else _Inexact(text)
+
+    def read_whole(text: str) -> object:
+        return 0 if len(text) <= 20 and -(2**63) <= int(text) < 2**64 else read(text)
+
+    document = json.loads(raw, parse_int=read_whole, parse_float=read)
+    path = _path_to_inexact(document)
+    if path:
+        *names, number = path
+        raise _invalid(
+            f"{_shown(''.join(names).lstrip('.'))} is {number[:40]}, which cannot be sent exactly; allowed are "
+            "whole numbers of 64 bits and others of 17 significant digits. Send it as text, or rounded"
+        )
+
+
+def _path_to_inexact(value: object) -> list[str]:
+    """The names on the way to it and its text; empty where there is none. It nests no deeper than MAX_NESTING."""
+    if isinstance(value, _Inexact):
+        return [value]
+    pairs: Iterable[tuple[str, object]] = ()
+    if isinstance(value, dict):
+        pairs = ((f".{name}", inner) for name, inner in value.items())
+    elif isinstance(value, list):
+        pairs = ((f"[{place}]", inner) for place, inner in enumerate(value))
+    for name, inner in pairs:
+        if path := _path_to_inexact(inner):
+            return [name, *path]
+    return []
 
 
 def _parse_operation(url: object) -> Operation:

@@ -5,6 +5,7 @@ of a stream, or in a response that failed. `answers.py` and `streams.py` read wh
 """
 
 import math
+import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ RETRIED_STATUSES = frozenset({408, 409, 424})
 
 LONGEST_WAIT = 86_400.0
 """Seconds that a `retry-after` may ask for: Azure's quotas are counted over a day at most."""
+
+BEARER = re.compile(rb"(?i)(bearer\s+)[\w.~+/=-]{16,}|eyJ[\w-]{10,}\.[\w-]+(?:\.[\w-]*)?")
+"""A token within an error: a gateway may echo the request that it refused, and the result goes to a producer."""
 
 MAX_ERROR_TEXT = 2_000
 """Characters of an error body that is not JSON, such as a proxy's page, kept in the result."""
@@ -170,7 +174,7 @@ def _kind(status: int, error: JsonObject, *, passthrough: bool) -> type[CallFail
         return Throttled
     if status >= 500 or status in RETRIED_STATUSES:
         return Unavailable
-    if status == 401:
+    if status == 401 or 300 <= status < 400:  # a redirect is followed nowhere: the endpoint is wrong
         return SetupWrong
     if status == 403 or (status == 404 and not passthrough):
         return RefusedByService if _names_the_job(error) else SetupWrong
@@ -253,11 +257,13 @@ def _error_in(body: bytes) -> JsonObject:
 
 
 def _message(error: JsonObject, body: bytes) -> str:
-    return _text(error.get("message"))[:300] or body[:100].decode(errors="replace")
+    words = BEARER.sub(rb"\1[redacted]", _text(error.get("message")).encode()).decode(errors="replace")
+    return words[:300] or body[:100].decode(errors="replace")
 
 
 def _one_line(body: bytes, status: int) -> bytes:
     """The service's error as JSON on one line; what is not JSON becomes the message of an error object."""
+    body = BEARER.sub(rb"\1[redacted]", body)
     try:
         orjson.loads(body)
     except orjson.JSONDecodeError:

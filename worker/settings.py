@@ -32,6 +32,7 @@ from pydantic_settings import (
 )
 
 from worker.errors import InvalidSettings
+from worker.model_names import MODEL, MODEL_ALPHABET
 
 PREFIX = "AOAI_WORKER_"
 
@@ -274,6 +275,9 @@ class WorkerSettings(ConnectionSettings):
     def _knows_the_models_of_its_queues(self) -> Self:
         if self.models == "passthrough":
             return self
+        for name in self.models:
+            if not MODEL.fullmatch(name):
+                raise ValueError(f"{PREFIX}MODELS: the model {name[:80]!r}: must have {MODEL_ALPHABET}")
         for queue, models in (self.queues or {}).items():
             unknown = [model for model in models if model not in self.models]
             if unknown:

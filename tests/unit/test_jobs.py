@@ -5,6 +5,7 @@ import string
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
 from typing import Any
 
 import orjson
@@ -240,9 +241,75 @@ def test_nesting_up_to_the_limit_is_a_job() -> None:
     assert parse_line(nested(MAX_NESTING)).model == "m"
 
 
-def test_numbers_beyond_64_bits_are_read() -> None:
-    line = parse_line(line_of(body={"model": "m", "seed": 10**30}))
-    assert line.body["seed"] == pytest.approx(1e30)
+def with_number(text: bytes) -> bytes:
+    return line_of(body={"model": "m", "tools": [{"a": 1}, {"n": "@"}]}).replace(b'"@"', text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"18446744073709551616",
+        b"-9223372036854775809",
+        b"123456789012345678901234567890",
+        b"1e-10000",
+        b"1e-99999999999999999999",
+        b"0.12345678901234567890",
+        b"9007199254740993.0",
+    ],
+)
+def test_a_number_that_would_be_sent_as_another_is_refused_by_name(text: bytes) -> None:
+    error = refusal(with_number(text))
+    assert error.reason is DeadLetterReason.INVALID_JOB
+    assert error.description.startswith(f'"body.tools[1].n" is {text.decode()}, which cannot be sent exactly')
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"18446744073709551615",
+        b"-9223372036854775808",
+        b"0.1",
+        b"1e22",
+        b"1E+3",
+        b"0.0",
+        b"0." + b"0" * 30,
+        b"-0",
+        b"0e0",
+        b"5e-324",
+    ],
+)
+def test_a_number_that_is_sent_as_it_came_is_read(text: bytes) -> None:
+    body = parse_line(with_number(text)).body
+    assert Decimal(orjson.dumps(body["tools"][1]["n"]).decode()) == Decimal(text.decode())
+
+
+numbers = st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False)
+
+
+@given(numbers | st.decimals("-9e300", "9e300"))
+def test_no_number_is_changed_silently(number: Any) -> None:
+    try:
+        body = parse_line(with_number(str(number).encode())).body
+    except NotAJob:
+        return
+    assert Decimal(orjson.dumps(body["tools"][1]["n"]).decode()) == Decimal(str(number))
+
+
+@pytest.mark.parametrize("model", ["m" * 129, "", "gpt 4", "gpt\n4", "\u202egpt", "-gpt", "gpt'4", "g" * 200_000])
+def test_a_model_whose_name_is_too_long_or_strange_is_refused(model: str) -> None:
+    error = refusal(line_of(body={"model": model}))
+    assert error.description.startswith('"body.model" is ')
+    assert len(error.description) < 300
+
+
+@pytest.mark.parametrize("model", ["gpt-5.4-mini", "ft:gpt-4o:org::id", "org/model_1@2", "m" * 128])
+def test_the_names_that_models_have_are_read(model: str) -> None:
+    assert parse_line(line_of(body={"model": model})).model == model
+
+
+def test_a_custom_id_has_a_bounded_length() -> None:
+    assert parse_line(line_of(custom_id="q" * 512)).custom_id == "q" * 512
+    assert refusal(line_of(custom_id="q" * 513)).description.endswith("it has at most 512 characters")
 
 
 def test_a_long_value_is_shown_by_its_beginning_and_its_length() -> None:

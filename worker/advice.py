@@ -18,6 +18,7 @@ from azure.servicebus.exceptions import (
 
 from worker.errors import TokenUnavailable, WorkerError
 from worker.servicebus_faults import causes_of, find_unopened
+from worker.submission import SubmissionInterrupted
 
 ROLES = {
     "Send": "Azure Service Bus Data Sender",
@@ -30,6 +31,9 @@ _AGAIN = "The same command again is safe: what was sent is not sent twice."
 
 def explain(error: BaseException) -> str:
     """One readable message for an error of the client; the innermost cause that is known decides."""
+    if isinstance(error, SubmissionInterrupted) and error.__cause__:
+        why = explain(error.__cause__)
+        return f"{error}; the next was not confirmed.\n{why}" + ("" if _AGAIN in why else f" {_AGAIN}")
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     if unopened := find_unopened(error):
@@ -67,7 +71,11 @@ def _tell(error: BaseException) -> str | None:
         case ServiceBusServerBusyError():
             return f"Service Bus throttles: {_first_line(error)}\nNext: wait a minute, then the same command again."
         case MessageSizeExceededError():
-            return f"A line is larger than the queue takes: {_first_line(error)}\nNext: shorten it."
+            return (
+                f"A message is larger than the queue takes: {_first_line(error)}\n"
+                "Next: compare the queue's largest message size with what `aoai-worker check` says of it; with "
+                "AOAI_WORKER_CLAIMS_CONTAINER large jobs go by Blob storage."
+            )
         case ServiceBusConnectionError() | ServiceBusCommunicationError() | OperationTimeoutError():
             return (
                 f"Service Bus cannot be reached: {_first_line(error)}\n"

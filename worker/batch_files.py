@@ -15,10 +15,9 @@ from typing import BinaryIO
 
 from worker.errors import DeadLetterReason, NotAJob, WorkerError
 from worker.jobs import JobLine, parse_line
+from worker.packing import ENVELOPE_BYTES, MESSAGE_FIELDS_BYTES
 
-ENVELOPE_BYTES = 1_024
-"""Room for all that a message has beside its body: ids of at most 128 and 48 bytes, type, deadline, batch frame."""
-LARGE_LINE_BYTES = 262_144 - ENVELOPE_BYTES
+LARGE_LINE_BYTES = 262_144 - ENVELOPE_BYTES - MESSAGE_FIELDS_BYTES
 """What every tier of Service Bus carries as a message; whether longer lines can be sent depends on the queue."""
 MAX_LINE_BYTES = 256 << 20
 """Bytes that can be set as the largest claim, so no line that is longer can be sent anywhere."""

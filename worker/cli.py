@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from worker import dlq_cli
-from worker.terminal import FAILED, INCOMPLETE, complain, readable_errors
+from worker.terminal import FAILED, INCOMPLETE, Heartbeat, complain, readable_errors
 
 if TYPE_CHECKING:
-    from worker.client import BatchStatus, Collection, Progress, Submission
+    from worker.client import BatchFile, BatchStatus, Collection, Progress, Submission
 
 app = typer.Typer(
     name="aoai-worker",
@@ -122,10 +122,11 @@ def submit(
     Every line is checked before the first is sent. The same file under the same id is sent once only: what Service
     Bus has seen within its duplicate-detection window it drops, so submitting again after a failure is safe.
     """
-    with readable_errors():
-        submission = asyncio.run(_submit(file, batch))
+    with readable_errors(), Heartbeat(f"the check of {file}") as heartbeat:
+        submission = _submit(file, batch, heartbeat)
+    jobs = "job" if submission.total == 1 else "jobs"
     complain(
-        f"{submission.total:,} jobs submitted. "
+        f"{submission.total:,} {jobs} submitted. "
         f"Next: aoai-worker collect {submission.batch_id} -o OUT.jsonl --follow"
     )
     typer.echo(submission.batch_id)
@@ -163,13 +164,22 @@ def collect(
         raise typer.Exit(INCOMPLETE)
 
 
-async def _submit(file: Path, batch_id: str | None) -> "Submission":
-    from worker.client import JobClient, read_batch_file
+def _submit(file: Path, batch_id: str | None, heartbeat: Heartbeat) -> "Submission":
+    from worker.batches import require_batch_id
+    from worker.client import read_batch_file
 
-    batch = read_batch_file(file)
+    if batch_id is not None:
+        require_batch_id(batch_id)
+    return asyncio.run(_send(read_batch_file(file), batch_id, heartbeat))
+
+
+async def _send(batch: "BatchFile", batch_id: str | None, heartbeat: Heartbeat) -> "Submission":
+    from worker.client import JobClient
+
+    heartbeat.wait_for("a token and a link to Service Bus")
     async with JobClient.from_environment() as client:
-        with _progress("submitted") as report:
-            return await client.submit(batch, batch_id=batch_id, on_progress=report)
+        with _progress("submitted", heartbeat) as report:
+            return await client.submit(batch, batch_id=batch_id, on_progress=report, on_waiting=heartbeat.wait_for)
 
 
 async def _status(batch_id: str) -> "BatchStatus":
@@ -243,25 +253,33 @@ def _as_document(status: "BatchStatus") -> dict[str, Any]:
 
 
 @contextmanager
-def _progress(verb: str) -> "Iterator[Callable[[Progress], None]]":
+def _progress(verb: str, heartbeat: Heartbeat | None = None) -> "Iterator[Callable[[Progress], None]]":
     """A bar where somebody watches; elsewhere a line for each tenth."""
     if not sys.stderr.isatty():
-        yield _Lines(verb)
+        yield _Lines(verb, heartbeat.say if heartbeat else complain)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Bars(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(verb, total=None)
-        yield lambda now: bar.update(task, completed=now.done, total=now.total, description=_label(verb, now))
+
+        def move(now: "Progress") -> None:
+            bar.update(task, completed=now.done, total=now.total, description=_label(verb, now))
+            if heartbeat:
+                heartbeat.note_said()
+
+        yield move
 
 
 class _Lines:
     """Progress for a log: a line when another tenth is done."""
 
-    def __init__(self, verb: str) -> None:
+    def __init__(self, verb: str, say: Callable[[str], None] = complain) -> None:
         self._verb = verb
+        self._say = say
         self._told = ""
 
     def __call__(self, now: "Progress") -> None:
@@ -269,7 +287,7 @@ class _Lines:
         text = f"{_label(self._verb, now)}: {tenths * 10} %" if now.total else _label(self._verb, now)
         if text != self._told:
             self._told = text
-            complain(f"{text} ({now.done:,})")
+            self._say(f"{text} ({now.done:,})")
 
 
 def _label(verb: str, now: "Progress") -> str:

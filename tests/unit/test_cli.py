@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +18,7 @@ from worker.blobs import BlobFailed, describe_refusal
 from worker.cli import app
 from worker.client import BatchStatus, Collection, OtherBatch, Progress, Submission
 from worker.jobs import Manifest
+from worker.terminal import Heartbeat
 
 GOOD_LINE = (
     '{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m", "messages": []}}\n'
@@ -88,6 +90,39 @@ def test_submit_prints_the_batch_id_and_nothing_else_to_standard_output(
     result = call("submit", jobs_file)
     assert (result.exit_code, result.stdout) == (0, "b1\n")
     assert "collect b1" in result.stderr
+
+
+@pytest.mark.parametrize(("total", "told"), [(1, "1 job submitted."), (1_319, "1,319 jobs submitted.")])
+def test_submit_counts_in_english(monkeypatch: pytest.MonkeyPatch, jobs_file: Path, total: int, told: str) -> None:
+    answer_with(monkeypatch, Submission(batch_id="b1", total=total, sha256=""))
+    assert told in call("submit", jobs_file).stderr
+
+
+@pytest.mark.parametrize("batch_id", ["", "a/b", "b" * 49])
+def test_a_wrong_batch_id_is_refused_before_the_file_is_read(tmp_path: Path, batch_id: str) -> None:
+    path = tmp_path / "jobs.jsonl"
+    path.write_text("{")
+    result = call("submit", path, "--batch", batch_id)
+    assert result.exit_code == 2
+    assert f"batch id '{batch_id}': allowed are 1 to 48 letters" in result.stderr
+    assert "line 1" not in result.stderr
+
+
+def test_whoever_waits_is_told_for_what_and_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("worker.terminal.SILENCE", 0.05)
+    with Heartbeat("the check of jobs.jsonl") as heartbeat:
+        wait_until_said(capsys, "waiting for the check of jobs.jsonl")
+        heartbeat.wait_for("queue 'jobs' to confirm 812 messages")
+        wait_until_said(capsys, "waiting for queue 'jobs' to confirm 812 messages")
+
+
+def wait_until_said(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    ends = time.monotonic() + 10
+    while text not in capsys.readouterr().err:
+        assert time.monotonic() < ends, f"{text!r} was not said"
+        time.sleep(0.01)
 
 
 def test_a_wrong_file_is_refused_line_by_line_before_any_setting_is_read(tmp_path: Path) -> None:

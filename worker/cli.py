@@ -31,7 +31,17 @@ app = typer.Typer(
 )
 app.add_typer(dlq_cli.app, name="dlq")
 
-InputFile = Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="A Batch input file.")]
+InputFile = Annotated[
+    Path,
+    typer.Argument(
+        exists=True,
+        dir_okay=False,
+        readable=True,
+        allow_dash=True,
+        path_type=str,  # as a Path typer does not know a dash
+        help="A Batch input file, of OpenAI's form or Azure's; gzip is read too, and - is standard input.",
+    ),
+]
 BatchId = Annotated[str, typer.Argument(help="What submit printed.")]
 
 
@@ -122,8 +132,8 @@ def submit(
     Every line is checked before the first is sent. The same file under the same id is sent once only: what Service
     Bus has seen within its duplicate-detection window it drops, so submitting again after a failure is safe.
     """
-    with readable_errors(), Heartbeat(f"the check of {file}") as heartbeat:
-        submission = _submit(file, batch, heartbeat)
+    with readable_errors(), Heartbeat("") as heartbeat:
+        submission = _submit(Path(file), batch, heartbeat)
     jobs = "job" if submission.total == 1 else "jobs"
     complain(
         f"{submission.total:,} {jobs} submitted. "
@@ -170,7 +180,35 @@ def _submit(file: Path, batch_id: str | None, heartbeat: Heartbeat) -> "Submissi
 
     if batch_id is not None:
         require_batch_id(batch_id)
-    return asyncio.run(_send(read_batch_file(file), batch_id, heartbeat))
+    with _regular_file(file, heartbeat) as (path, name):
+        heartbeat.wait_for(f"the check of {name}")
+        found = read_batch_file(path, name=name)
+        if skipped := describe_skipped(found):
+            heartbeat.say(skipped)
+        return asyncio.run(_send(found, batch_id, heartbeat))
+
+
+@contextmanager
+def _regular_file(file: Path, heartbeat: Heartbeat) -> Iterator[tuple[Path, str]]:
+    """A file that can be read twice, and its name to people."""
+    from worker.batch_files import spooled
+
+    if str(file) == "-":
+        heartbeat.wait_for("the end of standard input")
+        with spooled(sys.stdin.buffer) as path:
+            yield path, "standard input"
+    elif file.is_file():
+        yield file, str(file)
+    else:
+        heartbeat.wait_for(f"the end of {file}")
+        with file.open("rb") as pipe, spooled(pipe) as path:
+            yield path, str(file)
+
+
+def describe_skipped(batch: "BatchFile") -> str:
+    counts = [(batch.blank_lines, "blank line"), (batch.byte_order_marks, "byte order mark")]
+    skipped = [f"{count:,} {what}{'' if count == 1 else 's'}" for count, what in counts if count]
+    return f"{batch.name}: skipped {' and '.join(skipped)}" if skipped else ""
 
 
 async def _send(batch: "BatchFile", batch_id: str | None, heartbeat: Heartbeat) -> "Submission":

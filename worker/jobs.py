@@ -313,12 +313,15 @@ def _nested_deeper_than(document: object, limit: int) -> bool:
 
 
 def _parse_operation(url: object) -> Operation:
+    """Azure's own batch files leave out the `/v1` that OpenAI's have."""
+    text = str(url)
     try:
-        return Operation(str(url))
+        return Operation(text if text.startswith("/v1/") else f"/v1{text}")
     except ValueError:
         allowed = ", ".join(operation.value for operation in Operation)
         raise NotAJob(
-            DeadLetterReason.UNSUPPORTED_OPERATION, f'"url" is {_shown(url)}; supported are: {allowed}'
+            DeadLetterReason.UNSUPPORTED_OPERATION,
+            f'"url" is {_shown(url)}; supported are: {allowed}, each also without /v1',
         ) from None
 
 

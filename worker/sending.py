@@ -17,6 +17,7 @@ from azure.servicebus.exceptions import (
     MessageSizeExceededError,
     MessagingEntityDisabledError,
     MessagingEntityNotFoundError,
+    OperationTimeoutError,
     ServiceBusAuthenticationError,
     ServiceBusAuthorizationError,
     ServiceBusQuotaExceededError,
@@ -94,6 +95,7 @@ class RetryingSender:
             lambda sender: sender.send_messages(message, timeout=TRY_TIMEOUT),
             f"queue {self._queue!r} to confirm {what}",
         )
+        self._waiting("the next messages to be made ready")
 
     async def _keep_trying(
         self, operation: Callable[[ServiceBusSender], Awaitable[Answer]], waiting_for: str
@@ -102,8 +104,7 @@ class RetryingSender:
         self._waiting(waiting_for)
         for number in itertools.count(1):
             try:
-                async with asyncio.timeout(TRY_TIMEOUT):
-                    return await operation(await self._open())
+                return await self._try_once(operation)
             except FAULTS as error:
                 await self._close()
                 pause = min(2.0 ** (number - 1), LONGEST_PAUSE)
@@ -113,6 +114,14 @@ class RetryingSender:
                 self._waiting(f"{waiting_for}, try {number + 1}; the last one failed: {describe_fault(error)}")
             await asyncio.sleep(pause)
         raise AssertionError("unreachable: itertools.count does not end")
+
+    async def _try_once(self, operation: Callable[[ServiceBusSender], Awaitable[Answer]]) -> Answer:
+        try:
+            async with asyncio.timeout(TRY_TIMEOUT):
+                return await operation(await self._open())
+        except TimeoutError as error:
+            silence = f"queue {self._queue!r} did not answer within {TRY_TIMEOUT:.0f} s"
+            raise OperationTimeoutError(message=silence) from error
 
     async def _open(self) -> ServiceBusSender:
         if self._sender is None:

@@ -58,7 +58,7 @@ def _ended_by(error: Exception) -> typer.Exit:
 
 
 def describe_problems(error: "InvalidBatch") -> str:
-    lines = [f"{error.path} cannot be submitted; nothing was sent:", *(f"  {one}" for one in error.problems)]
+    lines = [f"{error.name} cannot be submitted; nothing was sent:", *(f"  {one}" for one in error.problems)]
     if error.count > len(error.problems):
         lines.append(f"  ... and {error.count - len(error.problems):,} more")
     return "\n".join(lines)

@@ -2,10 +2,12 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -69,10 +71,11 @@ def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def call(*arguments: str | Path) -> Result:
+def call(*arguments: str | Path, input: str | None = None) -> Result:
     # in a thread: asyncio.run would throw away, unclosed, the loop that a plugin has set for the main one
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(CliRunner().invoke, app, [str(argument) for argument in arguments]).result()
+        run = partial(CliRunner().invoke, app, [str(argument) for argument in arguments], input=input)
+        return thread.submit(run).result()
 
 
 def answer_with(monkeypatch: pytest.MonkeyPatch, answer: Any) -> None:
@@ -96,6 +99,38 @@ def test_submit_prints_the_batch_id_and_nothing_else_to_standard_output(
 def test_submit_counts_in_english(monkeypatch: pytest.MonkeyPatch, jobs_file: Path, total: int, told: str) -> None:
     answer_with(monkeypatch, Submission(batch_id="b1", total=total, sha256=""))
     assert told in call("submit", jobs_file).stderr
+
+
+def test_submit_reads_standard_input_and_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, Submission(batch_id="b1", total=1, sha256=""))
+    assert call("submit", "-", input=GOOD_LINE).stdout == "b1\n"
+    wrong = call("submit", "-", input=GOOD_LINE * 2)
+    assert wrong.exit_code == 2
+    assert wrong.stderr.startswith("standard input cannot be submitted; nothing was sent:\n  line 2: custom_id 'a'")
+
+
+def test_a_file_that_is_not_there_is_refused_as_wrong_input(tmp_path: Path) -> None:
+    result = call("submit", tmp_path / "nowhere.jsonl")
+    assert result.exit_code == 2
+    assert "does not exist" in result.stderr
+
+
+def test_submit_reads_a_pipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    answer_with(monkeypatch, Submission(batch_id="b1", total=1, sha256=""))
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as thread:
+        writing = thread.submit(pipe.write_text, GOOD_LINE)
+        assert call("submit", pipe).stdout == "b1\n"
+        writing.result()
+
+
+def test_submit_says_what_it_skips(monkeypatch: pytest.MonkeyPatch, jobs_file: Path) -> None:
+    answer_with(monkeypatch, Submission(batch_id="b1", total=1, sha256=""))
+    jobs_file.write_bytes(b"\xef\xbb\xbf\n\n" + GOOD_LINE.encode())
+    result = call("submit", jobs_file)
+    assert f"{jobs_file}: skipped 2 blank lines and 1 byte order mark\n" in result.stderr
+    assert result.stdout == "b1\n"
 
 
 @pytest.mark.parametrize("batch_id", ["", "a/b", "b" * 49])

@@ -16,6 +16,7 @@ from azure.servicebus.exceptions import (
     ServiceBusServerBusyError,
 )
 
+from worker.batch_files import InvalidBatch
 from worker.errors import TokenUnavailable, WorkerError
 from worker.servicebus_faults import causes_of, find_unopened
 from worker.submission import SubmissionInterrupted
@@ -32,8 +33,7 @@ _AGAIN = "The same command again is safe: what was sent is not sent twice."
 def explain(error: BaseException) -> str:
     """One readable message for an error of the client; the innermost cause that is known decides."""
     if isinstance(error, SubmissionInterrupted) and error.__cause__:
-        why = explain(error.__cause__)
-        return f"{error}; the next was not confirmed.\n{why}" + ("" if _AGAIN in why else f" {_AGAIN}")
+        return _explain_interruption(error, error.__cause__)
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     if unopened := find_unopened(error):
@@ -43,6 +43,13 @@ def explain(error: BaseException) -> str:
         if told:
             return told
     return _first_line(error)
+
+
+def _explain_interruption(error: SubmissionInterrupted, cause: BaseException) -> str:
+    why = explain(cause)
+    # a file that has changed is another batch
+    again = "" if _AGAIN in why or isinstance(cause, InvalidBatch) else f"\n{_AGAIN}"
+    return f"{error}, then it was interrupted.\n{why}{again}"
 
 
 def _tell(error: BaseException) -> str | None:

@@ -149,6 +149,11 @@ def _way_out(message: int, claim: int | None) -> str:
     return f"is more than AOAI_WORKER_LARGEST_CLAIM, {claim:,}. Shorten the job, or raise that, for the workers too"
 
 
+def check_unchanged(batch: BatchFile) -> None:
+    """Raises InvalidBatch if the file is no longer the one that was read, or OSError."""
+    _require_unchanged(batch, batch.path.stat())
+
+
 def read_jobs(batch: BatchFile) -> Iterator[tuple[str, bytes]]:
     """custom_id and line of each job. Raises InvalidBatch if the file is no longer the one read."""
     with _opened(batch.path, batch.name) as (file, status):
@@ -158,7 +163,7 @@ def read_jobs(batch: BatchFile) -> Iterator[tuple[str, bytes]]:
                 yield parse_line(line).custom_id, line
             except NotAJob as error:
                 raise InvalidBatch(batch.name, [LineProblem(line=number, problem=error.description)]) from error
-        _require_unchanged(batch, batch.path.stat())
+        check_unchanged(batch)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from azure.core.credentials_async import AsyncTokenCredential
 from azure.servicebus.aio import ServiceBusClient
 
 from worker import blob_batches, queue_batches
-from worker.batch_files import BatchFile, InvalidBatch, LineProblem, check_sizes, read_batch_file
+from worker.batch_files import BatchFile, InvalidBatch, LineProblem, check_sizes, check_unchanged, read_batch_file
 from worker.batches import (
     BatchStatus,
     Collection,
@@ -124,8 +124,8 @@ class JobClient:
         What is not confirmed is sent again for two minutes, under the same message-ids. `on_waiting` is told
         what is waited for, and why it is tried again.
         Raises InvalidBatchId, InvalidBatch if the file has changed or a line fits no message and no claim,
-        OtherBatch, BlobFailed, SubmissionInterrupted, or the SDK's ServiceBusError where the jobs queue could not
-        be reached at all.
+        OtherBatch, BlobFailed, or the SDK's ServiceBusError where the jobs queue cannot be reached, all before
+        anything is sent; SubmissionInterrupted after that.
         """
         links, settings = self._open_links, self._settings
         claims = links.storage.claims
@@ -137,6 +137,7 @@ class JobClient:
         async with RetryingSender(links.senders, settings.jobs_queue, on_waiting or _ignore) as sender:
             largest = await largest_body(sender)
             check_sizes(batch, message=largest, claim=claims.largest if claims else None)
+            check_unchanged(batch)
             await self._announce(batch, stamp.batch_id, on_waiting or _ignore)
             await send_jobs(sender, batch, stamp, claims=claims, report=on_progress or _ignore)
         return Submission(batch_id=stamp.batch_id, total=batch.total, sha256=batch.sha256)

@@ -12,9 +12,10 @@ from typing import Any
 from azure.servicebus import ServiceBusMessage, ServiceBusMessageBatch
 from azure.servicebus.exceptions import MessageSizeExceededError
 
-from worker.batch_files import BatchFile, read_jobs
+from worker.batch_files import BatchFile, InvalidBatch, read_jobs
 from worker.batches import OnProgress, Progress
 from worker.blob_claims import BlobClaims
+from worker.blobs import BlobFailed
 from worker.claims import encode_claim
 from worker.errors import WorkerError
 from worker.jobs import CLAIM_TYPE, Manifest, encode_manifest, make_job_id, manifest_id, rfc3339
@@ -37,7 +38,7 @@ class Stamp:
 
 
 class SubmissionInterrupted(WorkerError):
-    """`sent` jobs of `total` were confirmed; the cause is what kept the next from it. They may have arrived too."""
+    """`sent` jobs of `total` were confirmed. The cause ended it; what it kept unconfirmed may have arrived too."""
 
     def __init__(self, sent: int, total: int) -> None:
         super().__init__(f"{sent:,} of {total:,} jobs were sent")
@@ -58,13 +59,16 @@ async def send_jobs(
     claims: BlobClaims | None,
     report: OnProgress,
 ) -> None:
-    """Raises InvalidBatch if the file has changed, BlobFailed, or SubmissionInterrupted."""
+    """Raises SubmissionInterrupted: by Service Bus, by Blob storage, or because the file has changed."""
     messages = _job_messages(batch, stamp, await largest_body(sender), claims)
     sent = 0
-    async for packed in pack(sender, messages, lambda message: message, _refuse):
-        await _send(sender, packed.batch, SubmissionInterrupted(sent, batch.total))
-        sent += len(packed.entries)
-        report(Progress(done=sent, total=batch.total))
+    try:
+        async for packed in pack(sender, messages, lambda message: message, _refuse):
+            await _send(sender, packed.batch, SubmissionInterrupted(sent, batch.total))
+            sent += len(packed.entries)
+            report(Progress(done=sent, total=batch.total))
+    except (InvalidBatch, BlobFailed) as error:
+        raise SubmissionInterrupted(sent, batch.total) from error
 
 
 async def _send(

@@ -1,6 +1,7 @@
 """Submitting through the real SDK: files of many batches, and faults of the queues on the way."""
 
 import json
+import os
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from tests.contract.test_client import RESULTS, settings
 from tests.contract.test_servicebus_faults import disturb, service
 from tests.local_azure import Bus
 from worker.advice import explain
-from worker.client import JobClient, Progress, SubmissionInterrupted, read_batch_file
+from worker.client import InvalidBatch, JobClient, Progress, SubmissionInterrupted, read_batch_file
 from worker.jobs import make_job_id
 
 
@@ -125,7 +126,7 @@ async def test_where_no_confirmation_comes_it_ends_saying_what_was_sent_and_what
             await client.submit(batch, batch_id="b1", on_progress=lose_the_rest)
     sent = told[-1] if told else 0
     message = explain(caught.value)
-    assert message.startswith(f"{sent:,} of {len(jobs):,} jobs were sent; the next was not confirmed.")
+    assert message.startswith(f"{sent:,} of {len(jobs):,} jobs were sent, then it was interrupted.\n")
     assert "The same command again is safe" in message
     # and it is
     disturb(bus)
@@ -133,6 +134,37 @@ async def test_where_no_confirmation_comes_it_ends_saying_what_was_sent_and_what
         await client.submit(batch, batch_id="b1")
     assert arrived(bus, "jobs") == [make_job_id("b1", custom_id) for custom_id, _ in jobs]
     assert arrived(bus, RESULTS) == ["b1/manifest"]
+
+
+async def test_a_file_that_has_changed_since_the_check_is_refused_before_anything_is_sent(
+    bus: Bus, tmp_path: Path
+) -> None:
+    jobs = list(make_lines(0.1, longest=1_000))
+    batch = read_batch_file(write_lines(tmp_path / "jobs.jsonl", jobs))
+    write_lines(tmp_path / "jobs.jsonl", jobs[1:])
+    async with JobClient(settings(bus), bus.credential()) as client:
+        with pytest.raises(InvalidBatch, match="has changed"):
+            await client.submit(batch, batch_id="b1")
+    assert (arrived(bus, "jobs"), arrived(bus, RESULTS)) == ([], [])
+
+
+async def test_a_file_that_changes_on_the_way_ends_the_submission_saying_what_was_sent(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.submission.READ_AHEAD", 123_456)
+    jobs = list(make_lines(1.5, longest=3_000))
+    batch = read_batch_file(write_lines(tmp_path / "jobs.jsonl", jobs))
+    async with JobClient(settings(bus), bus.credential()) as client:
+        with pytest.raises(SubmissionInterrupted) as caught:
+            await client.submit(
+                batch, batch_id="b1", on_progress=lambda _: os.utime(tmp_path / "jobs.jsonl", (1, 1))
+            )
+    sent = len(arrived(bus, "jobs"))
+    assert 0 < caught.value.sent == sent
+    message = explain(caught.value)
+    assert message.startswith(f"{sent:,} of {len(jobs):,} jobs were sent, then it was interrupted.\n")
+    assert "the file has changed" in message
+    assert "safe" not in message
 
 
 @pytest.mark.usefixtures("hurried")

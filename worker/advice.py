@@ -80,8 +80,7 @@ def _tell(error: BaseException) -> str | None:
         case MessageSizeExceededError():
             return (
                 f"A message is larger than the queue takes: {_first_line(error)}\n"
-                "Next: compare the queue's largest message size with what `aoai-worker check` says of it; with "
-                "AOAI_WORKER_CLAIMS_CONTAINER large jobs go by Blob storage."
+                "Next: shorten the job, or set AOAI_WORKER_CLAIMS_CONTAINER, so that large jobs go by Blob storage."
             )
         case ServiceBusConnectionError() | ServiceBusCommunicationError() | OperationTimeoutError():
             return (

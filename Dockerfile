@@ -22,7 +22,7 @@ COPY worker worker
 RUN PYTHONPATH=/build-tools python3 -m pip install --no-index --no-deps --no-build-isolation --no-compile --target /app/lib . \
     && rm -rf /app/lib/bin /app/lib/worker/local \
     && python3 -m compileall -q --invalidation-mode unchecked-hash -s /app -p /opt/aoai-worker /app/lib/worker \
-    && printf '#!/usr/bin/python3.13\nfrom worker.cli import main\n\nmain()\n' >/app/aoai-worker \
+    && printf '#!/usr/bin/python3.13\nfrom worker.__main__ import main\n\nmain()\n' >/app/aoai-worker \
     && chmod 0755 /app/aoai-worker
 
 FROM gcr.io/distroless/python3-debian13:nonroot

@@ -1,6 +1,18 @@
-"""`python -m worker` is `aoai-worker`."""
+"""`python -m worker` is `aoai-worker`: signals first, then the command line with all that it imports."""
 
-from worker.cli import main
+import signal
+import sys
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["run"]:
+        # Importing takes half a second. The kernel ignores a signal that the first process of a container has no
+        # handler for, so a pod deleted in that time would live on until it is killed. Nothing is held yet.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    from worker.cli import main as command_line
+
+    command_line()
+
 
 if __name__ == "__main__":
     main()

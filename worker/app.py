@@ -7,7 +7,7 @@ import logging
 import os
 import random
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any
@@ -21,13 +21,14 @@ from worker.gates import Gates
 from worker.health import serve_health
 from worker.identity import check_environment
 from worker.intake import Intake
-from worker.interfaces import Event, Observer, Started, Target
+from worker.interfaces import Event, Observer, Started, Target, TokenRefreshed
 from worker.logs import EventLog, set_up_logging
 from worker.metrics import Metrics
 from worker.processor import Processor
 from worker.retry import RetryPolicy
 from worker.settings import WorkerSettings
 from worker.startup import prove
+from worker.summary import Summary
 from worker.suspects import Quarantine
 from worker.sweeper import Sweeper
 from worker.waits import loop_time
@@ -65,8 +66,9 @@ async def serve(settings: WorkerSettings, logger: logging.Logger) -> None:
         bytes_limit=settings.in_flight_bytes,
     )
     with ExitStack() as listeners:
-        listening: list[Observer] = [metrics, EventLog(logger), *tracing(listeners, logger)]
-        await serve_and_work(settings, routes, metrics, fan_out(listening), logger)
+        summary = Summary(lambda fields: logger.info("progress", extra=fields))
+        listening: list[Observer] = [metrics, summary, EventLog(logger), *tracing(listeners, logger)]
+        await serve_and_work(settings, routes, metrics, summary, fan_out(listening), logger)
     logger.info("stopped")
 
 
@@ -90,6 +92,7 @@ async def serve_and_work(
     settings: WorkerSettings,
     routes: Mapping[str, Sequence[Target]] | None,
     metrics: Metrics,
+    summary: Summary,
     observer: Observer,
     logger: logging.Logger,
 ) -> None:
@@ -120,13 +123,15 @@ async def serve_and_work(
         ) as port:
             logger.info("serving", extra={"port": port})
             async with set_up(settings, gates, intake, quarantine, observer) as (consumer, sweepers):
-                await work(consumer, sweepers)
+                await work(consumer, sweepers, summary.run(intake, lambda: waits(intake, gates)))
+                summary.tell()
 
 
-async def work(consumer: Consumer, sweepers: Sequence[Sweeper]) -> None:
+async def work(consumer: Consumer, sweepers: Sequence[Sweeper], summary: Coroutine[Any, Any, None]) -> None:
     """Until the intake is stopped and everything held is settled."""
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(consumer.run(), name="consumer")
+        tasks.create_task(summary, name="summary")
         for sweeper in sweepers:
             tasks.create_task(sweeper.run(), name=f"sweeper of {sweeper.queue}")
 
@@ -137,7 +142,13 @@ async def set_up(
 ) -> AsyncIterator[tuple[Consumer, Sequence[Sweeper]]]:
     """Everything that talks to Azure, proved: yielded once a job could be done, or once it is stopping."""
     models_of = settings.models_of_queues
-    async with open_connections(settings, [gate.target for gate in gates.all()], observer) as azure:
+
+    def tell(event: Event) -> None:
+        observer(event)
+        if isinstance(event, TokenRefreshed):
+            gates.note_token(event.scope)
+
+    async with open_connections(settings, [gate.target for gate in gates.all()], tell) as azure:
         await prove(azure.checks, intake, observer, random.random, routes=targets(settings))
         observer(Started(queues=tuple(models_of), slots=settings.slots))
         caller = Caller(
@@ -192,6 +203,12 @@ def reasons_not_ready(intake: Intake) -> dict[str, str]:
     """For /readyz: what keeps it from taking jobs, a drain included."""
     draining = {"draining": "no more is received; jobs under way are ended"} if intake.is_stopping else {}
     return {**intake.closures, **draining}
+
+
+def waits(intake: Intake, gates: Gates) -> dict[str, str]:
+    """For the summary: what keeps jobs from being received or called, by what it concerns."""
+    closed = {gate.target.label: reason for gate in gates.all() if (reason := gate.waits_for)}
+    return {**intake.closures, **closed}
 
 
 def describe(intake: Intake, gates: Gates, quarantine: Quarantine) -> dict[str, Any]:

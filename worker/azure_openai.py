@@ -23,8 +23,8 @@ from worker.answers import read_answer
 from worker.errors import (
     AnswerTooLarge,
     CallFailed,
+    NoToken,
     RefusedByService,
-    SetupWrong,
     Throttled,
     TokenUnavailable,
     Unavailable,
@@ -35,6 +35,7 @@ from worker.outcomes import Response
 from worker.refusals import Exchange, classify, plain_headers
 from worker.streams import ASSEMBLIES, read_stream
 from worker.transport import MAX_ANSWER, LeanClient, take_in
+from worker.waits import release_frames
 
 PATHS = {
     Operation.CHAT_COMPLETIONS: "/chat/completions",
@@ -169,7 +170,7 @@ class AzureOpenAI:
             await self._tokens.replace(self._scope, rejected)
             return await self._attempt(call, perform)
         except TokenUnavailable as error:
-            raise SetupWrong(str(error)) from error
+            raise NoToken(error) from error
         except openai.AuthenticationError as error:
             raise self._explain(error, call.target) from error
 
@@ -183,12 +184,13 @@ class AzureOpenAI:
         except openai.APIStatusError as error:
             raise self._explain(error, call.target) from error
         except TokenUnavailable as error:
-            raise SetupWrong(str(error)) from error
+            raise NoToken(error) from error
         except TimeoutError as error:
             raise Unavailable(f"no whole answer within {call.timeout:g} s") from error
         except openai.APIConnectionError as error:
             raise Unavailable(f"connection to {endpoint}: {error.__cause__ or error}") from error
         except (httpx2.HTTPError, aiohttp.ClientError, OSError) as error:
+            release_frames(error)  # aiohttp's reader keeps it, and they hold the reader
             raise Unavailable(f"connection to {endpoint}: {error!r}") from error
 
     async def _read_whole(self, call: Call) -> Response:

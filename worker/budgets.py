@@ -226,6 +226,40 @@ class _Minute:
     least: float | None = None
 
 
+STRAY = 0.3
+"""The share of refused calls up to which a 429 that names no time says nothing about the next call. Strays of 5 %
+never reach it by chance."""
+FIRST_PAUSE, LAST_PAUSE = 1.0, 10.0
+"""Seconds; Azure counts requests over 1 s and 10 s."""
+
+
+class UnadvisedPause:
+    """How long to leave a deployment alone that refuses calls and names no time.
+
+    A gateway or an overloaded service may refuse one call among many that succeed. Pausing for each would stop the
+    work at a few strays a second. So nothing pauses until three in ten of the last calls, some 20, were refused;
+    then the pause doubles for as long as the first calls after it are refused too.
+    """
+
+    def __init__(self) -> None:
+        self._refused = 0.0
+        self._pause = 0.0
+
+    def succeed(self, *, after_pause: bool) -> None:
+        """`after_pause`: the call was admitted since the last pause ended."""
+        self._refused *= 1.0 - FORGETTING
+        if after_pause:
+            self._pause = 0.0
+
+    def refuse(self) -> float:
+        """Seconds to pause; 0 for a stray."""
+        self._refused += FORGETTING * (1.0 - self._refused)
+        if self._refused <= STRAY:
+            return 0.0
+        self._pause = min(max(FIRST_PAUSE, 2 * self._pause), LAST_PAUSE)
+        return self._pause
+
+
 LEAST_LIMIT = 1.0
 CUT = 0.7
 """What is left of the limit after a sign of overload."""
@@ -253,12 +287,14 @@ class Concurrency:
         self._step = max(1.0, ceiling / 20)
         self._cut_at = -math.inf
         self._reopened_at = -math.inf
+        self._reopening = REOPENING
         self._failing = 0.0
 
     def ready_at(self, now: float) -> float:
         """When one more may go; infinity where a call must end first."""
-        if now < self._reopened_at + REOPENING:
-            return self._reopened_at + REOPENING * self.in_flight / self.limit if self._has_room else math.inf
+        if now < self._reopened_at + self._reopening:
+            due = self._reopened_at + self._reopening * self.in_flight / self.limit
+            return due if self._has_room else math.inf
         return -math.inf if self._has_room else math.inf
 
     def enter(self) -> None:
@@ -295,9 +331,9 @@ class Concurrency:
         self._cut_at = now
         self.limit = max(LEAST_LIMIT, self.limit * CUT)
 
-    def reopen(self, at: float) -> None:
-        """From `at` on the limit is come back to step by step."""
-        self._reopened_at = at
+    def reopen(self, at: float, over: float = REOPENING) -> None:
+        """From `at` on the limit is come back to step by step, in so many seconds."""
+        self._reopened_at, self._reopening = at, over
 
     @property
     def _has_room(self) -> bool:

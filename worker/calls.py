@@ -17,7 +17,7 @@ from worker.intake import Intake, Lane
 from worker.interfaces import BackedOff, CallEnded, Model, Observer, Target
 from worker.jobs import Job
 from worker.outcomes import Answered, Concluded, Failed, FailureCode, HandBackReason, Refused, Response
-from worker.retry import Course, RetryPolicy, retrying
+from worker.retry import Course, Retrier, RetryPolicy
 from worker.waits import loop_time
 
 
@@ -38,21 +38,19 @@ class Caller:
     """Of each queue, the models that its jobs may ask for; None and a queue that is not named: all."""
     clock: Callable[[], float] = time.time
     chance: Callable[[], float] = field(default=random.random)
+    _retrier: Retrier = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._retrier = Retrier(self.policy, self.chance)
 
     async def answer(self, job: Job, lane: Lane, course: Course) -> Concluded:
         """Call until there is a last word. Raises HandedBack."""
         route = self._route_of(job)
         if route is None:
             return self._not_allowed(job)
-        retrier = retrying(
-            self.policy,
-            course,
-            left=lambda: job.deadline - self.clock(),
-            chance=self.chance,
-            on_backoff=lambda seconds, error: self._back_off(job, course, seconds, error),
-        )
+        attempts = _Attempts(self, job, route, lane, estimate(job), course)
         try:
-            return Answered(response=await retrier(self._attempt, job, route, lane, estimate(job), course))
+            return Answered(response=await self._retrier.run(attempts))
         except Expired as error:
             return Failed(code=FailureCode.EXPIRED, message=str(error))
         except (RefusedByService, Unavailable) as error:
@@ -145,8 +143,28 @@ class Caller:
         message = f"the model {job.line.model[:80]!r} is not one that this worker may call; allowed are: {allowed}"
         return Failed(code=FailureCode.MODEL_NOT_ALLOWED, message=message)
 
-    def _back_off(self, job: Job, course: Course, seconds: float, error: Unavailable) -> None:
-        self.observer(BackedOff(job_id=job.id, failures=course.failures, seconds=seconds, detail=error.detail))
+
+@dataclass(slots=True)
+class _Attempts:
+    """A job's attempts at being answered."""
+
+    caller: Caller
+    job: Job
+    route: Route
+    lane: Lane
+    cost: Cost
+    course: Course
+
+    async def make(self) -> Response:
+        return await self.caller._attempt(self.job, self.route, self.lane, self.cost, self.course)
+
+    def left(self) -> float:
+        return self.job.deadline - self.caller.clock()
+
+    def note_backoff(self, seconds: float, error: Unavailable) -> None:
+        self.caller.observer(
+            BackedOff(job_id=self.job.id, failures=self.course.failures, seconds=seconds, detail=error.detail)
+        )
 
 
 def last_word(error: RefusedByService | Unavailable, course: Course) -> Concluded:

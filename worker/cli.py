@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,6 +48,20 @@ BatchId = Annotated[str, typer.Argument(help="What submit printed.")]
 
 def main() -> None:
     app()
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"aoai-worker {version('aoai-worker')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None: ...
 
 
 @app.command()

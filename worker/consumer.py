@@ -37,7 +37,7 @@ class Consumer:
         observer: Observer,
         chance: Callable[[], float],
         grace: float,
-        policy: RetryPolicy = RetryPolicy(base=1.0, cap=30.0),
+        policy: RetryPolicy = RetryPolicy(base=1.0, cap=10.0),
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._receivers = receivers

@@ -9,6 +9,7 @@
     │   │   └── AnswerTooLarge   an answer of more bytes than we take in: final
     │   ├── Unavailable          5xx, time-out, lost connection, broken answer: an attempt is counted
     │   └── SetupWrong           our identity, role or deployment is wrong: receiving stops
+    │       └── NoToken          there is no token to call with; the service was not asked
     ├── Expired                  the job's deadline passed before it was answered
     ├── ClaimUnavailable         the body that a claim check stands for could not be read now
     ├── TokenUnavailable         no valid token and none to be had now
@@ -87,9 +88,11 @@ class CallFailed(WorkerError):
 
 
 class Throttled(CallFailed):
-    """429: the deployment takes no more for now. `kind` says why."""
+    """429: the deployment takes no more for now. `kind` says why; `is_stray`: others are answered meanwhile, and
+    nobody is asked to wait."""
 
     kind: ThrottleKind = ThrottleKind.QUOTA
+    is_stray = False
 
 
 class RefusedByService(CallFailed):
@@ -106,6 +109,14 @@ class Unavailable(CallFailed):
 
 class SetupWrong(CallFailed):
     """Every job would fail like this: the identity, its role or the deployment is wrong."""
+
+
+class NoToken(SetupWrong):
+    """There is no token for `scope` to call with; the service was not asked."""
+
+    def __init__(self, error: "TokenUnavailable") -> None:
+        super().__init__(str(error))
+        self.scope = error.scope
 
 
 class Expired(WorkerError):

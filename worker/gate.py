@@ -10,16 +10,13 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
-from worker.budgets import Concurrency, Cost, Pace
-from worker.errors import CallFailed, RefusedByService, SetupWrong, Throttled, Unavailable
+from worker.budgets import REOPENING, Concurrency, Cost, Pace, UnadvisedPause
+from worker.errors import CallFailed, NoToken, RefusedByService, SetupWrong, Throttled, Unavailable
 from worker.headroom import Headroom, ThrottleKind
 from worker.interfaces import GateClosed, Observer, Target
 from worker.outcomes import Response
 from worker.probing import Probation
 from worker.waits import loop_time
-
-DEFAULT_PAUSE = 10.0
-"""Seconds a gate stays closed after a 429 that names no time; Azure counts requests over 1 s and 10 s."""
 
 MAX_PAUSE = 600.0
 """No header closes a gate for longer."""
@@ -30,8 +27,6 @@ the others are the kinds of a 429."""
 
 OUT_OF_SERVICE = 0.7
 """The share of failed calls from which a deployment counts as out of service: 24 that fail one after the other."""
-LAST_OUTAGE_PROBE = 60.0
-"""Seconds: a failed call is all that a probe costs."""
 
 REQUEST_TOLERANCE = 0.01
 """Seconds by which a request may come early: Azure counts requests by the second, and timers are late."""
@@ -79,10 +74,11 @@ class Gate:
         self.headroom: Headroom | None = None
         """What the service said last."""
         self.setup = Probation()
-        self.outage = Probation(LAST_OUTAGE_PROBE)
+        self.outage = Probation()
         self.tokens = Pace(target.tokens_per_minute, fleet_size=fleet_size)
         self.requests = Pace(target.requests_per_minute, fleet_size=fleet_size, tolerance=REQUEST_TOLERANCE)
         self.concurrency = Concurrency(slots)
+        self.unadvised = UnadvisedPause()
         self.routes: list[Line] = []
         self._density = 1.0
         self._observer = observer
@@ -132,7 +128,7 @@ class Gate:
     def describe(self) -> dict[str, Any]:
         """For people: what it waits for, and until when."""
         now = loop_time()
-        waits_for = self._waits_for(now)
+        waits_for = self.waits_for
         return {
             "deployment": self.target.deployment,
             "endpoint": self.target.endpoint,
@@ -165,7 +161,10 @@ class Gate:
         """Jobs that wait for this deployment or, on routes that have several, for another."""
         return sum(route.waiting for route in self.routes)
 
-    def _waits_for(self, now: float) -> str | None:
+    @property
+    def waits_for(self) -> str | None:
+        """What keeps the next job from being called here now."""
+        now = loop_time()
         if self.setup.is_on:
             return f"set-up: {self.setup.detail}"
         if self.outage.is_on:
@@ -181,6 +180,7 @@ class Gate:
     def _answered(self, permit: "Permit", response: Response) -> None:
         self._end_probations()
         self.concurrency.succeed()
+        self.unadvised.succeed(after_pause=permit.admitted_at >= self.opens_at)
         self._hear(permit, response.headroom)
         if response.usage is not None and response.usage.prompt > 0:
             density = response.usage.prompt / max(1, permit.cost.prompt)
@@ -203,11 +203,23 @@ class Gate:
                     self._begin_probation(self.outage, OUTAGE, permit, error)
 
     def _begin_probation(self, probation: Probation, reason: str, permit: "Permit", error: CallFailed) -> None:
-        more = probation.begin(error.detail, was_probe=permit.is_probe, now=loop_time())
+        scope = error.scope if isinstance(error, NoToken) else None
+        more = probation.begin(error.detail, was_probe=permit.is_probe, now=loop_time(), missing_token=scope)
         if more:
             self._observer(GateClosed(deployment=self.target.label, reason=reason, seconds=more))
             for route in self.routes:
                 route.note_probation()
+
+    def note_token(self, scope: str) -> None:
+        """A token for `scope` has come: where only that was missing, nothing is left to probe."""
+        if self.setup.missing_token != scope:
+            return
+        self.setup.end()
+        now = loop_time()
+        for route in self.routes:
+            route.note_probation()
+        for route in by_age(self.routes):
+            route.let_in(now)
 
     def _end_probations(self) -> None:
         """A call got through."""
@@ -221,25 +233,32 @@ class Gate:
 
     def _throttle(self, permit: "Permit", error: Throttled) -> None:
         now = loop_time()
+        tells_more = permit.admitted_at >= self.opens_at and now >= self.opens_at  # than the last pause knows
+        if error.retry_after is not None:
+            seconds, reopening = min(max(error.retry_after, 0.0), MAX_PAUSE), REOPENING
+        else:
+            seconds = reopening = self.unadvised.refuse() if tells_more else 0.0
+            error.is_stray = not seconds
+            if error.is_stray:
+                return
         is_paced = False
         if error.kind is not ThrottleKind.QUOTA:
             self.concurrency.overload(permit.admitted_at, now)
         elif (pace := self._scarcer()) is not None:
             is_paced = True
-            if permit.admitted_at >= self.opens_at and now >= self.opens_at:  # later ones tell the same again
+            if tells_more:
                 pace.overdraw(error.retry_after, now)
-        self._pause(error, now, reopens_slowly=not is_paced)
+        self._pause(seconds, error.kind, now, reopening=0.0 if is_paced else reopening)
 
-    def _pause(self, error: Throttled, now: float, *, reopens_slowly: bool) -> None:
-        """Close, never shortening an earlier pause."""
-        asked = DEFAULT_PAUSE if error.retry_after is None else min(max(error.retry_after, 0.0), MAX_PAUSE)
-        if now + asked <= self.opens_at:
+    def _pause(self, seconds: float, kind: ThrottleKind, now: float, *, reopening: float) -> None:
+        """Close, never shortening an earlier pause; `reopening`: seconds over which it comes back afterwards."""
+        if now + seconds <= self.opens_at:
             return
-        more = now + asked - max(now, self.opens_at)
-        self.opens_at, self.reason = now + asked, error.kind
-        if reopens_slowly:
-            self.concurrency.reopen(self.opens_at)
-        self._observer(GateClosed(deployment=self.target.label, reason=error.kind, seconds=more))
+        more = now + seconds - max(now, self.opens_at)
+        self.opens_at, self.reason = now + seconds, kind
+        if reopening:
+            self.concurrency.reopen(self.opens_at, reopening)
+        self._observer(GateClosed(deployment=self.target.label, reason=kind, seconds=more))
         for route in self.routes:
             route.note_pause()
 

@@ -301,6 +301,11 @@ class Gates:
             del self._routes[idle]
         return self._route(model, [self._gate(Target(deployment=model, endpoint=self._endpoint))])
 
+    def note_token(self, scope: str) -> None:
+        """A token has come; jobs go on at once at the gates that were closed for want of it."""
+        for gate in self.all():
+            gate.note_token(scope)
+
     def wanted(self, models: Iterable[str] | None = None) -> Wanted:
         """When a job of one of these models is wanted, of any model if none are named."""
         now = loop_time()

@@ -1,5 +1,6 @@
 """What the pod says of itself over HTTP: /livez, /readyz, /statez and /metrics."""
 
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,8 +10,21 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from worker.errors import WorkerError
+
 Reasons = Callable[[], dict[str, str]]
 """Why the pod is not ready; empty when it is."""
+
+
+class CannotServe(WorkerError):
+    """The address of the probes and metrics cannot be had."""
+
+    def __init__(self, host: str, port: int, error: OSError) -> None:
+        super().__init__(
+            f"/livez, /readyz and /metrics cannot be served at {host} port {port}: "
+            f"{os.strerror(error.errno or 0)}. Next: set AOAI_WORKER_HTTP_PORT to a free port (0: any), or "
+            "AOAI_WORKER_HTTP_HOST to an address of this machine"
+        )
 
 
 @asynccontextmanager
@@ -22,11 +36,17 @@ async def serve_health(
     not_ready: Reasons,
     state: Callable[[], dict[str, Any]],
 ) -> AsyncIterator[int]:
-    """Serve until the block ends; yields the port, which the system chooses where `port` is 0."""
+    """Serve until the block ends; yields the port, which the system chooses where `port` is 0.
+
+    Raises CannotServe.
+    """
     runner = web.AppRunner(build_app(registry, not_ready, state), access_log=None)
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port).start()
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as error:
+            raise CannotServe(host, port, error) from error
         yield runner.addresses[0][1]
     finally:
         await runner.cleanup()

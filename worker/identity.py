@@ -33,6 +33,9 @@ from worker.interfaces import Observer, TokenRefreshed, TokenRefreshFailed
 from worker.settings import ConnectionSettings
 from worker.tls import has_proxy, trust
 
+LONGEST_RETRY_DELAY = 15.0
+"""Seconds. Work waits for the token, and one small request is all that an attempt costs Entra."""
+
 EXPIRY_MARGIN = 30.0
 """Seconds before its expiry at which a token is no longer handed out: it must survive the call it is sent with."""
 
@@ -73,8 +76,8 @@ class TokenBroker(AsyncTokenCredential):
 
     One request per scope (and claims) at a time, however many callers wait. A token is refreshed in the background
     once its `refresh_on` has passed, while callers go on with the last good one; they wait only when there is none.
-    After a failure the next request waits 1 s to 5 min, doubling; callers without a token get the failure at
-    once in the meantime.
+    After a failure it asks again in the background after 1 s to 15 s, doubling, so that a token is there soon after
+    the cause is gone; callers without a token get the failure at once in the meantime.
     """
 
     def __init__(
@@ -250,8 +253,8 @@ def refresh_moment(token: AccessTokenInfo, now: float, jitter: float) -> float:
 
 
 def retry_delay(failures: int, jitter: float) -> float:
-    """Seconds until the next request after so many failures in a row: 1, 2, 4 ... 300, less up to a half."""
-    return float(min(300.0, 2.0 ** min(failures - 1, 9)) * (1 - jitter / 2))
+    """Seconds until the next request after so many failures in a row: 1, 2, 4 ... 15, less up to a half."""
+    return float(min(LONGEST_RETRY_DELAY, 2.0 ** min(failures - 1, 9)) * (1 - jitter / 2))
 
 
 def aadsts_code(message: str) -> str:

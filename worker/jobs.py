@@ -279,14 +279,10 @@ def _worker_block(job: Job, record: Record, usage: Usage | None) -> JsonObject:
 
 
 def _parse_object(raw: bytes) -> JsonObject:
-    try:
-        document = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise NotAJob(
-            DeadLetterReason.INVALID_JSON,
-            f"the body of {len(raw):,} bytes is not JSON in UTF-8: {error}. "
-            "Send one line of a Batch input file as it is.",
-        ) from error
+    document = _parse_json(raw)
+    if isinstance(document, str) and document.lstrip()[:1] == "{":
+        # JavaScript's SDK encodes the body as JSON itself, so `body: JSON.stringify(job)` arrives encoded twice
+        document = _parse_json(document.encode())
     if not isinstance(document, dict):
         raise _invalid(
             f"the body is {_described(document)}; it must be one JSON object, a line of a Batch input file"
@@ -294,6 +290,17 @@ def _parse_object(raw: bytes) -> JsonObject:
     if _nested_deeper_than(document, MAX_NESTING):
         raise _invalid(f"the body nests deeper than {MAX_NESTING} levels; flatten it")
     return document
+
+
+def _parse_json(raw: bytes) -> object:
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise NotAJob(
+            DeadLetterReason.INVALID_JSON,
+            f"the body of {len(raw):,} bytes is not JSON in UTF-8: {error}. "
+            "Send one line of a Batch input file as it is.",
+        ) from error
 
 
 def _nested_deeper_than(document: object, limit: int) -> bool:

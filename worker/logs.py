@@ -1,4 +1,6 @@
-"""JSON logs on standard error: one line an event, a fixed name plus fields; never a prompt, an answer or a token.
+"""Logs on standard error: one line an event, a fixed name plus fields; never a prompt, an answer or a token.
+
+JSON where a machine reads them, readable lines on a terminal.
 
 Events that come with every job are debug; failures of the same kind are limited, and what was held back is
 counted, so a bad night does not fill the disk.
@@ -59,31 +61,68 @@ SECRETS = re.compile(
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 
+LONGEST_TEXT = 2_000
+LONGEST_TRACEBACK = 20_000
+"""Characters of a field; names and details come from outside."""
+
+_UNPRINTED = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+"""What JSON leaves as it is, though it ends a line or turns its direction on somebody's screen."""
+
+
 class JsonLines(logging.Formatter):
     """A record as one JSON object: time, level, event, then the fields passed in `extra`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+        line = {
+            "time": _moment(record).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
-            "event": record.getMessage(),
+            "event": _redacted(record.getMessage()),
             "logger": record.name,
+            **_fields_of(record),
         }
-        line |= {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
         if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return orjson.dumps(_redacted(line), default=lambda value: _redacted(str(value))).decode()
+            line["traceback"] = _redacted(self.formatException(record.exc_info), LONGEST_TRACEBACK)
+        return _encoded(line)
 
 
-def _redacted(value: Any) -> Any:
+class ReadableLines(logging.Formatter):
+    """A record as a person reads it: time of day, level, event, then the fields as name=value."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = " ".join(f"{name}={_encoded(value)}" for name, value in _fields_of(record).items() if value != {})
+        # a message may be a sentence of a library, and so hold anything
+        event = _encoded(_redacted(record.getMessage())).strip('"')
+        line = f"{_moment(record):%H:%M:%S} {record.levelname.lower():7} {event} {fields}".rstrip()
+        if not record.exc_info:
+            return line
+        trace = _redacted(self.formatException(record.exc_info), LONGEST_TRACEBACK).splitlines()
+        return "\n    ".join([line, *(_encoded(one).strip('"') for one in trace)])
+
+
+def _moment(record: logging.LogRecord) -> datetime:
+    return datetime.fromtimestamp(record.created, UTC)
+
+
+def _fields_of(record: logging.LogRecord) -> dict[str, Any]:
+    return {key: _redacted(value) for key, value in record.__dict__.items() if key not in _STANDARD}
+
+
+def _encoded(value: Any) -> str:
+    text = orjson.dumps(value, default=lambda value: _redacted(str(value))).decode()
+    return _UNPRINTED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _redacted(value: Any, longest: int = LONGEST_TEXT) -> Any:
     """Before it is JSON: a quoted secret is escaped there, and cutting it out could break the line."""
     match value:
         case str():
-            return SECRETS.sub("[redacted]", value)
+            # redacted before it is cut: half a secret would not be recognised
+            text = SECRETS.sub("[redacted]", value[: 10 * longest])
+            return text if len(text) <= longest else f"{text[:longest]}... ({len(value):,} characters)"
         case dict():
-            return {key: _redacted(inner) for key, inner in value.items()}
+            return {key: _redacted(inner, longest) for key, inner in value.items()}
         case list() | tuple():
-            return [_redacted(inner) for inner in value]
+            return [_redacted(inner, longest) for inner in value]
         case _:
             return value
 
@@ -150,9 +189,10 @@ def event_name(kind: type[Any]) -> str:
 
 
 def set_up_logging(level: str) -> logging.Logger:
-    """Send this process's logs to standard error as JSON lines; libraries speak from warnings up."""
+    """Send this process's logs to standard error, as JSON unless it is a terminal; libraries speak from warnings
+    up."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
+    handler.setFormatter(ReadableLines() if sys.stderr.isatty() else JsonLines())
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.WARNING)

@@ -6,21 +6,23 @@ Arithmetic only; times are those of the event loop's clock. A gate has one for o
 import math
 
 FIRST_PROBE = 5.0
-LAST_PROBE = 300.0
-"""Seconds between probes: doubling from the first to the last."""
+LAST_PROBE = 20.0
+"""Seconds between probes: doubling from the first to the last. A failed call is all that a probe costs, and work is
+to go on within half a minute of when the cause is gone."""
 
 
 class Probation:
     """What a deployment is on once calls have shown a lasting fault.
 
-    One job at a time probes it, after 5 s, 10 s ... `longest`, until one shows that the fault is gone.
+    One job at a time probes it, after 5 s, 10 s, 20 s ..., until one shows that the fault is gone.
     """
 
-    def __init__(self, longest: float = LAST_PROBE) -> None:
+    def __init__(self) -> None:
         self.detail: str | None = None
         """What is wrong; None if nothing is."""
         self.probe_at = -math.inf
-        self._longest = longest
+        self.missing_token: str | None = None
+        """The scope for which there was no token to call with, where that is what is wrong."""
         self._is_probing = False
         self._interval = 0.0
 
@@ -43,15 +45,15 @@ class Probation:
         """The probe is over, however it ended."""
         self._is_probing = False
 
-    def begin(self, detail: str, *, was_probe: bool, now: float) -> float:
+    def begin(self, detail: str, *, was_probe: bool, now: float, missing_token: str | None = None) -> float:
         """Seconds until the next probe; 0 for a call that was under way when the fault was already known."""
         is_news = was_probe or not self.is_on
-        self.detail = detail
+        self.detail, self.missing_token = detail, missing_token
         if not is_news:
             return 0.0
-        self._interval = min(max(FIRST_PROBE, self._interval * 2), self._longest)
+        self._interval = min(max(FIRST_PROBE, self._interval * 2), LAST_PROBE)
         self.probe_at = now + self._interval
         return self._interval
 
     def end(self) -> None:
-        self.detail, self._interval, self.probe_at = None, 0.0, -math.inf
+        self.detail, self.missing_token, self._interval, self.probe_at = None, None, 0.0, -math.inf

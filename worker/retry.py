@@ -7,11 +7,17 @@ counted and backs off.
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from worker.errors import SetupWrong, Throttled, Unavailable
 from worker.interfaces import Target
+from worker.outcomes import Response
+from worker.waits import release_frames
+
+STRAY_BACKOFF = 0.5
+"""Seconds, with full jitter, before a job is called again that was refused while others were answered."""
 
 MAX_WAIT = 600.0
 """Seconds; a service that asks for more is asked again all the same, as the job holds a slot and a lock."""
@@ -48,41 +54,76 @@ class Course:
     """For which it has waited at gates before its calls."""
 
 
-def retrying(
-    policy: RetryPolicy,
-    course: Course,
-    *,
-    left: Callable[[], float],
-    chance: Callable[[], float],
-    on_backoff: Callable[[float, Unavailable], None],
-) -> AsyncRetrying:
-    """A fresh retrier for one job; tenacity keeps state in it, so it cannot be shared.
+class Attempts(Protocol):
+    """A job's attempts, which the retrier makes until one brings a last word."""
 
-    `left`: seconds to the job's deadline. The last error is raised when it gives up.
+    course: Course
+
+    async def make(self) -> Response:
+        """One attempt. Raises CallFailed, among others."""
+
+    def left(self) -> float:
+        """Seconds to the job's deadline."""
+
+    def note_backoff(self, seconds: float, error: Unavailable) -> None:
+        """The job waits so long before its next attempt."""
+
+
+class Retrier:
+    """tenacity's loop, one for all jobs: a job's own would be garbage that only the collector frees.
+
+    It can be shared because tenacity keeps no state in it across an await: its callbacks are plain functions.
     """
 
-    def wait(state: RetryCallState) -> float:
-        error = _failed_on_the_way(state)
-        if error is None:
+    def __init__(self, policy: RetryPolicy, chance: Callable[[], float]) -> None:
+        self._policy = policy
+        self._chance = chance
+        self._retrying = AsyncRetrying(
+            retry=retry_if_exception_type((Throttled, Unavailable, SetupWrong)),
+            wait=self._wait,
+            stop=self._stops,
+            before_sleep=_note_backoff,
+            sleep=asyncio.sleep,
+            reraise=True,
+        )
+
+    async def run(self, attempts: Attempts) -> Response:
+        """Attempt until there is an answer. The last error is raised when it gives up."""
+        try:
+            response: Response = await self._retrying(_make, attempts)
+        except BaseException as error:
+            release_frames(error)  # tenacity's hold the state of the attempts, and that holds the error
+            raise
+        return response
+
+    def _wait(self, state: RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, Throttled) and error.is_stray:
+            return STRAY_BACKOFF * self._chance()
+        if not isinstance(error, Unavailable):
             return 0.0
-        return max(policy.backoff(course.failures, chance()), min(error.retry_after or 0.0, MAX_WAIT))
+        failures = _attempts_of(state).course.failures
+        return max(self._policy.backoff(failures, self._chance()), min(error.retry_after or 0.0, MAX_WAIT))
 
-    def stop(state: RetryCallState) -> bool:
-        error = _failed_on_the_way(state)
-        return error is not None and policy.ends(course.failures, state.upcoming_sleep, left())
+    def _stops(self, state: RetryCallState) -> bool:
+        if _failed_on_the_way(state) is None:
+            return False
+        attempts = _attempts_of(state)
+        return self._policy.ends(attempts.course.failures, state.upcoming_sleep, attempts.left())
 
-    def before_sleep(state: RetryCallState) -> None:
-        if error := _failed_on_the_way(state):
-            on_backoff(state.upcoming_sleep, error)
 
-    return AsyncRetrying(
-        retry=retry_if_exception_type((Throttled, Unavailable, SetupWrong)),
-        wait=wait,
-        stop=stop,
-        before_sleep=before_sleep,
-        sleep=asyncio.sleep,
-        reraise=True,
-    )
+async def _make(attempts: Attempts) -> Response:
+    return await attempts.make()
+
+
+def _attempts_of(state: RetryCallState) -> Attempts:
+    attempts: Attempts = state.args[0]
+    return attempts
+
+
+def _note_backoff(state: RetryCallState) -> None:
+    if error := _failed_on_the_way(state):
+        _attempts_of(state).note_backoff(state.upcoming_sleep, error)
 
 
 def _failed_on_the_way(state: RetryCallState) -> Unavailable | None:

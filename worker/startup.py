@@ -11,8 +11,8 @@ from worker.interfaces import Observer, SetupCheckFailed, Target
 from worker.retry import RetryPolicy
 from worker.waits import loop_time
 
-CHECK_AGAIN = RetryPolicy(base=2.0, cap=60.0)
-"""Between start-up's checks: a new role assignment takes minutes to count."""
+CHECK_AGAIN = RetryPolicy(base=2.0, cap=20.0)
+"""Between start-up's checks. A new role assignment takes minutes to count; the pod is to be ready soon after."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

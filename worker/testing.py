@@ -227,9 +227,15 @@ class EventList:
 
     def __init__(self) -> None:
         self.all: list[Event] = []
+        self._bell = Bell()
 
     def __call__(self, event: Event) -> None:
         self.all.append(event)
+        self._bell.ring()
+
+    async def next(self) -> None:
+        """Wait until another event comes."""
+        await self._bell.wait()
 
     def of(self, kind: type[E]) -> list[E]:
         return [event for event in self.all if isinstance(event, kind)]

@@ -2,10 +2,25 @@
 
 import asyncio
 import math
+import traceback
 from types import TracebackType
 from typing import Self
 
 from worker.errors import Interrupted
+
+
+def release_frames(error: BaseException) -> None:
+    """Let go of what the ended functions on an error's way held; the trace itself stays, for the log.
+
+    An error that is kept by an object which a function on its way had in hand, such as a future, is in a
+    reference cycle with it, and with all else that these functions had in hand: a job, its body, its answer.
+    """
+    seen: set[int] = set()
+    follow: BaseException | None = error
+    while follow is not None and id(follow) not in seen:
+        seen.add(id(follow))
+        traceback.clear_frames(follow.__traceback__)
+        follow = follow.__cause__ or follow.__context__
 
 
 def loop_time() -> float:
@@ -79,4 +94,12 @@ class Interrupt:
         if task is None or self._error is None:
             return
         if task.uncancel() <= self._cancellations and exc_type is asyncio.CancelledError:
-            raise self._error from exc_value
+            error, self._error = self._error, None
+            try:
+                raise error from exc_value
+            finally:
+                del (
+                    error,
+                    exc_value,
+                    task,
+                )  # the trace holds this frame, which must hold nothing that holds the error

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.harness import (
+    MODELS,
     PATIENCE,
     Azure,
     Worker,
@@ -171,3 +172,23 @@ async def test_a_pod_without_its_webhooks_variables_is_told_which_are_missing(tm
     async with process("-m", "worker", "run", environment=environment) as running:
         assert await running.ended() == 2
     assert f"{name} is missing: the workload identity webhook sets it" in running.output
+
+
+async def test_a_worker_that_is_stopped_while_it_still_imports_ends_with_0() -> None:
+    # each import is told as it ends, so the signal comes in the midst of them however slow the machine is
+    environment = clean_environment() | {"PYTHONPROFILEIMPORTTIME": "1"}
+    async with process("-m", "worker", "run", environment=environment) as running:
+        await running.printed("typer.colors")
+        running.child.send_signal(signal.SIGTERM)
+        assert await running.ended() == 0
+    assert "settings are wrong" not in running.output, "it came too late to meet an import"
+
+
+async def test_a_port_that_is_taken_is_said_with_the_setting_that_names_another(tmp_path: Path) -> None:
+    async with azure(tmp_path, world_for_tests()) as cloud, worker(cloud) as one:
+        settings = {"AOAI_WORKER_MODELS": MODELS, "AOAI_WORKER_HTTP_HOST": "127.0.0.1"}
+        code, output = await command(cloud, "run", **settings, AOAI_WORKER_HTTP_PORT=str(one.port))
+    assert code == 1
+    assert f"port {one.port}: Address already in use" in output
+    assert "AOAI_WORKER_HTTP_PORT" in output
+    assert "Traceback" not in output

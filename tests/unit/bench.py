@@ -103,12 +103,12 @@ class Bench:
         await self.consumer.run()
 
     async def work(self, *, until: Callable[[], bool] | None = None) -> None:
-        """Work until everything sent is settled, and stop."""
+        """Work until everything sent is settled, or `until` holds after an event, and stop."""
         done = until or (lambda: not len(self.queue) and not self.queue.locked)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.consumer.run())
             while not done():
-                await asyncio.sleep(0.01)  # virtual
+                await self.events.next()
             self.intake.stop()
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
@@ -287,6 +288,11 @@ def test_without_the_local_azure_the_command_says_where_to_get_it(monkeypatch: p
     result = call("local")
     assert result.exit_code == 1
     assert "not part of this installation" in result.stderr
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"aoai-worker {version('aoai-worker')}\n")
 
 
 def test_help_loads_neither_azure_nor_the_settings() -> None:

@@ -12,7 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.budgets import FILL, REOPENING, Cost
-from worker.errors import CallFailed, HandedBack, RefusedByService, SetupWrong, Throttled, Unavailable
+from worker.errors import (
+    CallFailed,
+    HandedBack,
+    NoToken,
+    RefusedByService,
+    SetupWrong,
+    Throttled,
+    TokenUnavailable,
+    Unavailable,
+)
 from worker.gate import Gate, Permit
 from worker.gates import Gates, Route
 from worker.headroom import Headroom, ThrottleKind
@@ -77,11 +86,39 @@ async def test_a_gate_opens_when_the_service_said_it_would() -> None:
     assert not route.is_closed
 
 
-async def test_a_throttle_that_names_no_time_closes_for_ten_seconds() -> None:
+async def test_a_stray_refusal_that_names_no_time_closes_nothing_and_shrinks_nothing() -> None:
+    gates = build(target("mini", tokens=60_000), slots=64)
+    route = route_of(gates)
+    error = throttled(None)
+    await call(route, error)
+    assert error.is_stray
+    assert not route.is_closed
+    (gate,) = gates.all()
+    assert (gate.limit, gate.tokens.bias) == (64, 1.0)
+
+
+async def refuse_until_closed(route: Route) -> None:
+    while not route.is_closed:
+        await call(route, throttled(None, kind=ThrottleKind.CAPACITY))
+
+
+async def test_refusals_that_name_no_time_pause_for_a_second_and_longer_while_they_go_on() -> None:
     route = route_of(build(target("mini")))
+    await refuse_until_closed(route)
+    pauses = [route.blocked_until - loop_time()]
+    for _ in range(5):
+        await call(route, throttled(None))  # the first call after each pause
+        pauses.append(route.blocked_until - loop_time())
+    assert pauses == [1, 2, 4, 8, 10, 10]
+
+
+async def test_an_answer_after_the_pause_makes_the_next_one_short_again() -> None:
+    route = route_of(build(target("mini")))
+    await refuse_until_closed(route)
     await call(route, throttled(None))
     await call(route)
-    assert loop_time() == 10
+    await refuse_until_closed(route)
+    assert route.blocked_until - loop_time() == 1
 
 
 async def test_no_header_closes_a_gate_for_longer_than_ten_minutes() -> None:
@@ -482,12 +519,12 @@ async def test_jobs_wait_a_minute_for_a_set_up_and_none_afterwards() -> None:
             return f"{error.reason} at {loop_time():g}"
 
     jobs = [asyncio.ensure_future(wait()) for _ in range(5)]
-    # probes at 5, 15 and 35 s; the next would come at 75
-    assert await asyncio.gather(*jobs) == ["mini", "mini", "mini", "setup at 35", "setup at 35"]
+    # probes at 5, 15, 35 and 55 s; the next would come at 75
+    assert await asyncio.gather(*jobs) == ["mini", "mini", "mini", "mini", "setup at 55"]
     await asyncio.sleep(65)
     assert gates.wanted() == Wanted(at=75, is_probe=True)
     assert await wait() == "mini"
-    assert await wait() == "setup at 100"
+    assert await wait() == "setup at 120"
 
 
 async def test_a_set_up_that_was_mended_shortens_no_later_wait() -> None:
@@ -582,7 +619,23 @@ async def test_a_deployment_where_hardly_a_call_gets_through_is_left_alone_for_t
     assert closed == [("first", "outage", 5), ("first", "outage", 10)]
 
 
-async def test_an_outage_is_looked_at_every_minute_at_least_and_is_no_trouble_of_ours() -> None:
+async def test_a_token_that_arrives_opens_at_once_the_gates_that_wait_for_it() -> None:
+    gates = Gates(
+        {"mini": [target("mini")], "large": [target("large")]}, endpoint="", observer=EventList(), slots=4
+    )
+    await call(route_of(gates, "mini"), NoToken(TokenUnavailable("openai", "Entra is down", code="timeout")))
+    await call(route_of(gates, "large"), FORBIDDEN)
+    waiting = [asyncio.ensure_future(call(route_of(gates, "mini"))) for _ in range(3)]
+    await asyncio.sleep(1.5)
+    gates.note_token("servicebus")
+    assert route_of(gates, "mini").is_closed, "another token is missing"
+    gates.note_token("openai")
+    assert await asyncio.gather(*waiting) == ["mini"] * 3
+    assert loop_time() == 1.5
+    assert route_of(gates, "large").is_closed, "no token mends a role"
+
+
+async def test_an_outage_is_looked_at_every_20_seconds_at_least_and_is_no_trouble_of_ours() -> None:
     events = EventList()
     told: list[str | None] = []
     gates = Gates({"mini": [target("mini")]}, endpoint="", observer=events, slots=4, on_setup=told.append)
@@ -595,7 +648,7 @@ async def test_an_outage_is_looked_at_every_minute_at_least_and_is_no_trouble_of
         assert wanted.is_probe
         await asyncio.sleep(wanted.at - loop_time())
         await fail(route_of(gates), 1)
-    assert [event.seconds for event in events.of(GateClosed)] == [5, 10, 20, 40, 60, 60, 60]
+    assert [event.seconds for event in events.of(GateClosed)] == [5, 10, 20, 20, 20, 20, 20]
     assert set(told) == {None}
 
 

@@ -12,7 +12,7 @@ from aiohttp.web import Application, Request
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.parser import text_string_to_metric_families
 
-from worker.health import build_app, serve_health
+from worker.health import CannotServe, build_app, serve_health
 
 
 @dataclass
@@ -125,6 +125,6 @@ async def test_it_is_served_until_the_block_ends(pod: Pod) -> None:
 
 async def test_a_port_that_is_taken_is_an_error_and_leaves_nothing_open(pod: Pod) -> None:
     async with serve(pod) as port:
-        with pytest.raises(OSError, match="in use"):
+        with pytest.raises(CannotServe, match=f"port {port}: Address already in use.*AOAI_WORKER_HTTP_PORT"):
             async with serve(pod, port):
                 raise AssertionError("it must not be served")

@@ -244,8 +244,8 @@ async def test_a_failed_refresh_keeps_the_last_good_token_and_is_tried_again_eve
     assert service.times == [0.0, 1800.0, 1801.0, 1803.0, 1807.0, 1815.0]
     assert await broker.bearer(SCOPE) == "token-1"
     service.down = False
-    await after(16.0)
-    assert service.times[-1] == 1831.0
+    await after(15.0)
+    assert service.times[-1] == 1830.0
     assert await broker.bearer(SCOPE) == "token-7"
 
 
@@ -323,10 +323,10 @@ async def test_an_outage_of_weeks_is_survived(
     await broker.bearer(SCOPE)
     service.down = True
     await after(14 * 24 * HOUR)
-    assert len(events.of(TokenRefreshFailed)) > 2_000
+    assert len(events.of(TokenRefreshFailed)) > 80_000
     assert events.of(TokenRefreshFailed)[-1].usable_for == 0.0
     service.down = False
-    await after(301.0)
+    await after(15.0)
     assert (await broker.bearer(SCOPE)).startswith("token-")
 
 
@@ -436,17 +436,15 @@ def test_a_refresh_comes_before_the_token_lapses_and_never_without_pause(
 
 
 @given(st.integers(1, 10**9), st.floats(0, 1, exclude_max=True))
-def test_a_retry_is_never_sooner_than_half_a_second_nor_later_than_five_minutes(
-    failures: int, jitter: float
-) -> None:
+def test_a_retry_is_never_sooner_than_half_a_second_nor_later_than_15_seconds(failures: int, jitter: float) -> None:
     delay = retry_delay(failures, jitter)
-    assert 0.5 <= delay <= 300.0
+    assert 0.5 <= delay <= 15.0
     assert retry_delay(failures + 1, jitter) >= delay
 
 
-def test_retries_double_up_to_five_minutes() -> None:
+def test_retries_double_up_to_15_seconds() -> None:
     delays = [retry_delay(failures, 0.0) for failures in range(1, 12)]
-    assert delays == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
+    assert delays == [1, 2, 4, 8, 15, 15, 15, 15, 15, 15, 15]
 
 
 @pytest.mark.parametrize(

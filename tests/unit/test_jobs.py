@@ -231,6 +231,20 @@ def test_the_urls_of_azures_batch_files_are_read_as_openais(operation: Operation
     assert parse_line(line_of(url=operation.value.removeprefix("/v1"))).operation is operation
 
 
+def test_a_line_that_a_javascript_producer_encoded_twice_is_read() -> None:
+    line = line_of(body={"model": "m", "messages": [{"role": "user", "content": 'a "quoted" \\ word \u2028'}]})
+    assert parse_line(json.dumps(line.decode()).encode()) == parse_line(line)
+
+
+def test_a_line_is_unwrapped_once_only() -> None:
+    thrice = json.dumps(json.dumps(line_of().decode())).encode()
+    assert refusal(thrice).description.startswith("the body is a string of")
+
+
+def test_a_text_that_begins_like_a_line_and_is_none_is_refused_with_the_place() -> None:
+    assert "line 1 column" in refusal(json.dumps('{"custom_id": ').encode()).description
+
+
 def test_nesting_up_to_the_limit_is_a_job() -> None:
     assert parse_line(nested(MAX_NESTING)).model == "m"
 

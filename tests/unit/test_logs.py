@@ -22,6 +22,7 @@ from worker.logs import (
     EventLog,
     JsonLines,
     LineLimit,
+    ReadableLines,
     event_name,
     level_of,
     set_up_logging,
@@ -358,6 +359,40 @@ def restored() -> Iterator[None]:
     root.handlers = handlers
     root.setLevel(levels[0])
     ours.setLevel(levels[1])
+
+
+@pytest.mark.parametrize("mark", [chr(mark) for mark in (0x0A, 0x1B, 0x7F, 0x85, 0x2028, 0x2029, 0x202E, 0x2066)])
+@pytest.mark.parametrize("formatter", [JsonLines(), ReadableLines()])
+def test_what_would_end_a_line_or_turn_its_direction_is_escaped(formatter: logging.Formatter, mark: str) -> None:
+    record = logging.makeLogRecord({"msg": f"from{mark}outside", "model": f"gpt{mark}4"})
+    line = formatter.format(record)
+    assert mark not in line
+    assert len(line.splitlines()) == 1
+    if isinstance(formatter, JsonLines):
+        assert json.loads(line)["model"] == f"gpt{mark}4"
+
+
+@pytest.mark.parametrize("formatter", [JsonLines(), ReadableLines()])
+def test_a_text_from_outside_is_cut_and_its_length_told(formatter: logging.Formatter) -> None:
+    line = formatter.format(logging.makeLogRecord({"msg": "call_ended", "models": ["x" * 200_000] * 2}))
+    assert len(line) < 5_000
+    assert "(200,000 characters)" in line
+
+
+def test_on_a_terminal_a_line_is_readable() -> None:
+    fields = {"done": 5, "waits_for": {"mini": "429: tokens"}, "none": {}}
+    record = logging.makeLogRecord({"msg": "progress", "levelname": "INFO", "created": 1_795_000_000.0, **fields})
+    assert ReadableLines().format(record) == '11:06:40 info    progress done=5 waits_for={"mini":"429: tokens"}'
+
+
+def test_on_a_terminal_a_traceback_stands_below_its_line_without_secrets() -> None:
+    try:
+        raise ValueError(f"refused {JWT}")
+    except ValueError:
+        record = logging.makeLogRecord({"msg": "job_faulted", "exc_info": sys.exc_info()})
+    first, *rest = ReadableLines().format(record).splitlines()
+    assert first.endswith("job_faulted")
+    assert rest[-1] == "    ValueError: refused [redacted]"
 
 
 def test_libraries_speak_from_warnings_up_and_everything_goes_to_standard_error(

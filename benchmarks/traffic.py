@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +10,9 @@ from typing import Any
 from azure.identity.aio import WorkloadIdentityCredential
 from azure.servicebus import ServiceBusMessage, ServiceBusReceiveMode, TransportType
 from azure.servicebus.aio import ServiceBusClient
-from azure.servicebus.exceptions import MessageSizeExceededError
 
 from benchmarks.processes import BenchmarkFailed
+from worker.packing import pack
 
 JOB_BYTES = 2_048
 BATCH = "benchmark"
@@ -69,18 +69,16 @@ async def connect(environment: Mapping[str, str]) -> AsyncIterator[ServiceBusCli
 
 async def submit(client: ServiceBusClient, count: int, *, number_from: int = 0) -> None:
     async with client.get_queue_sender("jobs") as sender:
-        batch = await sender.create_message_batch()
-        for message in _messages(range(number_from, number_from + count)):
-            try:
-                batch.add_message(message)
-            except MessageSizeExceededError:
-                await sender.send_messages(batch)
-                batch = await sender.create_message_batch()
-                batch.add_message(message)
-        await sender.send_messages(batch)
+        messages = _messages(range(number_from, number_from + count))
+        async for packed in pack(sender, messages, lambda message: message, _refuse):
+            await sender.send_messages(packed.batch)
 
 
-def _messages(numbers: range) -> Iterator[ServiceBusMessage]:
+def _refuse(message: ServiceBusMessage, allowed: int) -> None:
+    raise BenchmarkFailed(f"the message of {message.message_id} is larger than the {allowed:,} bytes of a batch")
+
+
+async def _messages(numbers: range) -> AsyncIterator[ServiceBusMessage]:
     for number in numbers:
         yield ServiceBusMessage(
             job_line(number),

@@ -16,8 +16,10 @@ from azure.servicebus.exceptions import (
     ServiceBusServerBusyError,
 )
 
+from worker.batch_files import InvalidBatch
 from worker.errors import TokenUnavailable, WorkerError
 from worker.servicebus_faults import causes_of, find_unopened
+from worker.submission import SubmissionInterrupted
 
 ROLES = {
     "Send": "Azure Service Bus Data Sender",
@@ -30,6 +32,8 @@ _AGAIN = "The same command again is safe: what was sent is not sent twice."
 
 def explain(error: BaseException) -> str:
     """One readable message for an error of the client; the innermost cause that is known decides."""
+    if isinstance(error, SubmissionInterrupted) and error.__cause__:
+        return _explain_interruption(error, error.__cause__)
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     if unopened := find_unopened(error):
@@ -39,6 +43,13 @@ def explain(error: BaseException) -> str:
         if told:
             return told
     return _first_line(error)
+
+
+def _explain_interruption(error: SubmissionInterrupted, cause: BaseException) -> str:
+    why = explain(cause)
+    # a file that has changed is another batch
+    again = "" if _AGAIN in why or isinstance(cause, InvalidBatch) else f"\n{_AGAIN}"
+    return f"{error}, then it was interrupted.\n{why}{again}"
 
 
 def _tell(error: BaseException) -> str | None:
@@ -67,7 +78,10 @@ def _tell(error: BaseException) -> str | None:
         case ServiceBusServerBusyError():
             return f"Service Bus throttles: {_first_line(error)}\nNext: wait a minute, then the same command again."
         case MessageSizeExceededError():
-            return f"A line is larger than the queue takes: {_first_line(error)}\nNext: shorten it."
+            return (
+                f"A message is larger than the queue takes: {_first_line(error)}\n"
+                "Next: shorten the job, or set AOAI_WORKER_CLAIMS_CONTAINER, so that large jobs go by Blob storage."
+            )
         case ServiceBusConnectionError() | ServiceBusCommunicationError() | OperationTimeoutError():
             return (
                 f"Service Bus cannot be reached: {_first_line(error)}\n"

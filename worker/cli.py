@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from worker import dlq_cli
-from worker.terminal import FAILED, INCOMPLETE, complain, readable_errors
+from worker.terminal import FAILED, INCOMPLETE, Heartbeat, complain, readable_errors
 
 if TYPE_CHECKING:
-    from worker.client import BatchStatus, Collection, Progress, Submission
+    from worker.client import BatchFile, BatchStatus, Collection, Progress, Submission
 
 app = typer.Typer(
     name="aoai-worker",
@@ -32,7 +32,17 @@ app = typer.Typer(
 )
 app.add_typer(dlq_cli.app, name="dlq")
 
-InputFile = Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="A Batch input file.")]
+InputFile = Annotated[
+    Path,
+    typer.Argument(
+        exists=True,
+        dir_okay=False,
+        readable=True,
+        allow_dash=True,
+        path_type=str,  # as a Path typer does not know a dash
+        help="A Batch input file, of OpenAI's form or Azure's; gzip is read too, and - is standard input.",
+    ),
+]
 BatchId = Annotated[str, typer.Argument(help="What submit printed.")]
 
 
@@ -137,10 +147,11 @@ def submit(
     Every line is checked before the first is sent. The same file under the same id is sent once only: what Service
     Bus has seen within its duplicate-detection window it drops, so submitting again after a failure is safe.
     """
-    with readable_errors():
-        submission = asyncio.run(_submit(file, batch))
+    with readable_errors(), Heartbeat("") as heartbeat:
+        submission = _submit(Path(file), batch, heartbeat)
+    jobs = "job" if submission.total == 1 else "jobs"
     complain(
-        f"{submission.total:,} jobs submitted. "
+        f"{submission.total:,} {jobs} submitted. "
         f"Next: aoai-worker collect {submission.batch_id} -o OUT.jsonl --follow"
     )
     typer.echo(submission.batch_id)
@@ -178,13 +189,50 @@ def collect(
         raise typer.Exit(INCOMPLETE)
 
 
-async def _submit(file: Path, batch_id: str | None) -> "Submission":
-    from worker.client import JobClient, read_batch_file
+def _submit(file: Path, batch_id: str | None, heartbeat: Heartbeat) -> "Submission":
+    from worker.batches import require_batch_id
+    from worker.client import read_batch_file
 
-    batch = read_batch_file(file)
+    if batch_id is not None:
+        require_batch_id(batch_id)
+    with _regular_file(file, heartbeat) as (path, name):
+        heartbeat.wait_for(f"the check of {name}")
+        found = read_batch_file(path, name=name)
+        if skipped := describe_skipped(found):
+            heartbeat.say(skipped)
+        return asyncio.run(_send(found, batch_id, heartbeat))
+
+
+@contextmanager
+def _regular_file(file: Path, heartbeat: Heartbeat) -> Iterator[tuple[Path, str]]:
+    """A file that can be read twice, and its name to people."""
+    from worker.batch_files import spooled
+
+    if str(file) == "-":
+        heartbeat.wait_for("the end of standard input")
+        with spooled(sys.stdin.buffer) as path:
+            yield path, "standard input"
+    elif file.is_file():
+        yield file, str(file)
+    else:
+        heartbeat.wait_for(f"the end of {file}")
+        with file.open("rb") as pipe, spooled(pipe) as path:
+            yield path, str(file)
+
+
+def describe_skipped(batch: "BatchFile") -> str:
+    counts = [(batch.blank_lines, "blank line"), (batch.byte_order_marks, "byte order mark")]
+    skipped = [f"{count:,} {what}{'' if count == 1 else 's'}" for count, what in counts if count]
+    return f"{batch.name}: skipped {' and '.join(skipped)}" if skipped else ""
+
+
+async def _send(batch: "BatchFile", batch_id: str | None, heartbeat: Heartbeat) -> "Submission":
+    from worker.client import JobClient
+
+    heartbeat.wait_for("a token and a link to Service Bus")
     async with JobClient.from_environment() as client:
-        with _progress("submitted") as report:
-            return await client.submit(batch, batch_id=batch_id, on_progress=report)
+        with _progress("submitted", heartbeat) as report:
+            return await client.submit(batch, batch_id=batch_id, on_progress=report, on_waiting=heartbeat.wait_for)
 
 
 async def _status(batch_id: str) -> "BatchStatus":
@@ -258,25 +306,33 @@ def _as_document(status: "BatchStatus") -> dict[str, Any]:
 
 
 @contextmanager
-def _progress(verb: str) -> "Iterator[Callable[[Progress], None]]":
+def _progress(verb: str, heartbeat: Heartbeat | None = None) -> "Iterator[Callable[[Progress], None]]":
     """A bar where somebody watches; elsewhere a line for each tenth."""
     if not sys.stderr.isatty():
-        yield _Lines(verb)
+        yield _Lines(verb, heartbeat.say if heartbeat else complain)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Bars(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(verb, total=None)
-        yield lambda now: bar.update(task, completed=now.done, total=now.total, description=_label(verb, now))
+
+        def move(now: "Progress") -> None:
+            bar.update(task, completed=now.done, total=now.total, description=_label(verb, now))
+            if heartbeat:
+                heartbeat.note_said()
+
+        yield move
 
 
 class _Lines:
     """Progress for a log: a line when another tenth is done."""
 
-    def __init__(self, verb: str) -> None:
+    def __init__(self, verb: str, say: Callable[[str], None] = complain) -> None:
         self._verb = verb
+        self._say = say
         self._told = ""
 
     def __call__(self, now: "Progress") -> None:
@@ -284,7 +340,7 @@ class _Lines:
         text = f"{_label(self._verb, now)}: {tenths * 10} %" if now.total else _label(self._verb, now)
         if text != self._told:
             self._told = text
-            complain(f"{text} ({now.done:,})")
+            self._say(f"{text} ({now.done:,})")
 
 
 def _label(verb: str, now: "Progress") -> str:

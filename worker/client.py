@@ -8,6 +8,9 @@
 is, gets what comes out, and `result_files.py` keeps it.
 """
 
+import asyncio
+import contextlib
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -18,7 +21,7 @@ from azure.core.credentials_async import AsyncTokenCredential
 from azure.servicebus.aio import ServiceBusClient
 
 from worker import blob_batches, queue_batches
-from worker.batch_files import BatchFile, InvalidBatch, LineProblem, check_sizes, read_batch_file
+from worker.batch_files import BatchFile, InvalidBatch, LineProblem, check_sizes, check_unchanged, read_batch_file
 from worker.batches import (
     BatchStatus,
     Collection,
@@ -31,12 +34,14 @@ from worker.batches import (
 from worker.blob_batches import Gathering, OtherBatch, UnusableBlob, put_manifest
 from worker.blobs import STORAGE_SCOPE
 from worker.identity import open_broker
+from worker.packing import largest_body
 from worker.queue_batches import BeingCollected, ClaimsNotConfigured, Taking
 from worker.result_files import ResultFiles, UnusableOutput
+from worker.sending import RetryingSender
 from worker.servicebus import SERVICEBUS_SCOPE, connect
 from worker.settings import ConnectionSettings, load
 from worker.storage import Storage, open_storage
-from worker.submission import Stamp, largest_line, make_manifest, manifest_message, send_jobs
+from worker.submission import Stamp, SubmissionInterrupted, make_manifest, send_jobs, send_manifest
 
 __all__ = [
     "BatchFile",
@@ -51,17 +56,21 @@ __all__ = [
     "OtherBatch",
     "Progress",
     "Submission",
+    "SubmissionInterrupted",
     "UnusableBlob",
     "UnusableOutput",
     "make_batch_id",
     "read_batch_file",
 ]
 
+CLOSE_TIMEOUT = 10.0
+"""Seconds for closing all connections. Each waits up to a second for the SDK's keep-alive task."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Links:
-    """Where links come from. The SDK retries what senders do; for sessions it would only ask 11 seconds long for
-    one that another collector holds."""
+    """Where links come from. The SDK retries nothing: `RetryingSender` does, and for sessions the SDK would only
+    ask 11 seconds long for one that another collector holds."""
 
     senders: ServiceBusClient
     sessions: ServiceBusClient
@@ -94,7 +103,9 @@ class JobClient:
 
     async def __aexit__(self, *details: Any) -> None:
         self._links = None
-        await self._stack.aclose()
+        with contextlib.suppress(TimeoutError):  # a broker that is gone; the process's end closes what is left
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await self._stack.aclose()
 
     async def submit(
         self,
@@ -104,26 +115,30 @@ class JobClient:
         time_to_live: timedelta | None = None,
         deadline: datetime | None = None,
         on_progress: OnProgress | None = None,
+        on_waiting: Callable[[str], None] | None = None,
     ) -> Submission:
         """Send the manifest, then every line. `deadline` needs a time zone.
 
         Safe to repeat: without a `batch_id` the same file is the same batch, and what Service Bus has seen
         within its duplicate-detection window it drops. So a file that shall run twice needs another id.
+        What is not confirmed is sent again for two minutes, under the same message-ids. `on_waiting` is told
+        what is waited for, and why it is tried again.
         Raises InvalidBatchId, InvalidBatch if the file has changed or a line fits no message and no claim,
-        OtherBatch, BlobFailed, or the SDK's ServiceBusError; of an interrupted submission those lines were sent
-        that `on_progress` told of.
+        OtherBatch, BlobFailed, or the SDK's ServiceBusError where the jobs queue cannot be reached, all before
+        anything is sent; SubmissionInterrupted after that.
         """
         links, settings = self._open_links, self._settings
         claims = links.storage.claims
         stamp = Stamp(
-            batch_id=require_batch_id(batch_id or make_batch_id(batch)),
+            batch_id=require_batch_id(make_batch_id(batch) if batch_id is None else batch_id),
             time_to_live=time_to_live,
             deadline=deadline,
         )
-        async with links.senders.get_queue_sender(settings.jobs_queue) as sender:
-            largest = await largest_line(sender)
+        async with RetryingSender(links.senders, settings.jobs_queue, on_waiting or _ignore) as sender:
+            largest = await largest_body(sender)
             check_sizes(batch, message=largest, claim=claims.largest if claims else None)
-            await self._announce(batch, stamp.batch_id)
+            check_unchanged(batch)
+            await self._announce(batch, stamp.batch_id, on_waiting or _ignore)
             await send_jobs(sender, batch, stamp, claims=claims, report=on_progress or _ignore)
         return Submission(batch_id=stamp.batch_id, total=batch.total, sha256=batch.sha256)
 
@@ -177,13 +192,13 @@ class JobClient:
         await queue_batches.take_all(links.sessions, settings.results_queue, batch_id, taking)
         return taking.total
 
-    async def _announce(self, batch: BatchFile, batch_id: str) -> None:
+    async def _announce(self, batch: BatchFile, batch_id: str, waiting: Callable[[str], None]) -> None:
         links, settings = self._open_links, self._settings
         manifest = make_manifest(batch, batch_id)
         if links.storage.results:
             return await put_manifest(links.storage.results, settings.blob_prefix, manifest)
-        async with links.senders.get_queue_sender(settings.results_queue) as sender:
-            await sender.send_messages(manifest_message(manifest))
+        async with RetryingSender(links.senders, settings.results_queue, waiting) as sender:
+            await send_manifest(sender, manifest)
         return None
 
     async def _be_somebody(self, stack: AsyncExitStack) -> AsyncTokenCredential:
@@ -196,7 +211,7 @@ class JobClient:
     async def _connect(self, stack: AsyncExitStack, credential: AsyncTokenCredential) -> _Links:
         settings = self._settings
         return _Links(
-            senders=await stack.enter_async_context(connect(settings, credential)),
+            senders=await stack.enter_async_context(connect(settings, credential, retries=0)),
             sessions=await stack.enter_async_context(connect(settings, credential, retries=0)),
             storage=await stack.enter_async_context(open_storage(settings, credential)),
         )

@@ -40,6 +40,8 @@ HELD_BYTES = 64 << 20
 """Of unwanted ones a pass holds about so many at most, to reach what lies behind them."""
 
 RECEIVE_WAIT = 5.0
+SEND_TIMEOUT = 30.0
+"""Seconds. What was not confirmed is sent again by the next replay under the same message-id."""
 
 CARRIED = (
     "correlation_id",
@@ -163,7 +165,8 @@ class Resending:
 
     async def __call__(self, delivery: Delivery, /) -> None:
         replay = self._replays[delivery.envelope.sequence_number]
-        await self._sender.send_messages(resent(cast(LockedMessage, delivery).message, replay))
+        message = resent(cast(LockedMessage, delivery).message, replay)
+        await self._sender.send_messages(message, timeout=SEND_TIMEOUT)
 
 
 class Saving:

@@ -320,9 +320,9 @@ def _has_plain_numbers(document: JsonObject, raw: bytes) -> bool:
     # a temperature of 0.0 is common; what became 0.0 has an exponent, or very many zeros
     least = 1e-5 if any(sign in raw for sign in (b"e-", b"E-", b"0" * 20)) else 0.0
     is_plain = True
-    level: list[JsonObject | list[Any]] = [document]
+    level: list[Any] = [document]
     for _ in range(MAX_NESTING):
-        below: list[JsonObject | list[Any]] = []
+        below: list[Any] = []
         for parent in level:
             for value in parent.values() if type(parent) is dict else parent:
                 kind = type(value)
@@ -380,12 +380,15 @@ def _path_to_inexact(value: object) -> list[str]:
 
 
 def _parse_operation(url: object) -> Operation:
+    """Azure's own batch files leave out the `/v1` that OpenAI's have."""
+    text = str(url)
     try:
-        return Operation(str(url))
+        return Operation(text if text.startswith("/v1/") else f"/v1{text}")
     except ValueError:
         allowed = ", ".join(operation.value for operation in Operation)
         raise NotAJob(
-            DeadLetterReason.UNSUPPORTED_OPERATION, f'"url" is {_shown(url)}; supported are: {allowed}'
+            DeadLetterReason.UNSUPPORTED_OPERATION,
+            f'"url" is {_shown(url)}; supported are: {allowed}, each also without /v1',
         ) from None
 
 

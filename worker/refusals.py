@@ -91,6 +91,7 @@ def classify(status: int, body: bytes, exchange: Exchange) -> CallFailed:
     A 403, and a 404 unless models are passed through, is our set-up: the role, the network rules, the name of the
     deployment. Yet one that names a field of the request other than the model is about that one job.
     """
+    body = BEARER.sub(rb"\1[redacted]", body)
     error = _error_in(body)
     kind = _kind(status, error, passthrough=exchange.passthrough)
     target = exchange.target
@@ -257,13 +258,11 @@ def _error_in(body: bytes) -> JsonObject:
 
 
 def _message(error: JsonObject, body: bytes) -> str:
-    words = BEARER.sub(rb"\1[redacted]", _text(error.get("message")).encode()).decode(errors="replace")
-    return words[:300] or body[:100].decode(errors="replace")
+    return _text(error.get("message"))[:300] or body[:100].decode(errors="replace")
 
 
 def _one_line(body: bytes, status: int) -> bytes:
     """The service's error as JSON on one line; what is not JSON becomes the message of an error object."""
-    body = BEARER.sub(rb"\1[redacted]", body)
     try:
         orjson.loads(body)
     except orjson.JSONDecodeError:

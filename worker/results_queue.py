@@ -7,19 +7,20 @@ again is dropped by the queue.
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from types import TracebackType
 from typing import Self
 
-from azure.servicebus import ServiceBusMessage, ServiceBusMessageBatch
+from azure.servicebus import ServiceBusMessage
 from azure.servicebus.aio import ServiceBusClient, ServiceBusSender
 from azure.servicebus.exceptions import MessageSizeExceededError
 
 from worker.errors import ResultTooLarge, SinkUnavailable
 from worker.jobs import Job, result_id
+from worker.packing import pack
 from worker.servicebus_faults import FAULTS, describe_fault
 
 SEND_TIMEOUT = 30.0
@@ -125,27 +126,11 @@ class ResultsQueue:
 
     async def _send_in_batches(self, entries: Iterable[_Pending]) -> None:
         sender = await self._open()
-        batch, aboard = await sender.create_message_batch(), list[_Pending]()
-        for entry in entries:
-            added = _add(batch, entry)
-            if not added and aboard:
-                await self._ship(sender, batch, aboard)
-                batch, aboard = await sender.create_message_batch(), []
-                added = _add(batch, entry)
-            if added:
-                aboard.append(entry)
-            else:
-                _fail([entry], partial(ResultTooLarge, size=entry.size, allowed=batch.max_size_in_bytes))
-        if aboard:
-            await self._ship(sender, batch, aboard)
-
-    async def _ship(
-        self, sender: ServiceBusSender, batch: ServiceBusMessageBatch, aboard: Iterable[_Pending]
-    ) -> None:
-        await sender.send_messages(batch)
-        for entry in aboard:
-            if not entry.done.done():
-                entry.done.set_result(None)
+        async for packed in pack(sender, _each(entries), _message, _refuse):
+            await sender.send_messages(packed.batch)
+            for entry in packed.entries:
+                if not entry.done.done():
+                    entry.done.set_result(None)
 
     async def _open(self) -> ServiceBusSender:
         if self._sender is None:
@@ -167,12 +152,17 @@ def _session(entry: _Pending) -> str:
     return entry.session
 
 
-def _add(batch: ServiceBusMessageBatch, entry: _Pending) -> bool:
-    try:
-        batch.add_message(entry.message)
-    except MessageSizeExceededError:
-        return False
-    return True
+def _message(entry: _Pending) -> ServiceBusMessage:
+    return entry.message
+
+
+async def _each(entries: Iterable[_Pending]) -> AsyncIterator[_Pending]:
+    for entry in entries:
+        yield entry
+
+
+def _refuse(entry: _Pending, allowed: int) -> None:
+    _fail([entry], partial(ResultTooLarge, size=entry.size, allowed=allowed))
 
 
 def _fail(entries: Iterable[_Pending], make_error: Callable[[], Exception]) -> None:

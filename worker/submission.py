@@ -10,15 +10,19 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from azure.servicebus import ServiceBusMessage, ServiceBusMessageBatch
-from azure.servicebus.aio import ServiceBusSender
 from azure.servicebus.exceptions import MessageSizeExceededError
 
-from worker.batch_files import ENVELOPE_BYTES, BatchFile, read_jobs
+from worker.batch_files import BatchFile, InvalidBatch, read_jobs
 from worker.batches import OnProgress, Progress
 from worker.blob_claims import BlobClaims
+from worker.blobs import BlobFailed
 from worker.claims import encode_claim
+from worker.errors import WorkerError
 from worker.jobs import CLAIM_TYPE, Manifest, encode_manifest, make_job_id, manifest_id, rfc3339
+from worker.packing import largest_body, pack
 from worker.queue_batches import MANIFEST_SUBJECT
+from worker.sending import RetryingSender
+from worker.servicebus_faults import FAULTS
 
 READ_AHEAD = 8 << 20
 """Bytes of lines that are read, and where they are too large put into Blob storage, together."""
@@ -33,26 +37,54 @@ class Stamp:
     deadline: datetime | None
 
 
-async def largest_line(sender: ServiceBusSender) -> int:
-    """Bytes of a line that a message to this queue carries beside its own fields."""
-    return (await sender.create_message_batch()).max_size_in_bytes - ENVELOPE_BYTES
+class SubmissionInterrupted(WorkerError):
+    """`sent` jobs of `total` were confirmed. The cause ended it; what it kept unconfirmed may have arrived too."""
+
+    def __init__(self, sent: int, total: int) -> None:
+        super().__init__(f"{sent:,} of {total:,} jobs were sent")
+        self.sent = sent
+        self.total = total
+
+
+async def send_manifest(sender: RetryingSender, manifest: Manifest) -> None:
+    """Raises SubmissionInterrupted."""
+    await _send(sender, manifest_message(manifest), SubmissionInterrupted(0, manifest.total))
 
 
 async def send_jobs(
-    sender: ServiceBusSender,
+    sender: RetryingSender,
     batch: BatchFile,
     stamp: Stamp,
     *,
     claims: BlobClaims | None,
     report: OnProgress,
 ) -> None:
-    """Raises InvalidBatch if the file has changed, BlobFailed, or the SDK's ServiceBusError."""
-    messages = _job_messages(batch, stamp, await largest_line(sender), claims)
+    """Raises SubmissionInterrupted: by Service Bus, by Blob storage, or because the file has changed."""
+    messages = _job_messages(batch, stamp, await largest_body(sender), claims)
     sent = 0
-    async for packed in _pack(sender, messages):
-        await sender.send_messages(packed)
-        sent += len(packed)
-        report(Progress(done=sent, total=batch.total))
+    try:
+        async for packed in pack(sender, messages, lambda message: message, _refuse):
+            await _send(sender, packed.batch, SubmissionInterrupted(sent, batch.total))
+            sent += len(packed.entries)
+            report(Progress(done=sent, total=batch.total))
+    except (InvalidBatch, BlobFailed) as error:
+        raise SubmissionInterrupted(sent, batch.total) from error
+
+
+async def _send(
+    sender: RetryingSender, message: ServiceBusMessage | ServiceBusMessageBatch, if_not: SubmissionInterrupted
+) -> None:
+    try:
+        await sender.send(message)
+    except FAULTS as error:
+        raise if_not from error
+
+
+def _refuse(message: ServiceBusMessage, allowed: int) -> None:
+    """No line comes here: what is too large is refused or stored before. A message must not be lost silently."""
+    raise MessageSizeExceededError(
+        message=f"the message of job {message.message_id!r} is larger than the {allowed:,} bytes of a batch"
+    )
 
 
 def make_manifest(batch: BatchFile, batch_id: str) -> Manifest:
@@ -79,10 +111,10 @@ async def _job_messages(
         claimed = [] if claims is None else [line for _, line in group if len(line) > largest]
         claim_of = dict(zip(claimed, await _store(claims, stamp.batch_id, claimed), strict=True))
         for custom_id, line in group:
-            yield _job_message(custom_id, line, claim_of.get(line), stamp)
+            yield job_message(custom_id, line, claim_of.get(line), stamp)
 
 
-def _job_message(custom_id: str, line: bytes, claim: bytes | None, stamp: Stamp) -> ServiceBusMessage:
+def job_message(custom_id: str, line: bytes, claim: bytes | None, stamp: Stamp) -> ServiceBusMessage:
     properties: dict[str | bytes, Any] = {}
     if stamp.deadline:
         properties["deadline"] = rfc3339(stamp.deadline.timestamp())
@@ -119,25 +151,3 @@ async def _store(claims: BlobClaims | None, batch_id: str, lines: Sequence[bytes
             raise outcome
         stored.append(encode_claim(outcome))
     return stored
-
-
-async def _pack(
-    sender: ServiceBusSender, messages: AsyncIterator[ServiceBusMessage]
-) -> AsyncIterator[ServiceBusMessageBatch]:
-    """As few transfers as the queue's message size allows; one of them is in memory at a time."""
-    packed = await sender.create_message_batch()
-    async for message in messages:
-        if not _fits(packed, message):
-            yield packed
-            packed = await sender.create_message_batch()
-            packed.add_message(message)
-    yield packed
-
-
-def _fits(packed: ServiceBusMessageBatch, message: ServiceBusMessage) -> bool:
-    """Whether the message could be added, and so was."""
-    try:
-        packed.add_message(message)
-    except MessageSizeExceededError:
-        return False
-    return True

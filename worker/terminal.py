@@ -4,9 +4,11 @@ Standard output carries only what one would pipe; what is said to a person goes 
 """
 
 import logging
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import typer
 from azure.core.exceptions import AzureError
@@ -18,6 +20,9 @@ FAILED = 1
 WRONG_INPUT = 2
 INCOMPLETE = 3
 INTERRUPTED = 130
+
+SILENCE = 10.0
+"""Seconds after which a person is told what is being waited for."""
 
 
 @contextmanager
@@ -53,7 +58,7 @@ def _ended_by(error: Exception) -> typer.Exit:
 
 
 def describe_problems(error: "InvalidBatch") -> str:
-    lines = [f"{error.path} cannot be submitted; nothing was sent:", *(f"  {one}" for one in error.problems)]
+    lines = [f"{error.name} cannot be submitted; nothing was sent:", *(f"  {one}" for one in error.problems)]
     if error.count > len(error.problems):
         lines.append(f"  ... and {error.count - len(error.problems):,} more")
     return "\n".join(lines)
@@ -61,3 +66,39 @@ def describe_problems(error: "InvalidBatch") -> str:
 
 def complain(text: str) -> None:
     typer.echo(text, err=True)
+
+
+class Heartbeat:
+    """Says what is waited for whenever nothing was said for `SILENCE`; a context manager.
+
+    A thread, so that it also speaks while the event loop does not run: a large file is checked, or is waited for.
+    """
+
+    def __init__(self, waiting_for: str) -> None:
+        self._waiting_for = waiting_for
+        self._last_said = time.monotonic()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def wait_for(self, what: str) -> None:
+        self._waiting_for = what
+
+    def note_said(self) -> None:
+        self._last_said = time.monotonic()
+
+    def say(self, text: str) -> None:
+        complain(text)
+        self.note_said()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(max(0.0, self._last_said + SILENCE - time.monotonic())):
+            if time.monotonic() >= self._last_said + SILENCE:
+                self.say(f"waiting for {self._waiting_for}")

@@ -38,7 +38,9 @@ def write_mixed_batch(path: Path) -> Path:
     with path.open("w") as file:
         for number in range(ROUNDS):
             for custom_id, (url, body) in jobs_of(number).items():
-                line = {"custom_id": custom_id, "method": "POST", "url": url, "body": body}
+                # every other round as Azure's own documentation writes it
+                form = url.removeprefix("/v1") if number % 2 else url
+                line = {"custom_id": custom_id, "method": "POST", "url": form, "body": body}
                 file.write(json.dumps(line) + "\n")
     return path
 

@@ -1,8 +1,12 @@
 """What `submit` finds out about a file before it sends a line."""
 
+import gzip
 import hashlib
+import io
 import json
-from collections.abc import Iterable
+import os
+import tracemalloc
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +14,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.batch_files import LARGE_LINE_BYTES, InvalidBatch, check_sizes, read_batch_file, read_jobs
+from worker.batch_files import (
+    BYTE_ORDER_MARK,
+    LARGE_LINE_BYTES,
+    InvalidBatch,
+    check_sizes,
+    read_batch_file,
+    read_jobs,
+    spooled,
+)
 
 
 def make_line(custom_id: str = "q1", **changes: Any) -> bytes:
@@ -58,16 +70,17 @@ def test_a_line_is_sent_as_it_stands_in_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        (b"{not json}", "is not JSON"),
+        (b"{not json}", "column 2: not JSON: "),
         (b"[1, 2]", "must be one JSON object"),
-        (b'{"custom_id": "\xff"}', "is not JSON in UTF-8"),
-        (b"", "the line is blank"),
-        (b"   ", "the line is blank"),
+        (b'{"custom_id": "\xff"}', "column 16: the byte 0xff is not UTF-8; in Latin-1 (Windows-1252) it is 'ÿ'"),
+        ('{"custom_id": "Málaga, España"}'.encode("latin-1"), "column 17: the byte 0xe1 is not UTF-8; "),
+        ("äö".encode() + b"\xe9", "column 3: the byte 0xe9 is not UTF-8; in Latin-1 (Windows-1252) it is 'é'"),
+        (make_line("ä")[:-1] + b",}", f"column {len(make_line('ä'))}: not JSON: trailing comma is not allowed"),
+        (make_line("c") + b",", f"column {len(make_line('c')) + 1}: a trailing comma after the job; remove it"),
         (make_line(url="/v1/images/generations"), "/v1/images/generations"),
         (make_line(method="GET"), '"method" is "GET"'),
         (make_line(body={"messages": []}), '"body.model" is missing'),
         (make_line(custom_id=""), '"custom_id"'),
-        (b"\xef\xbb\xbf" + make_line(), "UTF-8 without BOM"),
     ],
 )
 def test_a_wrong_line_is_named_with_its_number_and_what_is_wrong(tmp_path: Path, line: bytes, told: str) -> None:
@@ -85,7 +98,7 @@ def test_a_repeated_custom_id_names_the_first_line_that_has_it(tmp_path: Path) -
 
 
 def test_all_problems_are_told_at_once_in_the_order_of_the_lines(tmp_path: Path) -> None:
-    lines = [make_line("a"), b"x", make_line("a"), b"", make_line("b")]
+    lines = [make_line("a"), b"x", make_line("a"), b"{", make_line("b")]
     assert [line for line, _ in problems_of(write(tmp_path / "jobs.jsonl", lines))] == [2, 3, 4]
 
 
@@ -103,9 +116,87 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     ]
 
 
-def test_a_utf_16_file_is_one_problem(tmp_path: Path) -> None:
-    (tmp_path / "jobs.jsonl").write_bytes(make_line().decode().encode("utf-16"))
-    assert problems_of(tmp_path / "jobs.jsonl") == [(0, "the file is UTF-16; save it as UTF-8")]
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("compress", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_a_utf_16_file_is_one_problem(tmp_path: Path, encoding: str, compress: Callable[[bytes], bytes]) -> None:
+    (tmp_path / "jobs.jsonl").write_bytes(compress(make_line().decode().encode(encoding)))
+    assert problems_of(tmp_path / "jobs.jsonl") == [(1, "column 1: the file is UTF-16; save it as UTF-8")]
+
+
+def skipping(lines: Sequence[bytes], blanks: Sequence[int]) -> bytes:
+    """The file with so many blank lines before each of its lines, the first of them after a byte order mark."""
+    blank = [b"", b"  ", b"\t"]
+    before = [b"".join(blank[n % 3] + b"\n" for n in range(count)) for count in blanks]
+    return BYTE_ORDER_MARK + b"".join(skip + line + b"\n" for skip, line in zip(before, lines, strict=True))
+
+
+@settings(max_examples=40, deadline=None)
+@given(blanks=st.lists(st.integers(0, 4), min_size=1, max_size=30), compressed=st.booleans())
+def test_what_is_skipped_and_compression_change_neither_jobs_nor_batch(
+    tmp_path_factory: pytest.TempPathFactory, blanks: list[int], compressed: bool
+) -> None:
+    folder = tmp_path_factory.mktemp("batch")
+    lines = [make_line(f"{number}") for number in range(len(blanks))]
+    plain = read_batch_file(write(folder / "plain.jsonl", lines))
+    content = skipping(lines, blanks)
+    (folder / "other.jsonl").write_bytes(gzip.compress(content) if compressed else content)
+    other = read_batch_file(folder / "other.jsonl")
+    assert (other.total, other.sha256) == (plain.total, plain.sha256)
+    assert (other.blank_lines, other.byte_order_marks) == (sum(blanks), 1)
+    assert list(read_jobs(other)) == [(f"{number}", line) for number, line in enumerate(lines)]
+
+
+def test_a_problem_keeps_the_number_that_its_line_has_in_the_file(tmp_path: Path) -> None:
+    lines = [b"", make_line("a"), b"", b"", b"x", make_line("a")]
+    assert [line for line, _ in problems_of(write(tmp_path / "jobs.jsonl", lines))] == [5, 6]
+
+
+def test_a_byte_order_mark_in_the_middle_is_skipped_as_files_are_put_together(tmp_path: Path) -> None:
+    lines = [BYTE_ORDER_MARK + make_line("a"), BYTE_ORDER_MARK + make_line("b")]
+    batch = read_batch_file(write(tmp_path / "jobs.jsonl", lines))
+    assert (batch.total, batch.byte_order_marks) == (2, 2)
+    assert list(read_jobs(batch)) == [("a", make_line("a")), ("b", make_line("b"))]
+
+
+def test_a_file_of_blank_lines_is_empty(tmp_path: Path) -> None:
+    assert [line for line, _ in problems_of(write(tmp_path / "jobs.jsonl", [b"", b" "]))] == [0]
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: data[:200] + b"??" + data[202:]])
+def test_damaged_gzip_is_told_as_such(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    lines = b"".join(make_line(f"{number}") + b"\n" for number in range(700))
+    (tmp_path / "jobs.jsonl.gz").write_bytes(damage(gzip.compress(lines)))
+    ((line, problem),) = problems_of(tmp_path / "jobs.jsonl.gz")
+    assert line == 0
+    assert "the gzip data is damaged or cut off: " in problem
+
+
+def test_a_compressed_file_is_not_held_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.jsonl.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        for number in range(3_000):
+            file.write(make_line(f"{number}", body={"model": "m", "x": "y" * (9_000 + number)}) + b"\n")
+    tracemalloc.start()
+    try:
+        batch = read_batch_file(path)
+        assert sum(1 for _ in read_jobs(batch)) == batch.total == 3_000
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000  # of 30 MB
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_pipe_is_refused_instead_of_waiting_for_a_second_writer(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    ((_, problem),) = problems_of(tmp_path / "pipe")
+    assert problem.startswith("this is not a regular file")
+
+
+def test_what_was_spooled_is_a_batch_file_and_is_removed() -> None:
+    source = io.BytesIO(b"".join(make_line(f"{number}") + b"\n" for number in range(31)))
+    with spooled(source) as path:
+        batch = read_batch_file(path, name="standard input")
+        assert (batch.total, batch.name, len(list(read_jobs(batch)))) == (31, "standard input", 31)
+    assert not path.exists()
 
 
 def test_an_endless_line_is_passed_over_without_being_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

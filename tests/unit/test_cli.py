@@ -2,9 +2,12 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +21,7 @@ from worker.blobs import BlobFailed, describe_refusal
 from worker.cli import app
 from worker.client import BatchStatus, Collection, OtherBatch, Progress, Submission
 from worker.jobs import Manifest
+from worker.terminal import Heartbeat
 
 GOOD_LINE = (
     '{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m", "messages": []}}\n'
@@ -68,10 +72,11 @@ def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def call(*arguments: str | Path) -> Result:
+def call(*arguments: str | Path, input: str | None = None) -> Result:
     # in a thread: asyncio.run would throw away, unclosed, the loop that a plugin has set for the main one
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(CliRunner().invoke, app, [str(argument) for argument in arguments]).result()
+        run = partial(CliRunner().invoke, app, [str(argument) for argument in arguments], input=input)
+        return thread.submit(run).result()
 
 
 def answer_with(monkeypatch: pytest.MonkeyPatch, answer: Any) -> None:
@@ -89,6 +94,71 @@ def test_submit_prints_the_batch_id_and_nothing_else_to_standard_output(
     result = call("submit", jobs_file)
     assert (result.exit_code, result.stdout) == (0, "b1\n")
     assert "collect b1" in result.stderr
+
+
+@pytest.mark.parametrize(("total", "told"), [(1, "1 job submitted."), (1_319, "1,319 jobs submitted.")])
+def test_submit_counts_in_english(monkeypatch: pytest.MonkeyPatch, jobs_file: Path, total: int, told: str) -> None:
+    answer_with(monkeypatch, Submission(batch_id="b1", total=total, sha256=""))
+    assert told in call("submit", jobs_file).stderr
+
+
+def test_submit_reads_standard_input_and_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, Submission(batch_id="b1", total=1, sha256=""))
+    assert call("submit", "-", input=GOOD_LINE).stdout == "b1\n"
+    wrong = call("submit", "-", input=GOOD_LINE * 2)
+    assert wrong.exit_code == 2
+    assert wrong.stderr.startswith("standard input cannot be submitted; nothing was sent:\n  line 2: custom_id 'a'")
+
+
+def test_a_file_that_is_not_there_is_refused_as_wrong_input(tmp_path: Path) -> None:
+    result = call("submit", tmp_path / "nowhere.jsonl")
+    assert result.exit_code == 2
+    assert "does not exist" in result.stderr
+
+
+def test_submit_reads_a_pipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    answer_with(monkeypatch, Submission(batch_id="b1", total=1, sha256=""))
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as thread:
+        writing = thread.submit(pipe.write_text, GOOD_LINE)
+        assert call("submit", pipe).stdout == "b1\n"
+        writing.result()
+
+
+def test_submit_says_what_it_skips(monkeypatch: pytest.MonkeyPatch, jobs_file: Path) -> None:
+    answer_with(monkeypatch, Submission(batch_id="b1", total=1, sha256=""))
+    jobs_file.write_bytes(b"\xef\xbb\xbf\n\n" + GOOD_LINE.encode())
+    result = call("submit", jobs_file)
+    assert f"{jobs_file}: skipped 2 blank lines and 1 byte order mark\n" in result.stderr
+    assert result.stdout == "b1\n"
+
+
+@pytest.mark.parametrize("batch_id", ["", "a/b", "b" * 49])
+def test_a_wrong_batch_id_is_refused_before_the_file_is_read(tmp_path: Path, batch_id: str) -> None:
+    path = tmp_path / "jobs.jsonl"
+    path.write_text("{")
+    result = call("submit", path, "--batch", batch_id)
+    assert result.exit_code == 2
+    assert f"batch id '{batch_id}': allowed are 1 to 48 letters" in result.stderr
+    assert "line 1" not in result.stderr
+
+
+def test_whoever_waits_is_told_for_what_and_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("worker.terminal.SILENCE", 0.05)
+    with Heartbeat("the check of jobs.jsonl") as heartbeat:
+        wait_until_said(capsys, "waiting for the check of jobs.jsonl")
+        heartbeat.wait_for("queue 'jobs' to confirm 812 messages")
+        wait_until_said(capsys, "waiting for queue 'jobs' to confirm 812 messages")
+
+
+def wait_until_said(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    ends = time.monotonic() + 10
+    while text not in capsys.readouterr().err:
+        assert time.monotonic() < ends, f"{text!r} was not said"
+        time.sleep(0.01)
 
 
 def test_a_wrong_file_is_refused_line_by_line_before_any_setting_is_read(tmp_path: Path) -> None:

@@ -209,18 +209,27 @@ def test_what_is_not_a_job_is_dead_lettered_with_the_value_and_what_it_must_be(
         ("https://api.openai.com/v1/chat/completions", '"https://api.openai.com/v1/chat/completions"'),
         (5, "5"),
         (["/v1/chat/completions"], '["/v1/chat/completions"]'),
+        ("/v1/v1/embeddings", '"/v1/v1/embeddings"'),
+        ("chat/completions", '"chat/completions"'),
+        ("/images/generations", '"/images/generations"'),
+        ("/v2/embeddings", '"/v2/embeddings"'),
     ],
 )
 def test_an_operation_that_the_worker_cannot_call_is_dead_lettered_with_those_it_can(url: Any, shown: str) -> None:
     error = refusal(line_of(url=url))
     assert error.reason is DeadLetterReason.UNSUPPORTED_OPERATION
-    supported = "/v1/chat/completions, /v1/responses, /v1/embeddings, /v1/completions"
+    supported = "/v1/chat/completions, /v1/responses, /v1/embeddings, /v1/completions, each also without /v1"
     assert error.description == f'"url" is {shown}; supported are: {supported}'
 
 
 @pytest.mark.parametrize("operation", list(Operation))
 def test_every_operation_that_the_worker_can_call_is_a_job(operation: Operation) -> None:
     assert parse_line(line_of(url=operation.value)).operation is operation
+
+
+@pytest.mark.parametrize("operation", list(Operation))
+def test_the_urls_of_azures_batch_files_are_read_as_openais(operation: Operation) -> None:
+    assert parse_line(line_of(url=operation.value.removeprefix("/v1"))).operation is operation
 
 
 def test_a_line_that_a_javascript_producer_encoded_twice_is_read() -> None:

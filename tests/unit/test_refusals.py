@@ -44,6 +44,8 @@ def named(headers: dict[str, str]) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
+        (302, SetupWrong),
+        (307, SetupWrong),
         (400, RefusedByService),
         (401, SetupWrong),
         (402, RefusedByService),
@@ -68,6 +70,26 @@ def named(headers: dict[str, str]) -> dict[str, str]:
 )
 def test_a_status_means_what_the_table_of_the_design_says(status: int, kind: type[CallFailed]) -> None:
     assert type(failure(status)) is kind
+
+
+TOKEN = b"eyJhbGciOiJSUzI1NiIsImtpZCI6IjEifQ.eyJhdWQiOiJodHRwczovL2F6dXJlIn0.c2lnbmF0dXJl-_"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"error":{"code":"x","message":"refused: authorization=Bearer %b"}}' % TOKEN,
+        b'{"error":{"code":"x","message":"no","request":{"headers":{"Authorization":"bearer %b"}}}}' % TOKEN,
+        b"<html>GET / Authorization: Bearer an-opaque-token-of-a-gateway</html>",
+    ],
+)
+def test_a_token_that_the_service_echoes_never_reaches_the_result_or_the_log(body: bytes) -> None:
+    error = failure(400, body)
+    for said in (error.body.decode(), error.detail):
+        assert "eyJ" not in said
+        assert "opaque" not in said
+    assert b"[redacted]" in error.body
+    json.loads(error.body)
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 408, 429, 500])

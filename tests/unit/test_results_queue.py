@@ -23,7 +23,7 @@ class HasABug:
     async def __aenter__(self) -> "HasABug":
         return self
 
-    async def create_message_batch(self) -> Any:
+    async def create_message_batch(self, max_size_in_bytes: int | None = None) -> Any:
         raise ZeroDivisionError("a slip")
 
     async def close(self) -> None: ...
@@ -40,7 +40,7 @@ class CountsMore(HasABug):
     def __init__(self) -> None:
         self.taken: list[bytes] = []
 
-    async def create_message_batch(self) -> Any:
+    async def create_message_batch(self, max_size_in_bytes: int | None = None) -> Any:
         return Lenient()
 
     async def send_messages(self, batch: "Lenient") -> None:
@@ -54,6 +54,9 @@ class Lenient:
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
+
+    def __len__(self) -> int:
+        return len(self.bodies)
 
     def add_message(self, message: ServiceBusMessage) -> None:
         self.bodies.append(b"".join(message.body))

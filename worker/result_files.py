@@ -19,6 +19,10 @@ class UnusableOutput(WorkerError):
     """Nothing can be collected into this file; the message says why and what to do."""
 
 
+class OutputGone(WorkerError):
+    """The file that results were written to is no longer under its name, so they must stay in the queue."""
+
+
 class _Kept(NamedTuple):
     """Which of a job's results counts: the first of the highest rank."""
 
@@ -77,15 +81,21 @@ class ResultFiles:
         return ((job_id, kept.rank) for job_id, kept in self._kept.items())
 
     def add(self, lines: Sequence[ResultLine]) -> None:
-        """Returns once every line that is new is on the disk."""
+        """Returns once every line that is new is on the disk.
+
+        Raises OutputGone where a file was removed or replaced: what it was to hold must not be settled.
+        """
+        self._require_in_place()  # a file that is gone would be begun anew, without the lines it had
         news = [line for line in lines if self._note(line)]
         if news:
             self._open_all()
         for file in self._files:
             file.append([line.raw for line in news if self._file_of(line) is file])
+        self._require_in_place()
 
     def publish(self) -> None:
-        """Give the files their own names, OUT last: it is there only when all is there."""
+        """Give the files their own names, OUT last: it is there only when all is there. Raises OutputGone."""
+        self._require_in_place()
         if self._has_superseded_lines:
             for file in self._files:
                 file.rewrite(self._counting_lines(file))
@@ -97,6 +107,10 @@ class ResultFiles:
     def _open_all(self) -> None:
         for file in self._files:
             file.open()
+
+    def _require_in_place(self) -> None:
+        for file in self._files:
+            file.require_in_place()
 
     def _open(self) -> None:
         was_there = self._out.path.exists()
@@ -159,6 +173,17 @@ class ResultFiles:
         return line
 
 
+class _Identity(NamedTuple):
+    """Which file a name means, whatever the name."""
+
+    device: int
+    inode: int
+
+
+def _identity(found: os.stat_result) -> _Identity:
+    return _Identity(found.st_dev, found.st_ino)
+
+
 class _GrowingFile:
     """`path`, while it grows under the name `path.partial`; one process at a time."""
 
@@ -168,6 +193,9 @@ class _GrowingFile:
         self._rewritten = path.with_name(f"{path.name}.partial.new")
         self._file: BinaryIO | None = None
         self._is_needed = True
+        self._name = self._partial
+        self._identity: _Identity | None = None
+        """Of the file that was written; None until it is opened."""
         self.origin = self._partial
         """Where the lines come from that are there already."""
 
@@ -175,20 +203,13 @@ class _GrowingFile:
         if self._file is not None:
             return
         self.origin = self._partial
-        if self.path.exists() and not self._partial.exists():
+        size = self._open_partial()
+        if not size and self.path.exists() and self.path.stat().st_size:
             with self.path.open("rb") as whole:
                 self._replace(whole)
+            self._opened.close()  # what was renamed over it has the name now, and must have the lock
+            size = self._open_partial()
             self.origin = self.path
-        self._file = self._partial.open("a+b")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.close()
-            self._file = None
-            raise UnusableOutput(
-                f"{self._partial} is being written by another collect; wait for it, or collect into another name"
-            ) from None
-        size = self._cut_torn_line()
         self._is_needed = size > 0 and self.origin is self._partial
         _sync_directory(self.path)
 
@@ -196,10 +217,19 @@ class _GrowingFile:
         """Leaves no file in which there is nothing that is not elsewhere."""
         if self._file is None:
             return
-        if not self._is_needed:
-            self._partial.unlink(missing_ok=True)
+        if not self._is_needed and self._is_in_place():
+            self._partial.unlink()
         self._file.close()
         self._file = None
+
+    def require_in_place(self) -> None:
+        """Raises OutputGone unless the file that was written still has its name."""
+        if not self._is_in_place():
+            raise OutputGone(
+                f"{self._name} was removed or replaced by another program while results were written to it. Those "
+                "that the removed file already held are gone with it; the ones received last were not taken off "
+                "the queue. Next: put the file back if you can, then the same command again"
+            )
 
     def append(self, lines: Sequence[bytes]) -> None:
         if lines:
@@ -218,7 +248,7 @@ class _GrowingFile:
     def rewrite(self, lines: Iterator[bytes]) -> None:
         """Keep only these; they may be read from this very file. Next it is published."""
         self._is_needed = True
-        self._replace(line + b"\n" for line in lines)
+        self._identity = self._replace(line + b"\n" for line in lines)
 
     def publish(self) -> None:
         """Without effect when nothing came since the last time."""
@@ -227,14 +257,39 @@ class _GrowingFile:
         self._file.close()
         self._file = None
         self._partial.replace(self.path)
+        self._name = self.path
         _sync_directory(self.path)
 
-    def _replace(self, lines: Iterable[bytes]) -> None:
+    def _open_partial(self) -> int:
+        """Open it and lock it. Returns how many bytes of whole lines it has."""
+        self._file = self._partial.open("a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            self._file = None
+            raise UnusableOutput(
+                f"{self._partial} is being written by another collect; wait for it, or collect into another name"
+            ) from None
+        self._name, self._identity = self._partial, _identity(os.fstat(self._file.fileno()))
+        return self._cut_torn_line()
+
+    def _is_in_place(self) -> bool:
+        if self._identity is None:
+            return True  # not opened yet
+        try:
+            return _identity(self._name.stat()) == self._identity
+        except FileNotFoundError:
+            return False
+
+    def _replace(self, lines: Iterable[bytes]) -> _Identity:
         with self._rewritten.open("wb") as file:
             file.writelines(lines)
             file.flush()
             os.fsync(file.fileno())  # before it takes the name: a name without content would hide what was there
+            identity = _identity(os.fstat(file.fileno()))
         self._rewritten.replace(self._partial)
+        return identity
 
     @property
     def _opened(self) -> BinaryIO:

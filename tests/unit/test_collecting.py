@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import cycle
@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.batches import Progress
-from worker.jobs import Manifest, encode_manifest
+from worker.jobs import Manifest, decode_result, encode_manifest
 from worker.queue_batches import Received, Taking
-from worker.result_files import ResultFiles, UnusableOutput
+from worker.result_files import OutputGone, ResultFiles, UnusableOutput
 
 
 def make_result(name: str, *, status: int = 200, replay: int = 0, batch_id: str = "b1") -> bytes:
@@ -245,6 +245,70 @@ async def test_a_file_of_something_else_is_left_alone(tmp_path: Path, name: str,
 async def test_two_collections_into_one_file_are_refused(tmp_path: Path) -> None:
     with ResultFiles("b1", tmp_path / "out", None), pytest.raises(UnusableOutput, match="another collect"):
         await collect(FakeSession([]), tmp_path / "out")
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def replace_by_another(path: Path) -> None:
+    path.with_name("other").write_bytes(b"")
+    path.with_name("other").replace(path)
+
+
+@pytest.mark.parametrize("happens", [remove, replace_by_another])
+@pytest.mark.parametrize("round_of_loss", [1, 3])
+async def test_results_whose_file_is_gone_stay_in_the_queue(
+    tmp_path: Path, happens: Callable[[Path], None], round_of_loss: int
+) -> None:
+    queue = [manifest(833), *[result(f"{number}") for number in range(833)]]
+    completed = 0
+
+    class SessionWithAnIncident(FakeSession):
+        rounds = 0
+
+        async def receive(self) -> Sequence[Received]:
+            received = await super().receive()
+            self.rounds += 1
+            if self.rounds == round_of_loss:
+                happens(tmp_path / "out.partial")
+            return received
+
+        async def complete(self, received: Sequence[Received]) -> None:
+            nonlocal completed
+            completed += len(received)
+
+    with pytest.raises(OutputGone, match=r"out\.partial was removed or replaced"):
+        await collect(SessionWithAnIncident(queue, group=97), tmp_path / "out")
+    assert completed == max(0, 97 * (round_of_loss - 1) - 1)  # one of the first group is the manifest
+
+
+async def test_a_repeated_result_is_not_settled_either_when_its_file_is_gone(tmp_path: Path) -> None:
+    with ResultFiles("b1", tmp_path / "out", None) as files:
+        files.add([decode_result(make_result("a"))])
+        (tmp_path / "out.partial").unlink()
+        with pytest.raises(OutputGone):
+            files.add([decode_result(make_result("a"))])
+
+
+async def test_a_later_result_is_not_settled_when_the_published_file_is_gone(tmp_path: Path) -> None:
+    with ResultFiles("b1", tmp_path / "out", None) as files:
+        files.add([decode_result(make_result("a"))])
+        files.publish()
+        (tmp_path / "out").unlink()
+        with pytest.raises(OutputGone):
+            files.add([decode_result(make_result("b"))])
+
+
+@pytest.mark.parametrize("left_over", [b"", make_result("b")[:20]], ids=["empty", "torn"])
+async def test_a_partial_file_with_nothing_in_it_does_not_hide_the_whole_one(
+    tmp_path: Path, left_over: bytes
+) -> None:
+    await collect(FakeSession([manifest(2), result("a"), result("b", status=0)]), tmp_path / "out")
+    (tmp_path / "out.partial").write_bytes(left_over)
+    files = await collect(FakeSession([result("b", replay=1)]), tmp_path / "out")
+    assert (files.published, len(files), files.failed) == (True, 2, 0)
+    assert (read_ids(tmp_path / "out"), names(tmp_path)) == (["a", "b"], {"out"})
 
 
 def test_answers_and_errors_need_two_files(tmp_path: Path) -> None:

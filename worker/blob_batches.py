@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from itertools import islice
 from typing import Protocol
 
-from worker.batches import BatchStatus, OnProgress, Progress, is_whole
+from worker.batches import BatchStatus, OnProgress, Progress, is_whole, require_submittable
 from worker.blob_names import ResultName, batch_folder, counting, job_key, manifest_name, parse_result_name
 from worker.blobs import BlobFailed
 from worker.errors import WorkerError
@@ -36,16 +36,6 @@ class Container(Protocol):
     def names(self, prefix: str) -> AsyncIterator[Sequence[str]]: ...
 
 
-class OtherBatch(WorkerError):
-    """Another file was submitted under this batch id."""
-
-    def __init__(self, submitted: Manifest) -> None:
-        super().__init__(
-            f"batch {submitted.batch_id} was submitted with another file at {submitted.submitted_at}: "
-            f"{submitted.total:,} jobs, sha256 {submitted.sha256[:16]}... Nothing was sent. Next: another --batch"
-        )
-
-
 class UnusableBlob(WorkerError):
     """A blob in a batch's folder is not what its name says."""
 
@@ -56,14 +46,17 @@ class UnusableBlob(WorkerError):
         )
 
 
-async def put_manifest(container: Container, prefix: str, manifest: Manifest) -> None:
-    """Putting the same again is harmless. Raises OtherBatch where another file has this id, or BlobFailed."""
+async def put_manifest(container: Container, prefix: str, manifest: Manifest) -> str | None:
+    """When the same was put before, None if it is new; putting it again is harmless.
+
+    Raises OtherBatch where another file has this id, or BlobFailed.
+    """
     name = manifest_name(prefix, manifest.batch_id)
     if await container.create(name, encode_manifest(manifest)):
-        return
+        return None
     there = await read_manifest(container, prefix, manifest.batch_id)
-    if there is not None and (there.total, there.sha256) != (manifest.total, manifest.sha256):
-        raise OtherBatch(there)
+    before = require_submittable(manifest, there, None)
+    return None if before == manifest.submitted_at else before  # equal: a lost answer made us put it twice
 
 
 async def read_manifest(container: Container, prefix: str, batch_id: str) -> Manifest | None:
@@ -105,7 +98,7 @@ async def counting_results(container: Container, prefix: str, batch_id: str) -> 
     yield list(counting(held))
 
 
-class Gathering:
+class BlobCollector:
     """One collection, from a batch's folder into files. `follow`: until the batch is whole."""
 
     def __init__(

@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -124,6 +125,11 @@ def submit(
     """
     with readable_errors():
         submission = asyncio.run(_submit(file, batch))
+    if submission.submitted_before:
+        complain(
+            f"This batch was submitted before, at {submission.submitted_before}: jobs that the queue still knows, "
+            "by its duplicate detection, were dropped; the others were sent."
+        )
     complain(
         f"{submission.total:,} jobs submitted. "
         f"Next: aoai-worker collect {submission.batch_id} -o OUT.jsonl --follow"
@@ -136,10 +142,15 @@ def status(
     batch: BatchId,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
-    """Tell how many results are there to be collected. Takes nothing away."""
+    """Tell how many results are there to be collected, or when the batch was collected. Takes nothing away.
+
+    Exit code 1 where nothing of such a batch is there: nothing was submitted under this id.
+    """
     with readable_errors():
         found = asyncio.run(_status(batch))
     typer.echo(json.dumps(_as_document(found)) if as_json else describe(found))
+    if found.is_unknown:
+        raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -188,45 +199,52 @@ async def _collect(batch_id: str, out: Path, errors: Path | None, follow: bool) 
 
 
 def describe(status: "BatchStatus") -> str:
+    from worker.batches import counted
+
     if status.being_collected_by_other:
         return f"{status.batch_id}: being collected by another process, which alone sees the results"
+    if status.is_unknown:
+        return (
+            f"{status.batch_id}: unknown. There is neither a manifest nor a result of such a batch. Next: check "
+            "the id, which submit printed, and that the settings are those of submit"
+        )
     done = status.succeeded + status.failed
-    counts = f"{status.succeeded:,} succeeded, {status.failed:,} failed"
-    if status.stays:
-        return describe_stored(status, done, counts)
-    if status.total is None:
+    counts = f"({status.succeeded:,} succeeded, {status.failed:,} failed)"
+    if record := status.collected:
         return (
-            f"{status.batch_id}: {done:,} results wait to be collected ({counts}); no manifest, so either nothing "
-            "was submitted under this id or the batch has been collected"
+            f"{status.batch_id}: collected at {record.collected_at} into {record.out}, "
+            f"{counted(done, 'result')} {counts}" + _describe_later(status.later)
         )
+    wait = "" if status.stays else " to be collected"
+    if status.total is None:
+        return f"{status.batch_id}: {counted(done, 'result')}{wait} {counts}; no manifest, so the total is unknown"
     if status.complete:
-        return f"{status.batch_id}: complete, {done:,} results wait to be collected ({counts})"
-    return f"{status.batch_id}: {done:,} of {status.total:,} results wait to be collected ({counts})"
+        return f"{status.batch_id}: complete, {counted(done, 'result')}{wait} {counts}"
+    return f"{status.batch_id}: {done:,} of {counted(status.total, 'result')}{wait} {counts}"
 
 
-def describe_stored(status: "BatchStatus", done: int, counts: str) -> str:
-    """Of a batch in Blob storage, where nothing is taken away."""
-    if status.total is None:
-        return (
-            f"{status.batch_id}: {done:,} results ({counts}); no manifest, so nothing was submitted under this id"
-        )
-    if status.complete:
-        return f"{status.batch_id}: complete, {done:,} results ({counts})"
-    return f"{status.batch_id}: {done:,} of {status.total:,} results ({counts})"
+def _describe_later(later: int) -> str:
+    from worker.batches import counted
+
+    if not later:
+        return ""
+    return f"; {counted(later, 'later result')} to be collected. Next: collect into the same file, which adds them"
 
 
 def describe_collection(collection: "Collection", out: Path, errors: Path | None) -> str:
+    from worker.batches import counted
+
     done = collection.succeeded + collection.failed
     counts = f"{collection.succeeded:,} succeeded, {collection.failed:,} failed"
     if collection.complete:
         where = f"{out} and {errors}" if errors else str(out)
-        return f"{collection.batch_id}: complete, {done:,} results ({counts}) in {where}"
+        return f"{collection.batch_id}: complete, {counted(done, 'result')} ({counts}) in {where}"
     if collection.missing is None:
         missing = "its manifest has not come, so it is not known how many are missing; was it submitted?"
     else:
         missing = f"{collection.missing:,} of {collection.total:,} are missing"
     return (
-        f"{collection.batch_id}: {done:,} results so far ({counts}); {missing}\n"
+        f"{collection.batch_id}: {counted(done, 'result')} so far ({counts}); {missing}\n"
         "Next: the same command again, or with --follow, goes on where this one ended."
     )
 
@@ -239,6 +257,8 @@ def _as_document(status: "BatchStatus") -> dict[str, Any]:
         "failed": status.failed,
         "complete": status.complete,
         "being_collected_by_other": status.being_collected_by_other,
+        "collected": asdict(status.collected) if status.collected else None,
+        "later": status.later,
     }
 
 
@@ -254,7 +274,11 @@ def _progress(verb: str) -> "Iterator[Callable[[Progress], None]]":
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(verb, total=None)
-        yield lambda now: bar.update(task, completed=now.done, total=now.total, description=_label(verb, now))
+        yield lambda now: bar.update(task, completed=_shown(now), total=now.total, description=_label(verb, now))
+
+
+def _shown(now: "Progress") -> int:
+    return now.done if now.total is None else min(now.done, now.total)
 
 
 class _Lines:
@@ -265,7 +289,7 @@ class _Lines:
         self._told = ""
 
     def __call__(self, now: "Progress") -> None:
-        tenths = now.done * 10 // now.total if now.total else 0
+        tenths = min(10, now.done * 10 // now.total) if now.total else 0
         text = f"{_label(self._verb, now)}: {tenths * 10} %" if now.total else _label(self._verb, now)
         if text != self._told:
             self._told = text

@@ -20,37 +20,44 @@ from azure.servicebus.aio import ServiceBusClient
 from worker import blob_batches, queue_batches
 from worker.batch_files import BatchFile, InvalidBatch, LineProblem, check_sizes, read_batch_file
 from worker.batches import (
+    AlreadyCollected,
     BatchStatus,
     Collection,
+    CollectionRecord,
     InvalidBatchId,
     OnProgress,
+    OtherBatch,
     Progress,
     Submission,
     require_batch_id,
 )
-from worker.blob_batches import Gathering, OtherBatch, UnusableBlob, put_manifest
+from worker.blob_batches import BlobCollector, UnusableBlob, put_manifest
 from worker.blobs import STORAGE_SCOPE
 from worker.identity import open_broker
-from worker.queue_batches import BeingCollected, ClaimsNotConfigured, Taking
-from worker.result_files import ResultFiles, UnusableOutput
+from worker.queue_batches import BeingCollected, ClaimsNotConfigured, QueueCollector, UncheckedBatch
+from worker.result_files import OutputGone, ResultFiles, UnusableOutput
 from worker.servicebus import SERVICEBUS_SCOPE, connect
 from worker.settings import ConnectionSettings, load
 from worker.storage import Storage, open_storage
 from worker.submission import Stamp, largest_line, make_manifest, manifest_message, send_jobs
 
 __all__ = [
+    "AlreadyCollected",
     "BatchFile",
     "BatchStatus",
     "BeingCollected",
     "ClaimsNotConfigured",
     "Collection",
+    "CollectionRecord",
     "InvalidBatch",
     "InvalidBatchId",
     "JobClient",
     "LineProblem",
     "OtherBatch",
+    "OutputGone",
     "Progress",
     "Submission",
+    "UncheckedBatch",
     "UnusableBlob",
     "UnusableOutput",
     "make_batch_id",
@@ -110,8 +117,9 @@ class JobClient:
         Safe to repeat: without a `batch_id` the same file is the same batch, and what Service Bus has seen
         within its duplicate-detection window it drops. So a file that shall run twice needs another id.
         Raises InvalidBatchId, InvalidBatch if the file has changed or a line fits no message and no claim,
-        OtherBatch, BlobFailed, or the SDK's ServiceBusError; of an interrupted submission those lines were sent
-        that `on_progress` told of.
+        OtherBatch where another file has this id, AlreadyCollected, UncheckedBatch where a `batch_id` other than
+        the file's own cannot be checked, BlobFailed, or the SDK's ServiceBusError; of an interrupted submission
+        those lines were sent that `on_progress` told of.
         """
         links, settings = self._open_links, self._settings
         claims = links.storage.claims
@@ -123,9 +131,9 @@ class JobClient:
         async with links.senders.get_queue_sender(settings.jobs_queue) as sender:
             largest = await largest_line(sender)
             check_sizes(batch, message=largest, claim=claims.largest if claims else None)
-            await self._announce(batch, stamp.batch_id)
+            before = await self._announce(batch, stamp.batch_id)
             await send_jobs(sender, batch, stamp, claims=claims, report=on_progress or _ignore)
-        return Submission(batch_id=stamp.batch_id, total=batch.total, sha256=batch.sha256)
+        return Submission(batch_id=stamp.batch_id, total=batch.total, sha256=batch.sha256, submitted_before=before)
 
     async def status(self, batch_id: str) -> BatchStatus:
         """Look at what is there to be collected. Nothing is taken away."""
@@ -170,21 +178,27 @@ class JobClient:
         """The batch's total, None where no manifest has come."""
         links, settings = self._open_links, self._settings
         if links.storage.results:
-            gathering = Gathering(links.storage.results, settings.blob_prefix, batch_id, files, report)
-            await gathering.gather(follow=follow)
-            return gathering.total
-        taking = Taking(files, follow=follow, report=report, claims=links.storage.claims)
-        await queue_batches.take_all(links.sessions, settings.results_queue, batch_id, taking)
-        return taking.total
+            blobs = BlobCollector(links.storage.results, settings.blob_prefix, batch_id, files, report)
+            await blobs.gather(follow=follow)
+            return blobs.total
+        queue = QueueCollector(files, follow=follow, report=report, claims=links.storage.claims)
+        await queue_batches.take_all(links.sessions, settings.results_queue, batch_id, queue)
+        return queue.total
 
-    async def _announce(self, batch: BatchFile, batch_id: str) -> None:
+    async def _announce(self, batch: BatchFile, batch_id: str) -> str | None:
+        """When the batch was submitted before. Raises OtherBatch, AlreadyCollected or UncheckedBatch."""
         links, settings = self._open_links, self._settings
         manifest = make_manifest(batch, batch_id)
         if links.storage.results:
             return await put_manifest(links.storage.results, settings.blob_prefix, manifest)
         async with links.senders.get_queue_sender(settings.results_queue) as sender:
-            await sender.send_messages(manifest_message(manifest))
-        return None
+            return await queue_batches.announce(
+                links.sessions,
+                settings.results_queue,
+                manifest,
+                lambda: sender.send_messages(manifest_message(manifest)),
+                must_check=batch_id != make_batch_id(batch),
+            )
 
     async def _be_somebody(self, stack: AsyncExitStack) -> AsyncTokenCredential:
         if self._credential is not None:

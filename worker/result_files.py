@@ -44,7 +44,8 @@ class ResultFiles:
         """Nothing is opened yet. Raises UnusableOutput where both names mean one file."""
         if errors and errors.resolve() == out.resolve():
             raise UnusableOutput(f"{out} cannot take both the answers and the errors; name two files, or only one")
-        self._batch_id = batch_id
+        self.batch_id = batch_id
+        self.name = f"{out.name} and {errors.name}" if errors else out.name
         self._out = _GrowingFile(out)
         self._err = _GrowingFile(errors) if errors else self._out
         self._files = [self._out, self._err] if errors else [self._out]
@@ -165,9 +166,9 @@ class ResultFiles:
                 f"{file.origin}: line {number:,} is not a result of a worker ({error}); "
                 "move the file away or collect into another name"
             ) from error
-        if line.batch_id != self._batch_id:
+        if line.batch_id != self.batch_id:
             raise UnusableOutput(
-                f"{file.origin} holds results of batch {line.batch_id}, not of {self._batch_id}; "
+                f"{file.origin} holds results of batch {line.batch_id}, not of {self.batch_id}; "
                 "move the file away or collect into another name"
             )
         return line

@@ -41,15 +41,30 @@ def readable_errors() -> Iterator[None]:
 
 def _ended_by(error: Exception) -> typer.Exit:
     from worker.advice import explain
-    from worker.client import InvalidBatch, InvalidBatchId, OtherBatch, UnusableOutput
+    from worker.client import (
+        AlreadyCollected,
+        InvalidBatch,
+        InvalidBatchId,
+        OtherBatch,
+        UncheckedBatch,
+        UnusableOutput,
+    )
     from worker.replays import InvalidDeadline
 
     if isinstance(error, InvalidBatch):
         complain(describe_problems(error))
     else:
         complain(explain(error))
-    wrong_input = isinstance(error, (InvalidBatch, InvalidBatchId, InvalidDeadline, OtherBatch, UnusableOutput))
-    return typer.Exit(WRONG_INPUT if wrong_input else FAILED)
+    wrong_input = (
+        AlreadyCollected,
+        InvalidBatch,
+        InvalidBatchId,
+        InvalidDeadline,
+        OtherBatch,
+        UncheckedBatch,
+        UnusableOutput,
+    )
+    return typer.Exit(WRONG_INPUT if isinstance(error, wrong_input) else FAILED)
 
 
 def describe_problems(error: "InvalidBatch") -> str:

@@ -13,7 +13,7 @@ from worker.batches import Progress
 from worker.blob_batches import (
     LONGEST_PAUSE,
     SHORTEST_PAUSE,
-    Gathering,
+    BlobCollector,
     count_results,
     pause_after,
     put_manifest,
@@ -75,7 +75,7 @@ async def collect(
 ) -> ResultFiles:
     with ResultFiles("b1", folder / "out", folder / "err") as files:
         report = (lambda _: None) if told is None else told.append
-        await Gathering(container, "results", "b1", files, report).gather(follow=follow)
+        await BlobCollector(container, "results", "b1", files, report).gather(follow=follow)
     return files
 
 

@@ -2,9 +2,9 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import cycle
 from pathlib import Path
 
@@ -12,9 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.batches import Progress
+from worker.batches import (
+    AlreadyCollected,
+    CollectionRecord,
+    OtherBatch,
+    Progress,
+    decode_record,
+    encode_record,
+    require_submittable,
+)
 from worker.jobs import Manifest, decode_result, encode_manifest
-from worker.queue_batches import Received, Taking
+from worker.queue_batches import QueueCollector, Received
 from worker.result_files import OutputGone, ResultFiles, UnusableOutput
 
 
@@ -27,9 +35,29 @@ def make_result(name: str, *, status: int = 200, replay: int = 0, batch_id: str 
     ).encode()
 
 
-def manifest(total: int) -> Received:
-    body = encode_manifest(Manifest(batch_id="b1", total=total, sha256="", submitted_at=""))
-    return Received(is_manifest=True, body=body)
+MORNING, NOON, EVENING = "2026-11-28T07:00:00.000Z", "2026-11-28T12:00:00.000Z", "2026-11-28T19:00:00.000Z"
+
+
+def make_manifest(total: int, *, sha256: str = "aa", submitted_at: str = MORNING) -> Manifest:
+    return Manifest(batch_id="b1", total=total, sha256=sha256, submitted_at=submitted_at)
+
+
+def manifest(total: int, *, submitted_at: str = MORNING) -> Received:
+    return Received(is_manifest=True, body=encode_manifest(make_manifest(total, submitted_at=submitted_at)))
+
+
+def make_record(
+    total: int, *, failed: int = 0, sha256: str = "aa", submitted_at: str = MORNING
+) -> CollectionRecord:
+    return CollectionRecord(
+        total=total,
+        sha256=sha256,
+        submitted_at=submitted_at,
+        succeeded=total - failed,
+        failed=failed,
+        collected_at=NOON,
+        out="out",
+    )
 
 
 def result(name: str, *, status: int = 200, replay: int = 0) -> Received:
@@ -48,6 +76,7 @@ class FakeSession:
     group: int = 100
     refused: list[str] = field(default_factory=list)
     before: "Steps | None" = None
+    record: CollectionRecord | None = None
     _taken: list[Received] = field(default_factory=list)
 
     async def receive(self) -> Sequence[Received]:
@@ -64,6 +93,17 @@ class FakeSession:
     async def refuse(self, received: Received, description: str) -> None:
         self._remove(received)
         self.refused.append(description)
+
+    async def peek(self) -> AsyncIterator[Received]:
+        for one in list(self.queue):
+            yield one
+
+    async def read_record(self) -> CollectionRecord | None:
+        return self.record
+
+    async def write_record(self, record: CollectionRecord) -> None:
+        self._step()
+        self.record = decode_record(encode_record(record))
 
     def _remove(self, one: Received) -> None:
         self.queue[:] = [other for other in self.queue if other is not one]
@@ -90,7 +130,7 @@ async def collect(
 ) -> ResultFiles:
     with ResultFiles("b1", out, errors) as files:
         report = (lambda _: None) if told is None else told.append
-        await Taking(files, follow=False, report=report).take(session)
+        await QueueCollector(files, follow=False, report=report).take(session)
     return files
 
 
@@ -154,6 +194,109 @@ async def test_a_replayed_result_supersedes_even_in_a_batch_that_was_whole(tmp_p
     await collect(FakeSession([manifest(2), result("a", status=0), result("b")]), out, errors)
     await collect(FakeSession([result("a", replay=1)]), out, errors)
     assert (read_ids(out), read_ids(errors)) == (["b", "a"], [])
+
+
+async def test_a_whole_batch_leaves_a_record_before_its_manifest_is_completed(tmp_path: Path) -> None:
+    class DiesBeforeTheManifest(FakeSession):
+        async def complete(self, received: Sequence[Received]) -> None:
+            if any(one.is_manifest for one in received):
+                raise Killed
+            await super().complete(received)
+
+    session = DiesBeforeTheManifest([manifest(3), result("a"), result("b", status=400), result("c")])
+    with pytest.raises(Killed):
+        await collect(session, tmp_path / "out.jsonl", tmp_path / "err.jsonl")
+    record = session.record
+    assert record is not None
+    assert (record.total, record.sha256, record.submitted_at) == (3, "aa", MORNING)
+    assert (record.succeeded, record.failed, record.out) == (2, 1, "out.jsonl and err.jsonl")
+    await collect(FakeSession(session.queue, record=record), tmp_path / "out.jsonl", tmp_path / "err.jsonl")
+    assert session.queue == []
+
+
+async def test_an_unfinished_batch_leaves_no_record(tmp_path: Path) -> None:
+    session = FakeSession([manifest(2), result("a")])
+    await collect(session, tmp_path / "out")
+    assert session.record is None
+
+
+async def test_a_second_collector_is_told_when_and_where_to_the_batch_was_collected(tmp_path: Path) -> None:
+    session = FakeSession([manifest(1), result("a")])
+    await collect(session, tmp_path / "out")
+    with pytest.raises(AlreadyCollected, match=r"collected at .* into out: 1 result \(1 succeeded, 0 failed\)"):
+        await collect(session, tmp_path / "other")
+    assert names(tmp_path) == {"out"}
+
+
+async def test_a_later_result_is_left_to_the_files_of_its_batch_and_the_record_follows(tmp_path: Path) -> None:
+    session = FakeSession([manifest(2), result("a", status=0), result("b")])
+    await collect(session, tmp_path / "out", tmp_path / "err")
+    session.queue.append(result("a", replay=1))
+    with pytest.raises(AlreadyCollected, match="1 later result"):
+        await collect(session, tmp_path / "other")
+    assert len(session.queue) == 1
+    await collect(session, tmp_path / "out", tmp_path / "err")
+    assert (read_ids(tmp_path / "out"), read_ids(tmp_path / "err"), session.queue) == (["b", "a"], [], [])
+    assert session.record
+    assert (session.record.succeeded, session.record.failed) == (2, 0)
+
+
+async def test_a_batch_submitted_anew_after_it_was_collected_is_collected_anew(tmp_path: Path) -> None:
+    session = FakeSession([manifest(1), result("a")])
+    await collect(session, tmp_path / "out")
+    session.queue += [manifest(1, submitted_at=EVENING), result("a")]
+    files = await collect(session, tmp_path / "other")
+    assert (files.published, session.queue, read_ids(tmp_path / "other")) == (True, [], ["a"])
+    assert session.record
+    assert session.record.submitted_at == EVENING
+
+
+def test_only_a_new_batch_or_one_that_is_still_to_be_collected_may_be_submitted() -> None:
+    ours = make_manifest(5, submitted_at=EVENING)
+    waiting = make_manifest(5)
+    collected = make_record(5)
+    assert require_submittable(ours, None, None) is None
+    assert require_submittable(ours, waiting, None) == MORNING
+    assert require_submittable(ours, make_manifest(5, submitted_at=NOON), collected) == NOON
+    with pytest.raises(AlreadyCollected, match="another --batch"):
+        require_submittable(ours, None, collected)
+    with pytest.raises(AlreadyCollected):
+        require_submittable(ours, waiting, collected)  # its collector died before it completed the manifest
+    for other in (make_manifest(2), make_manifest(5, sha256="bb")):
+        with pytest.raises(OtherBatch, match=rf"{MORNING}: {other.total} jobs"):
+            require_submittable(ours, other, None)
+    with pytest.raises(OtherBatch):
+        require_submittable(ours, None, make_record(5, sha256="bb"))
+
+
+@given(
+    numbers=st.tuples(*[st.integers(0, 10**9)] * 3),
+    texts=st.tuples(*[st.text(max_size=70)] * 3),
+    out=st.text(max_size=600),
+)
+def test_a_record_is_small_and_reads_as_it_was_written(
+    numbers: tuple[int, int, int], texts: tuple[str, str, str], out: str
+) -> None:
+    total, succeeded, failed = numbers
+    sha256, submitted_at, collected_at = texts
+    record = CollectionRecord(
+        total=total,
+        sha256=sha256,
+        submitted_at=submitted_at,
+        succeeded=succeeded,
+        failed=failed,
+        collected_at=collected_at,
+        out=out,
+    )
+    raw = encode_record(record)
+    assert decode_record(raw) == replace(record, out=out[:255])
+    assert len(raw) < 6_000  # a quarter of a million of them fill a queue of 1 GB, at their very largest
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"null", b"7", b'{"total": 1}', b'{"total": "x", "sha256": 1}'])
+def test_another_programs_session_state_is_no_record(raw: bytes) -> None:
+    with pytest.raises(ValueError, match=r".*"):
+        decode_record(raw)
 
 
 async def test_an_older_replay_does_not_supersede(tmp_path: Path) -> None:

@@ -9,6 +9,9 @@ import orjson
 from worker.errors import WorkerError
 from worker.jobs import BATCH_ID, Manifest
 
+FOLLOW_TIMEOUT = 900.0
+"""Seconds without a manifest or a new result after which following ends: longer than a pause of the service and the
+lock of a dead collector (5 minutes at most), short enough for a night job to fail while somebody can still act."""
 RECORD_SCHEMA = 1
 LONGEST_NAME = 255
 """Characters of a file name in a collection record, so that the record stays small: it is session state, which
@@ -174,7 +177,7 @@ class BatchStatus:
 class Collection:
     """`complete`: the files have their own names; else they are `.partial` and the next collection goes on.
 
-    `total` is None where no manifest has come yet.
+    `total` is None where no manifest has come yet. `timed_out`: following ended because nothing new came.
     """
 
     batch_id: str
@@ -182,6 +185,7 @@ class Collection:
     succeeded: int
     failed: int
     complete: bool
+    timed_out: bool = False
 
     @property
     def missing(self) -> int | None:
@@ -198,6 +202,13 @@ def require_batch_id(batch_id: str) -> str:
             f"batch id {batch_id!r}: allowed are 1 to 48 letters, digits, dots, underscores and hyphens"
         )
     return batch_id
+
+
+def require_timeout(seconds: float) -> float:
+    """Raises ValueError."""
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"timeout is {seconds}; it must be a number of seconds above 0, and not infinite")
+    return seconds
 
 
 def is_whole(done: int, total: int | None) -> bool:

@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from itertools import islice
 from typing import Protocol
 
-from worker.batches import BatchStatus, OnProgress, Progress, is_whole, require_submittable
+from worker.batches import FOLLOW_TIMEOUT, BatchStatus, OnProgress, Progress, is_whole, require_submittable
 from worker.blob_names import ResultName, batch_folder, counting, job_key, manifest_name, parse_result_name
 from worker.blobs import BlobFailed
 from worker.errors import WorkerError
 from worker.jobs import Manifest, ResultLine, decode_manifest, decode_result, encode_manifest
-from worker.result_files import ResultFiles
+from worker.result_files import ResultOutput
 
 LARGEST_RESULT = 256 << 20
 """Bytes; answers have 64 MiB at most."""
@@ -102,9 +102,10 @@ class BlobCollector:
     """One collection, from a batch's folder into files. `follow`: until the batch is whole."""
 
     def __init__(
-        self, container: Container, prefix: str, batch_id: str, files: ResultFiles, report: OnProgress
+        self, container: Container, prefix: str, batch_id: str, files: ResultOutput, report: OnProgress
     ) -> None:
         self.total: int | None = None
+        self.timed_out = False
         self._container = container
         self._prefix = prefix
         self._batch_id = batch_id
@@ -112,16 +113,19 @@ class BlobCollector:
         self._report = report
         self._ranks = {bytes.fromhex(job_key(job_id)): rank for job_id, rank in files.ranks()}
 
-    async def gather(self, *, follow: bool) -> None:
-        """Return when the batch is whole and published or, not following, when all that is there is in the files.
+    async def gather(self, *, follow: bool, timeout: float = FOLLOW_TIMEOUT) -> None:
+        """Return when the batch is whole and published or, not following, when all that was listed is in the files.
+
+        Following ends too after `timeout` seconds without the manifest or a new result: `timed_out`.
 
         Raises BlobFailed (what failed once it had worked is tried again for some two minutes), or UnusableBlob.
         """
         clock = asyncio.get_running_loop().time
         idle_rounds, worked = 0, False
+        news_at = clock()
         delays = iter(REPEAT_DELAYS)
         while True:
-            begun = clock()
+            begun, had_manifest = clock(), self.total is not None
             try:
                 news = await self._round()
             except BlobFailed as error:
@@ -136,7 +140,13 @@ class BlobCollector:
             if not follow:
                 return None
             idle_rounds = 0 if news else idle_rounds + 1
-            await asyncio.sleep(pause_after(clock() - begun, idle_rounds))
+            if news or (self.total is not None) > had_manifest:
+                news_at = clock()
+            left = news_at + timeout - clock()
+            if left <= 0:
+                self.timed_out = True
+                return None
+            await asyncio.sleep(min(left, pause_after(clock() - begun, idle_rounds)))
 
     async def _round(self) -> int:
         """List once, and take what is new. Returns how many results came."""

@@ -20,6 +20,7 @@ from azure.servicebus.aio import ServiceBusClient
 from worker import blob_batches, queue_batches
 from worker.batch_files import BatchFile, InvalidBatch, LineProblem, check_sizes, read_batch_file
 from worker.batches import (
+    FOLLOW_TIMEOUT,
     AlreadyCollected,
     BatchStatus,
     Collection,
@@ -30,12 +31,13 @@ from worker.batches import (
     Progress,
     Submission,
     require_batch_id,
+    require_timeout,
 )
 from worker.blob_batches import BlobCollector, UnusableBlob, put_manifest
 from worker.blobs import STORAGE_SCOPE
 from worker.identity import open_broker
 from worker.queue_batches import BeingCollected, ClaimsNotConfigured, QueueCollector, UncheckedBatch
-from worker.result_files import OutputGone, ResultFiles, UnusableOutput
+from worker.result_files import OutputGone, ResultOutput, UnusableOutput, output_of
 from worker.servicebus import SERVICEBUS_SCOPE, connect
 from worker.settings import ConnectionSettings, load
 from worker.storage import Storage, open_storage
@@ -152,38 +154,43 @@ class JobClient:
         errors: Path | None = None,
         *,
         follow: bool = False,
+        timeout: float = FOLLOW_TIMEOUT,
         on_progress: OnProgress | None = None,
     ) -> Collection:
         """Bring the batch's results into `out`, those that failed into `errors` if named. The queue then has them
         no longer; Blob storage keeps them.
 
         The files have the suffix `.partial` until each job has its result. Killed or stopped at any moment, the
-        next collection into the same files goes on. With `follow` it waits until the batch is whole.
-        Raises BeingCollected, UnusableOutput, UnusableBlob, ClaimUnavailable, BlobFailed, OSError, or the SDK's
-        ServiceBusError.
+        next collection into the same files goes on. It takes what was there when it began; with `follow` it waits
+        until the batch is whole, or until no manifest and no new result has come for `timeout` seconds, 15 minutes
+        by default. `Path("-")` is standard output: a result is settled once it is written there, and what an
+        interrupted collection wrote does not come again.
+        Raises BeingCollected, AlreadyCollected where other files have all of it, UnusableOutput, OutputGone,
+        UnusableBlob, ClaimUnavailable, BlobFailed, OSError, or the SDK's ServiceBusError.
         """
-        with ResultFiles(require_batch_id(batch_id), out, errors) as files:
-            total = await self._collect_into(files, batch_id, follow, on_progress or _ignore)
+        require_timeout(timeout)
+        with output_of(require_batch_id(batch_id), out, errors) as files:
+            collector = await self._collect_into(files, batch_id, follow, timeout, on_progress or _ignore)
             return Collection(
                 batch_id=batch_id,
-                total=len(files) if files.published else total,
+                total=len(files) if files.published else collector.total,
                 succeeded=len(files) - files.failed,
                 failed=files.failed,
                 complete=files.published,
+                timed_out=collector.timed_out,
             )
 
     async def _collect_into(
-        self, files: ResultFiles, batch_id: str, follow: bool, report: OnProgress
-    ) -> int | None:
-        """The batch's total, None where no manifest has come."""
+        self, files: ResultOutput, batch_id: str, follow: bool, timeout: float, report: OnProgress
+    ) -> BlobCollector | QueueCollector:
         links, settings = self._open_links, self._settings
         if links.storage.results:
             blobs = BlobCollector(links.storage.results, settings.blob_prefix, batch_id, files, report)
-            await blobs.gather(follow=follow)
-            return blobs.total
-        queue = QueueCollector(files, follow=follow, report=report, claims=links.storage.claims)
+            await blobs.gather(follow=follow, timeout=timeout)
+            return blobs
+        queue = QueueCollector(files, follow=follow, timeout=timeout, report=report, claims=links.storage.claims)
         await queue_batches.take_all(links.sessions, settings.results_queue, batch_id, queue)
-        return queue.total
+        return queue
 
     async def _announce(self, batch: BatchFile, batch_id: str) -> str | None:
         """When the batch was submitted before. Raises OtherBatch, AlreadyCollected or UncheckedBatch."""

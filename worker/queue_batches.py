@@ -23,6 +23,7 @@ from azure.servicebus.exceptions import (
 )
 
 from worker.batches import (
+    FOLLOW_TIMEOUT,
     AlreadyCollected,
     BatchStatus,
     CollectionRecord,
@@ -45,7 +46,7 @@ from worker.jobs import (
     parse_claim,
     rfc3339,
 )
-from worker.result_files import ResultFiles
+from worker.result_files import ResultOutput
 
 MANIFEST_SUBJECT = "batch-manifest"
 GROUP = 250
@@ -55,8 +56,7 @@ IDLE_WAIT = 1.0
 REOPEN_DELAYS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 30.0)
 """Seconds before a session that was lost is opened again, until it has lived for a minute."""
 HELD_DELAY = 5.0
-HELD_PATIENCE = 330.0
-"""Seconds to wait for a session that another collector holds: a dead one's lock lapses in 5 minutes at most."""
+"""Seconds between two tries to open a session that another collector holds."""
 
 SUBMIT_PATIENCE = 5.0
 """Seconds that submit waits for a session that another process holds; `status` holds it for a moment only."""
@@ -132,6 +132,9 @@ class ResultSession(Protocol):
 
     def peek(self) -> AsyncIterator[Received]:
         """Everything in the session, in order, without taking it."""
+
+    async def newest(self) -> int:
+        """The sequence number of the last message that is there now, 0 if there is none."""
 
     async def read_record(self) -> CollectionRecord | None:
         """What the session remembers of an earlier collection."""
@@ -211,7 +214,6 @@ async def take_all(client: ServiceBusClient, queue: str, batch_id: str, collecto
     """Open the session as often as it takes; give up when it fails again and again."""
     clock = asyncio.get_running_loop().time
     delays = iter(REOPEN_DELAYS)
-    give_up_waiting = clock() + (HELD_PATIENCE if collector.follow else 0.0)
     opened: float | None = None
     while True:
         try:
@@ -219,7 +221,7 @@ async def take_all(client: ServiceBusClient, queue: str, batch_id: str, collecto
                 opened = clock()
                 return await collector.take(session)
         except BeingCollected:
-            if clock() >= give_up_waiting:
+            if not collector.follow or collector.is_overdue():
                 raise
             collector.report_held()
             await asyncio.sleep(HELD_DELAY)
@@ -255,10 +257,21 @@ class QueueCollector:
     """One collection: from a session into files, over as many sessions as it takes."""
 
     def __init__(
-        self, files: ResultFiles, *, follow: bool, report: OnProgress, claims: Claims | None = None
+        self,
+        files: ResultOutput,
+        *,
+        follow: bool,
+        report: OnProgress,
+        claims: Claims | None = None,
+        timeout: float = FOLLOW_TIMEOUT,
     ) -> None:
         self.follow = follow
         self.manifest: Manifest | None = None
+        self.timed_out = False
+        self._timeout = timeout
+        self._clock = asyncio.get_running_loop().time
+        self._news_at = self._clock()
+        self._snapshot: int | None = None
         self._files = files
         self._report = report
         self._claims = claims
@@ -267,11 +280,16 @@ class QueueCollector:
     def total(self) -> int | None:
         return self.manifest.total if self.manifest else None
 
+    def is_overdue(self) -> bool:
+        """Whether neither a manifest nor a new result has come for the timeout."""
+        return self._clock() >= self._news_at + self._timeout
+
     def report_held(self) -> None:
         self._report(self._progress(held=True))
 
     async def take(self, session: ResultSession) -> None:
-        """Return when the batch is whole and published or, not following, when nothing more is there.
+        """Return when the batch is whole and published; not following, when all is taken that was there at the
+        beginning; following, when nothing new has come for the timeout (`timed_out`).
 
         A result is on the disk before it is completed. The manifest is completed last of all, after the record of
         this collection is written: at any moment one of the two says how many results there are.
@@ -280,9 +298,14 @@ class QueueCollector:
         record = await session.read_record()
         if record is not None and not self._files.published:
             await self._require_anew(session, record)
+        if not self.follow and self._snapshot is None:
+            self._snapshot = await session.newest()  # else a live batch would go on bringing more
         manifests: list[Received] = []
+        reached = 0
         while True:
-            received = await session.receive()
+            is_due = self._snapshot is None or reached < self._snapshot
+            received = await session.receive() if is_due else ()
+            reached = max([reached, *(one.number for one in received)])
             manifests += await self._keep(session, received)
             if self._files.published and received:
                 continue  # a batch that was whole before: take what has come since, superseding or not
@@ -292,6 +315,9 @@ class QueueCollector:
                 return await session.complete(manifests)
             if not received and not self.follow:
                 return None
+            if not received and self.is_overdue():
+                self.timed_out = True
+                return None
 
     async def _require_anew(self, session: ResultSession, record: CollectionRecord) -> None:
         """Raises AlreadyCollected unless the batch was submitted again since it was collected."""
@@ -299,11 +325,13 @@ class QueueCollector:
         async for one in session.peek():
             manifest = _manifest_of(one)
             if manifest and not record.is_of(manifest):
-                return
+                return None
             later += not one.is_manifest
+        if later and self._files.is_stream:
+            return self._files.publish()  # a stream cannot be added to: it gets the later results alone
         if later:
             waiting = counted(later, "later result")
-            left = f"Left in the queue: {waiting}. Next: collect into that file, which adds them"
+            left = f"Left in the queue: {waiting}. Next: collect into the same file, which adds, or -o - for these"
         else:
             left = "Nothing is left in the queue. Next: read that file, or submit again with another --batch"
         raise AlreadyCollected(self._files.batch_id, record, left)
@@ -322,15 +350,16 @@ class QueueCollector:
                 collected_at=now,
                 out=self._files.name,
             )
-        elif before is not None:
-            record = replace(before, collected_at=now, succeeded=succeeded, failed=failed)
+        elif before is not None and not self._files.is_stream:
+            record = replace(before, succeeded=succeeded, failed=failed, collected_at=now, out=self._files.name)
         else:
-            return  # a version without records collected it, and completed the manifest
+            return  # collected by a version without records, or later results alone
         await session.write_record(record)
 
     async def _keep(self, session: ResultSession, received: Sequence[Received]) -> Sequence[Received]:
         """Make the results durable, then complete them. Returns the manifests, which are still to complete."""
         lines, done, manifests = [], [], []
+        before = (len(self._files), self.manifest)
         for one in received:
             try:
                 if one.is_manifest:
@@ -345,6 +374,8 @@ class QueueCollector:
                 self._files.add(lines)
                 lines.clear()
         self._files.add(lines)
+        if (len(self._files), self.manifest) != before:
+            self._news_at = self._clock()
         self._report(self._progress())
         await session.complete(done)
         return manifests
@@ -401,6 +432,13 @@ class BusSession:
                 yield _read_message(message)
             following = (messages[-1].sequence_number or 0) + 1
 
+    async def newest(self) -> int:
+        return await find_last(self._first_number_from)
+
+    async def _first_number_from(self, number: int) -> int | None:
+        messages = await self._receiver.peek_messages(1, sequence_number=number, timeout=REQUEST_TIMEOUT)
+        return messages[0].sequence_number if messages else None
+
     async def read_record(self) -> CollectionRecord | None:
         state = await self._receiver.session.get_state(timeout=REQUEST_TIMEOUT)
         try:
@@ -416,6 +454,29 @@ class BusSession:
         now = datetime.now(UTC)
         locked_until = self._receiver.session.locked_until_utc or now
         return max((locked_until - now) / 2, timedelta(seconds=0.1))
+
+
+async def find_last(first_from: Callable[[int], Awaitable[int | None]]) -> int:
+    """The largest number there is, 0 if there is none; `first_from(n)` tells the smallest from n on.
+
+    By doubling steps and then by halves, some thirty questions for a thousand messages among a million: to peek at
+    every message would bring each result twice.
+    """
+    last = await first_from(1)
+    if last is None:
+        return 0
+    step = 1
+    while (found := await first_from(last + step)) is not None:
+        last, step = found, 2 * step
+    absent = last + step  # from here on there was nothing
+    while absent - last > 1:
+        middle = (last + absent) // 2
+        found = await first_from(middle)
+        if found is None:
+            absent = middle
+        else:
+            last = found
+    return last
 
 
 async def _first_manifest(session: ResultSession) -> Manifest | None:

@@ -4,6 +4,7 @@ Standard output carries only what one would pipe; what is said to a person goes 
 """
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 FAILED = 1
 WRONG_INPUT = 2
 INCOMPLETE = 3
+FAILED_JOBS = 4
 INTERRUPTED = 130
 
 
@@ -65,6 +67,21 @@ def _ended_by(error: Exception) -> typer.Exit:
         UnusableOutput,
     )
     return typer.Exit(WRONG_INPUT if isinstance(error, wrong_input) else FAILED)
+
+
+UNITS = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
+LONGEST_WAIT = 7 * 86_400
+
+
+def parse_seconds(text: str) -> float:
+    """`90`, `90s`, `15m`, `1.5h`, `1d`. Raises typer.BadParameter."""
+    match = re.fullmatch(r"(\d{1,7}(?:\.\d{1,3})?)([smhd]?)", text.strip(), re.ASCII)
+    seconds = float(match[1]) * UNITS[match[2]] if match else 0.0
+    if not 1 <= seconds <= LONGEST_WAIT:
+        raise typer.BadParameter(
+            f"{text!r} is not a time from 1s to 7d. Next: give seconds, or a number with s, m, h or d, such as 15m"
+        )
+    return seconds
 
 
 def describe_problems(error: "InvalidBatch") -> str:

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,6 +18,7 @@ from worker.blobs import BlobFailed, describe_refusal
 from worker.cli import _Lines, app
 from worker.client import BatchStatus, Collection, CollectionRecord, OtherBatch, Progress, Submission
 from worker.jobs import Manifest
+from worker.terminal import parse_seconds
 
 GOOD_LINE = (
     '{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m", "messages": []}}\n'
@@ -189,7 +191,9 @@ def test_status_is_told_in_words(monkeypatch: pytest.MonkeyPatch, status: BatchS
 @pytest.mark.parametrize(
     ("answer", "code", "told"),
     [
-        (collection(failed=1, complete=True), 0, "complete, 3 results (2 succeeded, 1 failed) in out.jsonl"),
+        (collection(complete=True), 0, "complete, 2 results (2 succeeded, 0 failed) in out.jsonl"),
+        (collection(failed=1, complete=True), 4, "complete, 3 results (2 succeeded, 1 failed) in out.jsonl"),
+        (collection(failed=1), 3, "3 results so far (2 succeeded, 1 failed)"),
         (collection(), 3, "1 of 3 are missing"),
         (collection(total=None), 3, "its manifest has not come"),
     ],
@@ -201,6 +205,51 @@ def test_collect_tells_by_its_exit_code_whether_the_batch_is_complete(
     result = call("collect", "b1", "-o", "out.jsonl")
     assert (result.exit_code, result.stdout) == (code, "")
     assert told in result.stderr
+
+
+def test_a_collection_that_gave_up_says_what_it_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, replace(collection(), timed_out=True))
+    result = call("collect", "b1", "-o", "out.jsonl", "--follow", "--timeout", "90s")
+    assert result.exit_code == 3
+    assert "1 of 3 are missing" in result.stderr
+    assert "Neither a manifest nor a new result came within 90s (--timeout)" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("1", 1), ("90", 90), ("90s", 90), ("15m", 900), ("1.5h", 5_400), ("7d", 604_800)]
+)
+def test_a_timeout_is_given_in_seconds_or_with_a_unit(text: str, seconds: float) -> None:
+    assert parse_seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "inf", "nan", "1e9", "8d", "15 minutes", "٣", "0.5"])
+def test_a_timeout_that_is_none_is_wrong_input(text: str) -> None:
+    result = call("collect", "b1", "-o", "out.jsonl", "--follow", f"--timeout={text}")
+    assert result.exit_code == 2
+    assert "1s to 7d" in result.stderr.replace("\n", " ")
+
+
+def test_a_log_says_what_is_waited_for_when_nothing_comes(capsys: pytest.CaptureFixture[str]) -> None:
+    now = 0.0
+    report = _Lines("collected", clock=lambda: now)
+    for moment, progress in (
+        (0, Progress(done=0, total=None)),
+        (5, Progress(done=30, total=250)),
+        (64, Progress(done=30, total=250)),
+        (65, Progress(done=30, total=250)),
+        (66, Progress(done=30, total=250)),
+        (70, Progress(done=30, total=250, held=True)),
+        (80, Progress(done=250, total=250)),
+    ):
+        now = float(moment)
+        report(progress)
+    assert capsys.readouterr().err.splitlines() == [
+        "waiting for the batch's manifest (0)",
+        "collected: 10 % (30)",
+        "waiting for the other 220 of 250 results (30)",
+        "waiting for another collector to end (30)",
+        "collected: 100 % (250)",
+    ]
 
 
 def test_an_error_of_azure_is_one_message_with_a_next_step_and_no_traceback(

@@ -1,7 +1,9 @@
 """Collecting: each job's result exactly once in the files, whatever is killed when."""
 
+import asyncio
 import json
 import os
+from bisect import bisect_left
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -20,10 +22,12 @@ from worker.batches import (
     decode_record,
     encode_record,
     require_submittable,
+    require_timeout,
 )
 from worker.jobs import Manifest, decode_result, encode_manifest
-from worker.queue_batches import QueueCollector, Received
-from worker.result_files import OutputGone, ResultFiles, UnusableOutput
+from worker.queue_batches import QueueCollector, Received, find_last
+from worker.result_files import OutputGone, ResultFiles, ResultStream, UnusableOutput, output_of
+from worker.waits import loop_time
 
 
 def make_result(name: str, *, status: int = 200, replay: int = 0, batch_id: str = "b1") -> bytes:
@@ -97,6 +101,10 @@ class FakeSession:
     async def peek(self) -> AsyncIterator[Received]:
         for one in list(self.queue):
             yield one
+
+    async def newest(self) -> int:
+        self.queue[:] = [replace(one, number=number) for number, one in enumerate(self.queue, start=1)]
+        return len(self.queue)
 
     async def read_record(self) -> CollectionRecord | None:
         return self.record
@@ -194,6 +202,148 @@ async def test_a_replayed_result_supersedes_even_in_a_batch_that_was_whole(tmp_p
     await collect(FakeSession([manifest(2), result("a", status=0), result("b")]), out, errors)
     await collect(FakeSession([result("a", replay=1)]), out, errors)
     assert (read_ids(out), read_ids(errors)) == (["b", "a"], [])
+
+
+@dataclass
+class LiveSession(FakeSession):
+    """Results go on coming: `rate` of them for each that are received."""
+
+    rate: int = 300
+    made: int = 0
+
+    async def receive(self) -> Sequence[Received]:
+        self.queue += [result(f"later-{self.made + n}") for n in range(self.rate)]
+        self.made += self.rate
+        return await super().receive()
+
+
+@pytest.mark.parametrize("waiting", [0, 1, 249, 833, 2_000])
+async def test_without_following_a_live_batch_is_collected_as_far_as_it_was_at_the_beginning(
+    tmp_path: Path, waiting: int
+) -> None:
+    queue = [manifest(10_000), *[result(f"{number}") for number in range(waiting)]]
+    files = await collect(LiveSession(queue, group=250), tmp_path / "out")
+    assert not files.published
+    assert waiting <= len(files) < waiting + 250
+
+
+@settings(max_examples=300)
+@given(numbers=st.sets(st.integers(1, 10**9)) | st.sets(st.integers(1, 3_000), max_size=900))
+async def test_the_newest_number_is_found_among_any(numbers: set[int]) -> None:
+    ordered = sorted(numbers)
+    asked = 0
+
+    async def first_from(number: int) -> int | None:
+        nonlocal asked
+        asked += 1
+        at = bisect_left(ordered, number)
+        return ordered[at] if at < len(ordered) else None
+
+    assert await find_last(first_from) == max(ordered, default=0)
+    assert asked <= 65
+
+
+@dataclass
+class SlowSession(FakeSession):
+    """A receive without a result takes a second. `arrivals`: at these loop seconds."""
+
+    arrivals: dict[float, list[Received]] = field(default_factory=dict)
+
+    async def receive(self) -> Sequence[Received]:
+        for moment in [moment for moment in self.arrivals if moment <= loop_time()]:
+            self.queue += self.arrivals.pop(moment)
+        received = await super().receive()
+        if not received:
+            await asyncio.sleep(1)
+        return received
+
+
+async def follow(session: FakeSession, out: Path, timeout: float) -> tuple[QueueCollector, ResultFiles]:
+    with ResultFiles("b1", out, None) as files:
+        collector = QueueCollector(files, follow=True, report=lambda _: None, timeout=timeout)
+        await collector.take(session)
+    return collector, files
+
+
+@pytest.mark.looptime
+async def test_following_ends_when_nothing_new_has_come_for_the_timeout(tmp_path: Path) -> None:
+    arrivals = {70.0: [manifest(3)], 150.0: [result("a")], 200.0: [result("a")]}
+    collector, files = await follow(SlowSession([], arrivals=arrivals), tmp_path / "out", timeout=90)
+    assert (collector.timed_out, collector.total, len(files)) == (True, 3, 1)
+    assert loop_time() == 150 + 90  # a result that is there already is nothing new
+
+
+@pytest.mark.looptime
+async def test_following_ends_where_no_manifest_comes(tmp_path: Path) -> None:
+    collector, files = await follow(SlowSession([]), tmp_path / "out", timeout=900)
+    assert (collector.timed_out, collector.total, len(files), loop_time()) == (True, None, 0, 900)
+    assert names(tmp_path) == set()
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan")])
+def test_a_timeout_is_a_number_of_seconds_that_ends(timeout: float) -> None:
+    with pytest.raises(ValueError, match="above 0, and not infinite"):
+        require_timeout(timeout)
+
+
+async def stream(session: FakeSession, descriptor: int) -> ResultStream:
+    with ResultStream("b1", descriptor) as files:
+        await QueueCollector(files, follow=False, report=lambda _: None).take(session)
+    return files
+
+
+async def test_standard_output_takes_each_job_once_and_a_superseding_result_after_it(tmp_path: Path) -> None:
+    lines = [result(f"{number}") for number in range(833)]
+    sent = [manifest(834), result("a", status=0), *lines[:400], *lines[:400], result("a"), *lines[400:]]
+    session = FakeSession(sent, group=250)
+    with (tmp_path / "redirected").open("wb") as file:
+        files = await stream(session, file.fileno())
+    assert (files.published, len(files), files.failed, session.queue) == (True, 834, 0, [])
+    assert read_ids(tmp_path / "redirected") == [
+        "a",
+        *[f"{number}" for number in range(400)],
+        "a",
+        *[f"{number}" for number in range(400, 833)],
+    ]
+    assert session.record
+    assert session.record.out == "standard output"
+
+
+async def test_what_a_closed_pipe_did_not_take_stays_in_the_queue() -> None:
+    session = FakeSession([manifest(500), *[result(f"{number}") for number in range(500)]], group=97)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with pytest.raises(OutputGone, match="closed by the program that reads it"):
+        await stream(session, writer)
+    os.close(writer)
+    assert len(session.queue) == 501
+
+
+async def test_standard_output_takes_the_later_results_of_a_collected_batch_alone(tmp_path: Path) -> None:
+    session = FakeSession([manifest(2), result("a", status=0), result("b")])
+    await collect(session, tmp_path / "out")
+    record = session.record
+    session.queue.append(result("a", replay=1))
+    with (tmp_path / "later").open("wb") as file:
+        files = await stream(session, file.fileno())
+    assert (read_ids(tmp_path / "later"), files.published, session.queue) == (["a"], True, [])
+    assert session.record == record
+    with pytest.raises(AlreadyCollected, match="Nothing is left"):
+        await stream(session, 1)
+
+
+@pytest.mark.parametrize(
+    ("out", "errors"), [("-", "err"), ("/dev/stdout", "err"), ("out", "-"), ("out", "/dev/stdout")]
+)
+def test_standard_output_is_not_shared_with_a_file_for_errors(out: str, errors: str) -> None:
+    with pytest.raises(UnusableOutput, match="without --errors"):
+        output_of("b1", Path(out), Path(errors))
+
+
+def test_a_folder_or_a_device_is_no_output_file(tmp_path: Path) -> None:
+    for path in (tmp_path, Path(os.devnull)):
+        with pytest.raises(UnusableOutput, match="not a regular file"):
+            output_of("b1", path, None)
 
 
 async def test_a_whole_batch_leaves_a_record_before_its_manifest_is_completed(tmp_path: Path) -> None:

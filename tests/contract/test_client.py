@@ -68,17 +68,19 @@ async def answer(
     bus: Bus, batch_id: str, statuses: dict[str, int], *, queue: str = RESULTS, replay: int = 0
 ) -> None:
     """What a worker writes for these jobs."""
+    messages = []
+    for name, status in statuses.items():
+        line = {
+            "custom_id": name,
+            "response": {"status_code": status, "request_id": "r", "body": {}},
+            "error": None,
+            "worker": {"job_id": f"{batch_id}/{name}", "batch_id": batch_id, "replay": replay},
+        }
+        message_id = f"{batch_id}/{name}" + (f"~r{replay}" if replay else "")
+        messages.append(ServiceBusMessage(json.dumps(line), message_id=message_id, session_id=batch_id))
     async with bus.client() as worker, worker.get_queue_sender(queue) as sender:
-        for name, status in statuses.items():
-            line = {
-                "custom_id": name,
-                "response": {"status_code": status, "request_id": "r", "body": {}},
-                "error": None,
-                "worker": {"job_id": f"{batch_id}/{name}", "batch_id": batch_id, "replay": replay},
-            }
-            message_id = f"{batch_id}/{name}" + (f"~r{replay}" if replay else "")
-            message = ServiceBusMessage(json.dumps(line), message_id=message_id, session_id=batch_id)
-            await sender.send_messages(message)
+        for start in range(0, len(messages), 170):
+            await sender.send_messages(messages[start : start + 170])
 
 
 async def receive_all(bus: Bus, queue: str, **options: Any) -> list[ServiceBusReceivedMessage]:
@@ -442,3 +444,27 @@ async def test_a_queue_that_does_not_exist_is_told(bus: Bus, tmp_path: Path) -> 
         with pytest.raises(ServiceBusError) as caught:
             await client.status("b1")
     assert explain(caught.value).startswith("The queue does not exist")
+
+
+async def test_without_following_a_batch_among_others_is_collected_as_far_as_it_was_at_the_beginning(
+    bus: Bus, client: JobClient, tmp_path: Path
+) -> None:
+    names = [f"{number}" for number in range(833)]
+    await client.submit(read_batch_file(write_batch(tmp_path / "jobs.jsonl", [*names, "late"])), batch_id="b1")
+    for start in range(0, len(names), 90):
+        await answer(bus, "b1", dict.fromkeys(names[start : start + 90], 200))
+        await answer(bus, "b2", {f"{start}": 200})
+    told: list[Progress] = []
+    first = await client.collect("b1", tmp_path / "out", on_progress=told.append)
+    assert (first.succeeded, first.missing, first.timed_out) == (833, 1, False)
+    assert len([now for now in told if now.done]) >= 4  # groups of 250
+    await answer(bus, "b1", {"late": 200})
+    assert (await client.collect("b1", tmp_path / "out")).complete
+    assert (await client.status("b2")).succeeded == 10
+
+
+async def test_following_a_batch_that_nobody_submitted_ends_after_the_timeout(
+    client: JobClient, tmp_path: Path
+) -> None:
+    collection = await client.collect("nobody", tmp_path / "out", follow=True, timeout=0.2)
+    assert (collection.timed_out, collection.total, collection.complete) == (True, None, False)

@@ -674,19 +674,27 @@ async def test_each_job_is_collected_exactly_once_however_often_the_collector_is
     queue = [result(name, status=status, replay=replay) for name, status, replay in sent]
     queue.insert(manifest_at, manifest(len(expected)))
     synced: dict[int, int] = {}
+    record: CollectionRecord | None = None
     shares = cycle(torn)
     for kill in kills:
         steps = Steps(kill)
+        session = FakeSession(queue, group=group, before=steps, record=record)
         try:
             with disk_that_dies(steps, synced):
-                await collect(FakeSession(queue, group=group, before=steps), out, errors)
+                await collect(session, out, errors)
         except Killed:
             tear(folder, synced, shares)
             # what supersedes and comes later takes two renames to get into files that were whole
             superseded = len(sent) > len(expected)
             assert superseded or not out.exists() or len(read_ids(out) + read_ids(errors)) == len(expected)
-    await collect(FakeSession(queue, group=group), out, errors)
-    await collect(FakeSession(queue, group=group), out, errors)  # takes what came after the last one was whole
+        record = session.record
+        assert record or any(one.is_manifest for one in queue), "nothing says how many results there are"
+    for _ in range(2):  # the second takes what came after the first was whole
+        session = FakeSession(queue, group=group, record=record)
+        await collect(session, out, errors)
+        record = session.record
     assert queue == []
+    assert record
+    assert (record.total, record.failed) == (len(expected), len(read_ids(errors)))
     assert sorted(read_ids(out)) == sorted(n for n, (_, status) in expected.items() if status == 200)
     assert sorted(read_ids(errors)) == sorted(n for n, (_, status) in expected.items() if status != 200)

@@ -31,6 +31,8 @@ BATCH = HERE / "chat.jsonl"
 OUTPUT = Path("demo-output")
 COMMAND = (sys.executable, "-m", "worker")
 MODELS = {"gpt-4o-mini": ["gpt-4o-mini"], "gpt-4o": ["gpt-4o"]}
+SOME_JOBS_FAILED = 4
+"""How collect ends when the batch is complete and has failed jobs, as the example has on purpose."""
 PATIENCE = 60.0
 Found = TypeVar("Found")
 
@@ -69,7 +71,8 @@ def run_demo(began: float) -> None:
             say(f"An embedded Azure and a worker run, {time.monotonic() - began:.1f} s after the start.")
             batch_id = call("submit", str(BATCH), env=producer, beside=[azure, worker]).strip()
             where = ("-o", str(out), "--errors", str(errors))
-            call("collect", batch_id, *where, "--follow", env=producer, beside=[azure, worker])
+            follow = ("collect", batch_id, *where, "--follow")
+            call(*follow, env=producer, beside=[azure, worker], expected=SOME_JOBS_FAILED)
             kinds = check(BATCH, [out, errors])
             metrics = fetch(f"http://127.0.0.1:{port}/metrics") or ""
     report(kinds, working_seconds([out, errors]), metrics, out, errors)
@@ -142,7 +145,7 @@ def running(name: str, *arguments: str, env: Mapping[str, str]) -> Iterator[Chil
             process.wait(PATIENCE)
 
 
-def call(*arguments: str, env: Mapping[str, str], beside: list[Child]) -> str:
+def call(*arguments: str, env: Mapping[str, str], beside: list[Child], expected: int = 0) -> str:
     """Run a command of the producer and return what it prints; its progress goes to the terminal."""
     say(f"$ aoai-worker {shlex.join(arguments)}")
     with subprocess.Popen([*COMMAND, *arguments], env=env, stdout=subprocess.PIPE, text=True) as process:
@@ -154,7 +157,7 @@ def call(*arguments: str, env: Mapping[str, str], beside: list[Child]) -> str:
         finally:
             process.terminate()
         printed = process.stdout.read() if process.stdout else ""
-    if process.returncode:
+    if process.returncode != expected:
         raise DemoFailed(f"aoai-worker {arguments[0]} ended with exit code {process.returncode}")
     return printed
 

@@ -144,6 +144,11 @@ def bus_world() -> World:
                 scope="servicebus/jobs",
             ),
             RoleAssignment(
+                object_id=people["sender"].object_id,
+                role="Azure Service Bus Data Sender",
+                scope="servicebus/chat",
+            ),
+            RoleAssignment(
                 object_id=people["receiver"].object_id,
                 role="Azure Service Bus Data Receiver",
                 scope="servicebus/jobs",

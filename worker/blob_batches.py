@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from itertools import islice
 from typing import Protocol
 
-from worker.batches import BatchStatus, OnProgress, Progress, is_whole
+from worker.batches import FOLLOW_TIMEOUT, BatchStatus, OnProgress, Progress, is_whole, require_submittable
 from worker.blob_names import ResultName, batch_folder, counting, job_key, manifest_name, parse_result_name
 from worker.blobs import BlobFailed
 from worker.errors import WorkerError
 from worker.jobs import Manifest, ResultLine, decode_manifest, decode_result, encode_manifest
-from worker.result_files import ResultFiles
+from worker.result_files import ResultOutput
 
 LARGEST_RESULT = 256 << 20
 """Bytes; answers have 64 MiB at most."""
@@ -36,16 +36,6 @@ class Container(Protocol):
     def names(self, prefix: str) -> AsyncIterator[Sequence[str]]: ...
 
 
-class OtherBatch(WorkerError):
-    """Another file was submitted under this batch id."""
-
-    def __init__(self, submitted: Manifest) -> None:
-        super().__init__(
-            f"batch {submitted.batch_id} was submitted with another file at {submitted.submitted_at}: "
-            f"{submitted.total:,} jobs, sha256 {submitted.sha256[:16]}... Nothing was sent. Next: another --batch"
-        )
-
-
 class UnusableBlob(WorkerError):
     """A blob in a batch's folder is not what its name says."""
 
@@ -56,14 +46,17 @@ class UnusableBlob(WorkerError):
         )
 
 
-async def put_manifest(container: Container, prefix: str, manifest: Manifest) -> None:
-    """Putting the same again is harmless. Raises OtherBatch where another file has this id, or BlobFailed."""
+async def put_manifest(container: Container, prefix: str, manifest: Manifest) -> str | None:
+    """When the same was put before, None if it is new; putting it again is harmless.
+
+    Raises OtherBatch where another file has this id, or BlobFailed.
+    """
     name = manifest_name(prefix, manifest.batch_id)
     if await container.create(name, encode_manifest(manifest)):
-        return
+        return None
     there = await read_manifest(container, prefix, manifest.batch_id)
-    if there is not None and (there.total, there.sha256) != (manifest.total, manifest.sha256):
-        raise OtherBatch(there)
+    before = require_submittable(manifest, there, None)
+    return None if before == manifest.submitted_at else before  # equal: a lost answer made us put it twice
 
 
 async def read_manifest(container: Container, prefix: str, batch_id: str) -> Manifest | None:
@@ -105,13 +98,14 @@ async def counting_results(container: Container, prefix: str, batch_id: str) -> 
     yield list(counting(held))
 
 
-class Gathering:
+class BlobCollector:
     """One collection, from a batch's folder into files. `follow`: until the batch is whole."""
 
     def __init__(
-        self, container: Container, prefix: str, batch_id: str, files: ResultFiles, report: OnProgress
+        self, container: Container, prefix: str, batch_id: str, files: ResultOutput, report: OnProgress
     ) -> None:
         self.total: int | None = None
+        self.timed_out = False
         self._container = container
         self._prefix = prefix
         self._batch_id = batch_id
@@ -119,16 +113,19 @@ class Gathering:
         self._report = report
         self._ranks = {bytes.fromhex(job_key(job_id)): rank for job_id, rank in files.ranks()}
 
-    async def gather(self, *, follow: bool) -> None:
-        """Return when the batch is whole and published or, not following, when all that is there is in the files.
+    async def gather(self, *, follow: bool, timeout: float = FOLLOW_TIMEOUT) -> None:
+        """Return when the batch is whole and published or, not following, when all that was listed is in the files.
+
+        Following ends too after `timeout` seconds without the manifest or a new result: `timed_out`.
 
         Raises BlobFailed (what failed once it had worked is tried again for some two minutes), or UnusableBlob.
         """
         clock = asyncio.get_running_loop().time
         idle_rounds, worked = 0, False
+        news_at = clock()
         delays = iter(REPEAT_DELAYS)
         while True:
-            begun = clock()
+            begun, had_manifest = clock(), self.total is not None
             try:
                 news = await self._round()
             except BlobFailed as error:
@@ -143,7 +140,13 @@ class Gathering:
             if not follow:
                 return None
             idle_rounds = 0 if news else idle_rounds + 1
-            await asyncio.sleep(pause_after(clock() - begun, idle_rounds))
+            if news or (self.total is not None) > had_manifest:
+                news_at = clock()
+            left = news_at + timeout - clock()
+            if left <= 0:
+                self.timed_out = True
+                return None
+            await asyncio.sleep(min(left, pause_after(clock() - begun, idle_rounds)))
 
     async def _round(self) -> int:
         """List once, and take what is new. Returns how many results came."""

@@ -1,16 +1,19 @@
 """The command `aoai-worker`: the worker, the local Azure, and the producer's submit, status and collect.
 
 Standard output carries only what one would pipe; the rest goes to standard error. Exit codes: 0 done, 1 something
-outside failed, 2 the input or the settings are wrong, 3 the batch is not complete, 130 interrupted. What a command
-needs is imported by that command, so that `--help` is quick. `dlq_cli.py` has the commands for dead letters.
+outside failed, 2 the input or the settings are wrong, 3 the batch is not complete, 4 it is complete and jobs
+failed, 130 interrupted. What a command needs is imported by that command, so that `--help` is quick. `dlq_cli.py`
+has the commands for dead letters.
 """
 
 import asyncio
 import importlib.util
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from worker import dlq_cli
-from worker.terminal import FAILED, INCOMPLETE, Heartbeat, complain, readable_errors
+from worker.terminal import FAILED, FAILED_JOBS, INCOMPLETE, Heartbeat, complain, parse_seconds, readable_errors
 
 if TYPE_CHECKING:
     from worker.client import BatchFile, BatchStatus, Collection, Progress, Submission
@@ -31,6 +34,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(dlq_cli.app, name="dlq")
+
+WAITING_AFTER = 60.0
+"""Seconds without a new result after which a log says what is waited for."""
 
 InputFile = Annotated[
     Path,
@@ -149,6 +155,11 @@ def submit(
     """
     with readable_errors(), Heartbeat("") as heartbeat:
         submission = _submit(Path(file), batch, heartbeat)
+    if submission.submitted_before:
+        complain(
+            f"This batch was submitted before, at {submission.submitted_before}: jobs that the queue still knows, "
+            "by its duplicate detection, were dropped; the others were sent."
+        )
     jobs = "job" if submission.total == 1 else "jobs"
     complain(
         f"{submission.total:,} {jobs} submitted. "
@@ -162,31 +173,49 @@ def status(
     batch: BatchId,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
-    """Tell how many results are there to be collected. Takes nothing away."""
+    """Tell how many results are there to be collected, or when the batch was collected. Takes nothing away.
+
+    Exit code 1 where nothing of such a batch is there: nothing was submitted under this id.
+    """
     with readable_errors():
         found = asyncio.run(_status(batch))
     typer.echo(json.dumps(_as_document(found)) if as_json else describe(found))
+    if found.is_unknown:
+        raise typer.Exit(FAILED)
 
 
 @app.command()
 def collect(
     batch: BatchId,
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="OUT.jsonl", help="The Batch output file.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="OUT.jsonl", help="The Batch output file; - is standard output.")
+    ],
     errors: Annotated[
         Path | None, typer.Option(metavar="ERR.jsonl", help="Results that are errors; else they are in OUT too.")
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Wait until the batch is complete.")] = False,
+    timeout: Annotated[
+        str,
+        typer.Option(metavar="TIME", help="With --follow: end after this time without anything new; s, m, h or d."),
+    ] = "15m",
 ) -> None:
     """Bring the results of a batch into a file. The queue then has them no longer; Blob storage keeps them.
 
-    The file has the suffix .partial until every job has its result. Interrupted or killed, the same command goes on
-    where it was. Exit code 3 while results are missing.
+    Without --follow it takes what is there when it begins. The file has the suffix .partial until every job has its
+    result. Interrupted or killed, the same command goes on where it was; not so with standard output.
+
+    Exit codes: 0 complete, and every job succeeded; 1 something outside failed, or another process collects; 2 the
+    input or the settings are wrong, or the batch was collected into other files; 3 results are missing; 4 complete,
+    and jobs failed; 130 interrupted.
     """
+    seconds = parse_seconds(timeout)
     with readable_errors():
-        collection = asyncio.run(_collect(batch, out, errors, follow))
-    complain(describe_collection(collection, out, errors))
+        collection = asyncio.run(_collect(batch, out, errors, follow, seconds))
+    complain(describe_collection(collection, out, errors, timeout))
     if not collection.complete:
         raise typer.Exit(INCOMPLETE)
+    if collection.failed:
+        raise typer.Exit(FAILED_JOBS)
 
 
 def _submit(file: Path, batch_id: str | None, heartbeat: Heartbeat) -> "Submission":
@@ -242,55 +271,72 @@ async def _status(batch_id: str) -> "BatchStatus":
         return await client.status(batch_id)
 
 
-async def _collect(batch_id: str, out: Path, errors: Path | None, follow: bool) -> "Collection":
+async def _collect(batch_id: str, out: Path, errors: Path | None, follow: bool, timeout: float) -> "Collection":
     from worker.client import JobClient
 
     async with JobClient.from_environment() as client:
         with _progress("collected") as report:
-            return await client.collect(batch_id, out, errors, follow=follow, on_progress=report)
+            return await client.collect(batch_id, out, errors, follow=follow, timeout=timeout, on_progress=report)
 
 
 def describe(status: "BatchStatus") -> str:
+    from worker.batches import counted
+
     if status.being_collected_by_other:
         return f"{status.batch_id}: being collected by another process, which alone sees the results"
+    if status.is_unknown:
+        return (
+            f"{status.batch_id}: unknown. There is neither a manifest nor a result of such a batch. Next: check "
+            "the id, which submit printed, and that the settings are those of submit"
+        )
     done = status.succeeded + status.failed
-    counts = f"{status.succeeded:,} succeeded, {status.failed:,} failed"
-    if status.stays:
-        return describe_stored(status, done, counts)
-    if status.total is None:
+    counts = f"({status.succeeded:,} succeeded, {status.failed:,} failed)"
+    if record := status.collected:
         return (
-            f"{status.batch_id}: {done:,} results wait to be collected ({counts}); no manifest, so either nothing "
-            "was submitted under this id or the batch has been collected"
+            f"{status.batch_id}: collected at {record.collected_at} into {record.out}, "
+            f"{counted(done, 'result')} {counts}" + _describe_later(status.later)
         )
-    if status.complete:
-        return f"{status.batch_id}: complete, {done:,} results wait to be collected ({counts})"
-    return f"{status.batch_id}: {done:,} of {status.total:,} results wait to be collected ({counts})"
-
-
-def describe_stored(status: "BatchStatus", done: int, counts: str) -> str:
-    """Of a batch in Blob storage, where nothing is taken away."""
+    wait = "" if status.stays else " to be collected"
     if status.total is None:
-        return (
-            f"{status.batch_id}: {done:,} results ({counts}); no manifest, so nothing was submitted under this id"
-        )
+        return f"{status.batch_id}: {counted(done, 'result')}{wait} {counts}; no manifest, so the total is unknown"
     if status.complete:
-        return f"{status.batch_id}: complete, {done:,} results ({counts})"
-    return f"{status.batch_id}: {done:,} of {status.total:,} results ({counts})"
+        return f"{status.batch_id}: complete, {counted(done, 'result')}{wait} {counts}"
+    return f"{status.batch_id}: {done:,} of {counted(status.total, 'result')}{wait} {counts}"
 
 
-def describe_collection(collection: "Collection", out: Path, errors: Path | None) -> str:
+def _describe_later(later: int) -> str:
+    from worker.batches import counted
+
+    if not later:
+        return ""
+    return f"; {counted(later, 'later result')} to be collected. Next: collect into the same file, which adds them"
+
+
+def describe_collection(collection: "Collection", out: Path, errors: Path | None, timeout: str) -> str:
+    from worker.batches import counted
+    from worker.result_files import STANDARD_OUTPUT
+
     done = collection.succeeded + collection.failed
     counts = f"{collection.succeeded:,} succeeded, {collection.failed:,} failed"
+    where = "standard output" if out in STANDARD_OUTPUT else str(out)
     if collection.complete:
-        where = f"{out} and {errors}" if errors else str(out)
-        return f"{collection.batch_id}: complete, {done:,} results ({counts}) in {where}"
+        also = f" and {errors}" if errors else ""
+        return f"{collection.batch_id}: complete, {counted(done, 'result')} ({counts}) in {where}{also}"
     if collection.missing is None:
         missing = "its manifest has not come, so it is not known how many are missing; was it submitted?"
     else:
         missing = f"{collection.missing:,} of {collection.total:,} are missing"
+    gave_up = (
+        f"\nNeither a manifest nor a new result came within {timeout} (--timeout)." if collection.timed_out else ""
+    )
     return (
-        f"{collection.batch_id}: {done:,} results so far ({counts}); {missing}\n"
-        "Next: the same command again, or with --follow, goes on where this one ended."
+        f"{collection.batch_id}: {counted(done, 'result')} so far ({counts}); {missing}{gave_up}\n"
+        f"Next: `aoai-worker status {collection.batch_id}` shows what is there; "
+        + (
+            "what was written to standard output does not come again."
+            if out in STANDARD_OUTPUT
+            else "the same command again, or with --follow, goes on where this one ended."
+        )
     )
 
 
@@ -302,6 +348,8 @@ def _as_document(status: "BatchStatus") -> dict[str, Any]:
         "failed": status.failed,
         "complete": status.complete,
         "being_collected_by_other": status.being_collected_by_other,
+        "collected": asdict(status.collected) if status.collected else None,
+        "later": status.later,
     }
 
 
@@ -320,27 +368,45 @@ def _progress(verb: str, heartbeat: Heartbeat | None = None) -> "Iterator[Callab
         task = bar.add_task(verb, total=None)
 
         def move(now: "Progress") -> None:
-            bar.update(task, completed=now.done, total=now.total, description=_label(verb, now))
+            bar.update(task, completed=_shown(now), total=now.total, description=_label(verb, now))
             if heartbeat:
                 heartbeat.note_said()
 
         yield move
 
 
-class _Lines:
-    """Progress for a log: a line when another tenth is done."""
+def _shown(now: "Progress") -> int:
+    return now.done if now.total is None else min(now.done, now.total)
 
-    def __init__(self, verb: str, say: Callable[[str], None] = complain) -> None:
+
+class _Lines:
+    """Progress for a log: a line when another tenth is done, and when nothing has come for a minute."""
+
+    def __init__(
+        self, verb: str, say: Callable[[str], None] = complain, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._verb = verb
         self._say = say
+        self._clock = clock
         self._told = ""
+        self._done = -1
+        self._done_at = clock()
 
     def __call__(self, now: "Progress") -> None:
-        tenths = now.done * 10 // now.total if now.total else 0
-        text = f"{_label(self._verb, now)}: {tenths * 10} %" if now.total else _label(self._verb, now)
+        if now.done != self._done:
+            self._done, self._done_at = now.done, self._clock()
+        text = self._describe(now)
         if text != self._told:
             self._told = text
             self._say(f"{text} ({now.done:,})")
+
+    def _describe(self, now: "Progress") -> str:
+        label = _label(self._verb, now)
+        if label != self._verb or not now.total:
+            return label
+        if now.done < now.total and self._clock() - self._done_at >= WAITING_AFTER:
+            return f"waiting for the other {now.total - now.done:,} of {now.total:,} results"
+        return f"{label}: {min(10, now.done * 10 // now.total) * 10} %"
 
 
 def _label(verb: str, now: "Progress") -> str:

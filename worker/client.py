@@ -23,20 +23,25 @@ from azure.servicebus.aio import ServiceBusClient
 from worker import blob_batches, queue_batches
 from worker.batch_files import BatchFile, InvalidBatch, LineProblem, check_sizes, check_unchanged, read_batch_file
 from worker.batches import (
+    FOLLOW_TIMEOUT,
+    AlreadyCollected,
     BatchStatus,
     Collection,
+    CollectionRecord,
     InvalidBatchId,
     OnProgress,
+    OtherBatch,
     Progress,
     Submission,
     require_batch_id,
+    require_timeout,
 )
-from worker.blob_batches import Gathering, OtherBatch, UnusableBlob, put_manifest
+from worker.blob_batches import BlobCollector, UnusableBlob, put_manifest
 from worker.blobs import STORAGE_SCOPE
 from worker.identity import open_broker
 from worker.packing import largest_body
-from worker.queue_batches import BeingCollected, ClaimsNotConfigured, Taking
-from worker.result_files import ResultFiles, UnusableOutput
+from worker.queue_batches import BeingCollected, ClaimsNotConfigured, QueueCollector, UncheckedBatch
+from worker.result_files import OutputGone, ResultOutput, UnusableOutput, output_of
 from worker.sending import RetryingSender
 from worker.servicebus import SERVICEBUS_SCOPE, connect
 from worker.settings import ConnectionSettings, load
@@ -44,19 +49,23 @@ from worker.storage import Storage, open_storage
 from worker.submission import Stamp, SubmissionInterrupted, make_manifest, send_jobs, send_manifest
 
 __all__ = [
+    "AlreadyCollected",
     "BatchFile",
     "BatchStatus",
     "BeingCollected",
     "ClaimsNotConfigured",
     "Collection",
+    "CollectionRecord",
     "InvalidBatch",
     "InvalidBatchId",
     "JobClient",
     "LineProblem",
     "OtherBatch",
+    "OutputGone",
     "Progress",
     "Submission",
     "SubmissionInterrupted",
+    "UncheckedBatch",
     "UnusableBlob",
     "UnusableOutput",
     "make_batch_id",
@@ -124,8 +133,9 @@ class JobClient:
         What is not confirmed is sent again for two minutes, under the same message-ids. `on_waiting` is told
         what is waited for, and why it is tried again.
         Raises InvalidBatchId, InvalidBatch if the file has changed or a line fits no message and no claim,
-        OtherBatch, BlobFailed, or the SDK's ServiceBusError where the jobs queue cannot be reached, all before
-        anything is sent; SubmissionInterrupted after that.
+        OtherBatch where another file has this id, AlreadyCollected, UncheckedBatch where a `batch_id` other than
+        the file's own cannot be checked, BlobFailed, or the SDK's ServiceBusError where the jobs queue cannot be
+        reached, all before anything is sent; SubmissionInterrupted after that.
         """
         links, settings = self._open_links, self._settings
         claims = links.storage.claims
@@ -138,9 +148,9 @@ class JobClient:
             largest = await largest_body(sender)
             check_sizes(batch, message=largest, claim=claims.largest if claims else None)
             check_unchanged(batch)
-            await self._announce(batch, stamp.batch_id, on_waiting or _ignore)
+            before = await self._announce(batch, stamp.batch_id, on_waiting or _ignore)
             await send_jobs(sender, batch, stamp, claims=claims, report=on_progress or _ignore)
-        return Submission(batch_id=stamp.batch_id, total=batch.total, sha256=batch.sha256)
+        return Submission(batch_id=stamp.batch_id, total=batch.total, sha256=batch.sha256, submitted_before=before)
 
     async def status(self, batch_id: str) -> BatchStatus:
         """Look at what is there to be collected. Nothing is taken away."""
@@ -159,47 +169,58 @@ class JobClient:
         errors: Path | None = None,
         *,
         follow: bool = False,
+        timeout: float = FOLLOW_TIMEOUT,
         on_progress: OnProgress | None = None,
     ) -> Collection:
         """Bring the batch's results into `out`, those that failed into `errors` if named. The queue then has them
         no longer; Blob storage keeps them.
 
         The files have the suffix `.partial` until each job has its result. Killed or stopped at any moment, the
-        next collection into the same files goes on. With `follow` it waits until the batch is whole.
-        Raises BeingCollected, UnusableOutput, UnusableBlob, ClaimUnavailable, BlobFailed, OSError, or the SDK's
-        ServiceBusError.
+        next collection into the same files goes on. It takes what was there when it began; with `follow` it waits
+        until the batch is whole, or until no manifest and no new result has come for `timeout` seconds, 15 minutes
+        by default. `Path("-")` is standard output: a result is settled once it is written there, and what an
+        interrupted collection wrote does not come again.
+        Raises BeingCollected, AlreadyCollected where other files have all of it, UnusableOutput, OutputGone,
+        UnusableBlob, ClaimUnavailable, BlobFailed, OSError, or the SDK's ServiceBusError.
         """
-        with ResultFiles(require_batch_id(batch_id), out, errors) as files:
-            total = await self._collect_into(files, batch_id, follow, on_progress or _ignore)
+        require_timeout(timeout)
+        with output_of(require_batch_id(batch_id), out, errors) as files:
+            collector = await self._collect_into(files, batch_id, follow, timeout, on_progress or _ignore)
             return Collection(
                 batch_id=batch_id,
-                total=len(files) if files.published else total,
+                total=len(files) if files.published else collector.total,
                 succeeded=len(files) - files.failed,
                 failed=files.failed,
                 complete=files.published,
+                timed_out=collector.timed_out,
             )
 
     async def _collect_into(
-        self, files: ResultFiles, batch_id: str, follow: bool, report: OnProgress
-    ) -> int | None:
-        """The batch's total, None where no manifest has come."""
+        self, files: ResultOutput, batch_id: str, follow: bool, timeout: float, report: OnProgress
+    ) -> BlobCollector | QueueCollector:
         links, settings = self._open_links, self._settings
         if links.storage.results:
-            gathering = Gathering(links.storage.results, settings.blob_prefix, batch_id, files, report)
-            await gathering.gather(follow=follow)
-            return gathering.total
-        taking = Taking(files, follow=follow, report=report, claims=links.storage.claims)
-        await queue_batches.take_all(links.sessions, settings.results_queue, batch_id, taking)
-        return taking.total
+            blobs = BlobCollector(links.storage.results, settings.blob_prefix, batch_id, files, report)
+            await blobs.gather(follow=follow, timeout=timeout)
+            return blobs
+        queue = QueueCollector(files, follow=follow, timeout=timeout, report=report, claims=links.storage.claims)
+        await queue_batches.take_all(links.sessions, settings.results_queue, batch_id, queue)
+        return queue
 
-    async def _announce(self, batch: BatchFile, batch_id: str, waiting: Callable[[str], None]) -> None:
+    async def _announce(self, batch: BatchFile, batch_id: str, waiting: Callable[[str], None]) -> str | None:
+        """When the batch was submitted before. Raises OtherBatch, AlreadyCollected or UncheckedBatch."""
         links, settings = self._open_links, self._settings
         manifest = make_manifest(batch, batch_id)
         if links.storage.results:
             return await put_manifest(links.storage.results, settings.blob_prefix, manifest)
         async with RetryingSender(links.senders, settings.results_queue, waiting) as sender:
-            await send_manifest(sender, manifest)
-        return None
+            return await queue_batches.announce(
+                links.sessions,
+                settings.results_queue,
+                manifest,
+                lambda: send_manifest(sender, manifest),
+                must_check=batch_id != make_batch_id(batch),
+            )
 
     async def _be_somebody(self, stack: AsyncExitStack) -> AsyncTokenCredential:
         if self._credential is not None:

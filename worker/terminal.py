@@ -4,6 +4,7 @@ Standard output carries only what one would pipe; what is said to a person goes 
 """
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 FAILED = 1
 WRONG_INPUT = 2
 INCOMPLETE = 3
+FAILED_JOBS = 4
 INTERRUPTED = 130
 
 SILENCE = 10.0
@@ -46,15 +48,45 @@ def readable_errors() -> Iterator[None]:
 
 def _ended_by(error: Exception) -> typer.Exit:
     from worker.advice import explain
-    from worker.client import InvalidBatch, InvalidBatchId, OtherBatch, UnusableOutput
+    from worker.client import (
+        AlreadyCollected,
+        InvalidBatch,
+        InvalidBatchId,
+        OtherBatch,
+        UncheckedBatch,
+        UnusableOutput,
+    )
     from worker.replays import InvalidDeadline
 
     if isinstance(error, InvalidBatch):
         complain(describe_problems(error))
     else:
         complain(explain(error))
-    wrong_input = isinstance(error, (InvalidBatch, InvalidBatchId, InvalidDeadline, OtherBatch, UnusableOutput))
-    return typer.Exit(WRONG_INPUT if wrong_input else FAILED)
+    wrong_input = (
+        AlreadyCollected,
+        InvalidBatch,
+        InvalidBatchId,
+        InvalidDeadline,
+        OtherBatch,
+        UncheckedBatch,
+        UnusableOutput,
+    )
+    return typer.Exit(WRONG_INPUT if isinstance(error, wrong_input) else FAILED)
+
+
+UNITS = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
+LONGEST_WAIT = 7 * 86_400
+
+
+def parse_seconds(text: str) -> float:
+    """`90`, `90s`, `15m`, `1.5h`, `1d`. Raises typer.BadParameter."""
+    match = re.fullmatch(r"(\d{1,7}(?:\.\d{1,3})?)([smhd]?)", text.strip(), re.ASCII)
+    seconds = float(match[1]) * UNITS[match[2]] if match else 0.0
+    if not 1 <= seconds <= LONGEST_WAIT:
+        raise typer.BadParameter(
+            f"{text!r} is not a time from 1s to 7d. Next: give seconds, or a number with s, m, h or d, such as 15m"
+        )
+    return seconds
 
 
 def describe_problems(error: "InvalidBatch") -> str:

@@ -108,7 +108,8 @@ async def test_a_batch_is_announced_by_a_blob_and_submitting_again_is_harmless(
 ) -> None:
     batch = read_batch_file(small_batch(tmp_path / "jobs.jsonl", ["a", "b"]))
     first, second = await client.submit(batch), await client.submit(batch)
-    assert first == second
+    assert first.batch_id == second.batch_id
+    assert (first.submitted_before is None, second.submitted_before is None) == (True, False)
     manifest = await container.read(manifest_name("results", make_batch_id(batch)), at_most=1_000)
     assert json.loads(manifest)["total"] == 2
     assert len(await receive_all(bus, "jobs")) == 2
@@ -120,7 +121,7 @@ async def test_another_file_under_the_same_batch_id_is_refused_before_a_job_is_s
 ) -> None:
     await client.submit(read_batch_file(small_batch(tmp_path / "one.jsonl", ["a"])), batch_id="b1")
     other = read_batch_file(small_batch(tmp_path / "other.jsonl", ["b", "c"]))
-    with pytest.raises(OtherBatch, match=r"1 jobs.* another --batch"):
+    with pytest.raises(OtherBatch, match=r"1 job,.* another --batch"):
         await client.submit(other, batch_id="b1")
     assert len(await receive_all(bus, "jobs")) == 1
 

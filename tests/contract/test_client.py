@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,20 @@ from azure.servicebus.exceptions import (
 from tests.local_azure import Bus
 from worker.advice import explain
 from worker.client import (
+    AlreadyCollected,
     BatchStatus,
     BeingCollected,
     InvalidBatchId,
     JobClient,
+    OtherBatch,
     Progress,
+    Submission,
+    UncheckedBatch,
     make_batch_id,
     read_batch_file,
 )
-from worker.jobs import decode_manifest
+from worker.jobs import Manifest, decode_manifest
+from worker.queue_batches import announce
 from worker.settings import ConnectionSettings
 
 RESULTS = "chat"
@@ -62,17 +68,19 @@ async def answer(
     bus: Bus, batch_id: str, statuses: dict[str, int], *, queue: str = RESULTS, replay: int = 0
 ) -> None:
     """What a worker writes for these jobs."""
+    messages = []
+    for name, status in statuses.items():
+        line = {
+            "custom_id": name,
+            "response": {"status_code": status, "request_id": "r", "body": {}},
+            "error": None,
+            "worker": {"job_id": f"{batch_id}/{name}", "batch_id": batch_id, "replay": replay},
+        }
+        message_id = f"{batch_id}/{name}" + (f"~r{replay}" if replay else "")
+        messages.append(ServiceBusMessage(json.dumps(line), message_id=message_id, session_id=batch_id))
     async with bus.client() as worker, worker.get_queue_sender(queue) as sender:
-        for name, status in statuses.items():
-            line = {
-                "custom_id": name,
-                "response": {"status_code": status, "request_id": "r", "body": {}},
-                "error": None,
-                "worker": {"job_id": f"{batch_id}/{name}", "batch_id": batch_id, "replay": replay},
-            }
-            message_id = f"{batch_id}/{name}" + (f"~r{replay}" if replay else "")
-            message = ServiceBusMessage(json.dumps(line), message_id=message_id, session_id=batch_id)
-            await sender.send_messages(message)
+        for start in range(0, len(messages), 170):
+            await sender.send_messages(messages[start : start + 170])
 
 
 async def receive_all(bus: Bus, queue: str, **options: Any) -> list[ServiceBusReceivedMessage]:
@@ -169,7 +177,10 @@ async def test_a_collection_goes_on_until_the_batch_is_whole(bus: Bus, client: J
     second = await client.collect("b1", out, errors)
     assert (second.complete, second.missing) == (True, 0)
     assert (read_ids(out), read_ids(errors)) == (["a", "c"], ["b"])
-    assert await client.status("b1") == BatchStatus(batch_id="b1")
+    status = await client.status("b1")
+    assert (status.complete, status.total, status.succeeded, status.failed, status.later) == (True, 3, 2, 1, 0)
+    assert status.collected
+    assert status.collected.out == "out and err"
 
 
 async def test_following_waits_for_the_last_result(bus: Bus, client: JobClient, tmp_path: Path) -> None:
@@ -266,6 +277,151 @@ async def test_a_foreign_message_is_dead_lettered_for_inspection(
     assert (dead.dead_letter_reason, b"".join(dead.body)) == ("InvalidResult", b"hello")
 
 
+async def test_the_same_id_with_another_file_is_refused_before_anything_is_sent(
+    bus: Bus, client: JobClient, tmp_path: Path
+) -> None:
+    two = read_batch_file(write_batch(tmp_path / "two.jsonl", ["a", "b"]))
+    five = read_batch_file(write_batch(tmp_path / "five.jsonl", ["a", "b", "c", "d", "e"], padding=1))
+    await client.submit(two, batch_id="b1")
+    with pytest.raises(OtherBatch, match="2 jobs"):
+        await client.submit(five, batch_id="b1")
+    await answer(bus, "b1", {"a": 200, "b": 200})
+    assert (await client.collect("b1", tmp_path / "out")).complete
+    with pytest.raises(OtherBatch, match="2 jobs"):
+        await client.submit(five, batch_id="b1")
+    assert len(await receive_all(bus, "jobs")) == 2
+
+
+async def test_of_two_files_submitted_together_under_one_id_one_is_refused(
+    bus: Bus, client: JobClient, tmp_path: Path
+) -> None:
+    files = [
+        read_batch_file(write_batch(tmp_path / f"{size}.jsonl", [f"{n}" for n in range(size)])) for size in (3, 7)
+    ]
+    outcomes = await asyncio.gather(*[client.submit(file, batch_id="b1") for file in files], return_exceptions=True)
+    (sent,) = [outcome.total for outcome in outcomes if isinstance(outcome, Submission)]
+    assert [type(outcome) for outcome in outcomes if isinstance(outcome, BaseException)] == [OtherBatch]
+    assert len(await receive_all(bus, "jobs")) == sent
+
+
+async def test_what_was_collected_is_not_submitted_again_and_another_id_runs_it_anew(
+    bus: Bus, client: JobClient, tmp_path: Path
+) -> None:
+    batch = read_batch_file(write_batch(tmp_path / "jobs.jsonl", ["a", "b"]))
+    first = await client.submit(batch)
+    assert first.submitted_before is None
+    assert (await client.submit(batch)).submitted_before is not None  # as after an interruption
+    await answer(bus, first.batch_id, {"a": 200, "b": 400})
+    await client.collect(first.batch_id, tmp_path / "out.jsonl")
+    with pytest.raises(AlreadyCollected, match=r"into out\.jsonl: 2 results \(1 succeeded, 1 failed\)"):
+        await client.submit(batch)
+    assert len(await receive_all(bus, "jobs")) == 2
+    assert (await client.submit(batch, batch_id="anew")).submitted_before is None
+    assert len(await receive_all(bus, "jobs")) == 2
+
+
+async def test_a_collector_that_waited_for_another_is_told_that_it_has_collected(
+    bus: Bus, client: JobClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.queue_batches.HELD_DELAY", 0.05)
+    names = [f"{number}" for number in range(833)]
+    await client.submit(read_batch_file(write_batch(tmp_path / "jobs.jsonl", names)), batch_id="b1")
+    is_held = asyncio.Event()
+
+    def watch(now: Progress) -> None:
+        if now.held:
+            is_held.set()
+
+    async with asyncio.TaskGroup() as group:
+        first = group.create_task(client.collect("b1", tmp_path / "first", follow=True))
+        while not (await client.status("b1")).being_collected_by_other:
+            await asyncio.sleep(0.05)  # over sockets: the session is opened
+        second = group.create_task(gathered(client.collect("b1", tmp_path / "2", follow=True, on_progress=watch)))
+        await is_held.wait()
+        await answer(bus, "b1", dict.fromkeys(names, 200))
+    assert first.result().complete
+    assert isinstance(second.result(), AlreadyCollected)
+    assert not (await client.status("b1")).being_collected_by_other
+    assert file_names(tmp_path) == {"jobs.jsonl", "first"}
+
+
+def file_names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+async def gathered(waiting: Coroutine[Any, Any, Any]) -> object:
+    return (await asyncio.gather(waiting, return_exceptions=True))[0]
+
+
+async def test_a_replayed_result_is_added_to_the_files_of_a_collected_batch(
+    bus: Bus, client: JobClient, tmp_path: Path
+) -> None:
+    out, errors = tmp_path / "out", tmp_path / "err"
+    await client.submit(read_batch_file(write_batch(tmp_path / "jobs.jsonl", ["a", "b"])), batch_id="b1")
+    await answer(bus, "b1", {"a": 400, "b": 200})
+    await client.collect("b1", out, errors)
+    await answer(bus, "b1", {"a": 200}, replay=1)
+    status = await client.status("b1")
+    assert (status.failed, status.later) == (1, 1)
+    with pytest.raises(AlreadyCollected, match="1 later result"):
+        await client.collect("b1", tmp_path / "elsewhere")
+    assert (await client.collect("b1", out, errors)).failed == 0
+    assert (read_ids(out), read_ids(errors)) == (["b", "a"], [])
+    status = await client.status("b1")
+    assert (status.failed, status.later) == (0, 0)
+
+
+@pytest.fixture
+async def sender(bus: Bus) -> AsyncIterator[JobClient]:
+    """May send to both queues, and listen to neither."""
+    async with JobClient(settings(bus), bus.credential("sender")) as opened:
+        yield opened
+
+
+async def test_without_the_right_to_listen_only_ids_made_from_the_content_are_taken(
+    bus: Bus, sender: JobClient, tmp_path: Path
+) -> None:
+    batch = read_batch_file(write_batch(tmp_path / "jobs.jsonl", ["a", "b"]))
+    with pytest.raises(UncheckedBatch, match=r'may not listen .* Receiver" there, or leave out --batch'):
+        await sender.submit(batch, batch_id="b1")
+    assert await receive_all(bus, "jobs") == []
+    await sender.submit(batch)
+    await sender.submit(batch, batch_id=make_batch_id(batch))
+    assert len(await receive_all(bus, "jobs")) == 2
+
+
+@pytest.mark.parametrize("must_check", [True, False])
+async def test_while_a_collector_holds_the_session_only_an_id_made_from_the_content_is_sent(
+    bus: Bus, must_check: bool
+) -> None:
+    sent = False
+
+    async def send() -> None:
+        nonlocal sent
+        sent = True
+
+    manifest = Manifest(batch_id="b1", total=1, sha256="aa", submitted_at="2026-11-28T12:00:00.000Z")
+    expected = pytest.raises(UncheckedBatch, match=r"has held its session") if must_check else nullcontext()
+    async with (
+        bus.client() as other,
+        other.get_queue_receiver(RESULTS, session_id="b1"),
+        bus.client(retry_total=0) as producer,
+    ):
+        with expected:
+            await announce(producer, RESULTS, manifest, send, must_check=must_check, patience=0.2)
+    assert sent is not must_check
+
+
+async def test_a_session_state_of_another_program_does_not_disturb(
+    bus: Bus, client: JobClient, tmp_path: Path
+) -> None:
+    async with bus.client() as other, other.get_queue_receiver(RESULTS, session_id="b1") as receiver:
+        await receiver.session.set_state(b"\x00mine")
+    await client.submit(read_batch_file(write_batch(tmp_path / "jobs.jsonl", ["a"])), batch_id="b1")
+    await answer(bus, "b1", {"a": 200})
+    assert (await client.collect("b1", tmp_path / "out")).complete
+
+
 async def test_a_wrong_batch_id_is_refused_before_anything_is_sent(client: JobClient, tmp_path: Path) -> None:
     batch = read_batch_file(write_batch(tmp_path / "jobs.jsonl", ["a"]))
     with pytest.raises(InvalidBatchId, match="1 to 48 letters"):
@@ -288,3 +444,27 @@ async def test_a_queue_that_does_not_exist_is_told(bus: Bus, tmp_path: Path) -> 
         with pytest.raises(ServiceBusError) as caught:
             await client.status("b1")
     assert explain(caught.value).startswith("The queue does not exist")
+
+
+async def test_without_following_a_batch_among_others_is_collected_as_far_as_it_was_at_the_beginning(
+    bus: Bus, client: JobClient, tmp_path: Path
+) -> None:
+    names = [f"{number}" for number in range(833)]
+    await client.submit(read_batch_file(write_batch(tmp_path / "jobs.jsonl", [*names, "late"])), batch_id="b1")
+    for start in range(0, len(names), 90):
+        await answer(bus, "b1", dict.fromkeys(names[start : start + 90], 200))
+        await answer(bus, "b2", {f"{start}": 200})
+    told: list[Progress] = []
+    first = await client.collect("b1", tmp_path / "out", on_progress=told.append)
+    assert (first.succeeded, first.missing, first.timed_out) == (833, 1, False)
+    assert len([now for now in told if now.done]) >= 4  # groups of 250
+    await answer(bus, "b1", {"late": 200})
+    assert (await client.collect("b1", tmp_path / "out")).complete
+    assert (await client.status("b2")).succeeded == 10
+
+
+async def test_following_a_batch_that_nobody_submitted_ends_after_the_timeout(
+    client: JobClient, tmp_path: Path
+) -> None:
+    collection = await client.collect("nobody", tmp_path / "out", follow=True, timeout=0.2)
+    assert (collection.timed_out, collection.total, collection.complete) == (True, None, False)

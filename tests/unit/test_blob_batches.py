@@ -13,7 +13,7 @@ from worker.batches import Progress
 from worker.blob_batches import (
     LONGEST_PAUSE,
     SHORTEST_PAUSE,
-    Gathering,
+    BlobCollector,
     count_results,
     pause_after,
     put_manifest,
@@ -75,7 +75,7 @@ async def collect(
 ) -> ResultFiles:
     with ResultFiles("b1", folder / "out", folder / "err") as files:
         report = (lambda _: None) if told is None else told.append
-        await Gathering(container, "results", "b1", files, report).gather(follow=follow)
+        await BlobCollector(container, "results", "b1", files, report).gather(follow=follow)
     return files
 
 
@@ -129,6 +129,25 @@ async def test_only_what_counts_and_is_not_here_yet_is_read(tmp_path: Path) -> N
         result_name("results", make_job("a"), failed=False),
         result_name("results", make_job("b"), failed=False),
     ]
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize(("announced", "ends_at"), [(False, 900.0), (True, 920.0)])
+async def test_following_ends_when_nothing_new_has_come_for_the_timeout(
+    tmp_path: Path, announced: bool, ends_at: float
+) -> None:
+    container = FakeContainer()
+
+    def arrive(listing: int) -> None:
+        if loop_time() >= 20 and announced:
+            container.announce(3)
+
+    container.before_listing = arrive
+    with ResultFiles("b1", tmp_path / "out", None) as files:
+        collector = BlobCollector(container, "results", "b1", files, lambda _: None)
+        await collector.gather(follow=True)
+    assert (collector.timed_out, collector.total, files.published) == (True, 3 if announced else None, False)
+    assert ends_at <= loop_time() < ends_at + (60 if announced else 1)
 
 
 @pytest.mark.looptime

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -18,10 +19,10 @@ from typer.testing import CliRunner, Result
 
 import worker.client
 from worker.blobs import BlobFailed, describe_refusal
-from worker.cli import app
-from worker.client import BatchStatus, Collection, OtherBatch, Progress, Submission
+from worker.cli import _Lines, app
+from worker.client import BatchStatus, Collection, CollectionRecord, OtherBatch, Progress, Submission
 from worker.jobs import Manifest
-from worker.terminal import Heartbeat
+from worker.terminal import Heartbeat, parse_seconds
 
 GOOD_LINE = (
     '{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m", "messages": []}}\n'
@@ -187,6 +188,41 @@ def test_a_key_in_the_environment_is_refused_without_being_shown(monkeypatch: py
     assert "very-secret" not in result.output
 
 
+RECORD = CollectionRecord(
+    total=3,
+    sha256="0" * 64,
+    submitted_at="2026-11-23T18:00:00Z",
+    succeeded=2,
+    failed=1,
+    collected_at="2026-11-23T19:00:00Z",
+    out="out.jsonl",
+)
+
+
+def test_a_batch_that_was_submitted_before_is_said_to_be(monkeypatch: pytest.MonkeyPatch, jobs_file: Path) -> None:
+    answer_with(monkeypatch, Submission(batch_id="b1", total=1, sha256="", submitted_before="2026-11-23T18:00:00Z"))
+    result = call("submit", jobs_file)
+    assert (result.exit_code, result.stdout) == (0, "b1\n")
+    assert "submitted before, at 2026-11-23T18:00:00Z" in result.stderr
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+@pytest.mark.parametrize("stays", [False, True], ids=["queue", "blob"])
+def test_the_status_of_an_unknown_batch_is_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch, options: list[str], stays: bool
+) -> None:
+    answer_with(monkeypatch, BatchStatus(batch_id="b1", stays=stays))
+    result = call("status", "b1", *options)
+    assert result.exit_code == 1
+    assert options or "b1: unknown." in result.stdout
+
+
+def test_nothing_is_ever_said_to_be_above_100_percent(capsys: pytest.CaptureFixture[str]) -> None:
+    report = _Lines("collected")
+    report(Progress(done=5, total=2))
+    assert "100 %" in capsys.readouterr().err
+
+
 def test_status_as_json_is_one_object_on_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
     answer_with(monkeypatch, BatchStatus(batch_id="b1", total=3, succeeded=2, failed=1))
     result = call("status", "b1", "--json")
@@ -197,19 +233,24 @@ def test_status_as_json_is_one_object_on_standard_output(monkeypatch: pytest.Mon
         "failed": 1,
         "complete": True,
         "being_collected_by_other": False,
+        "collected": None,
+        "later": 0,
     }
 
 
 @pytest.mark.parametrize(
     ("status", "told"),
     [
-        (BatchStatus(batch_id="b1", total=3, succeeded=1), "1 of 3 results wait"),
-        (BatchStatus(batch_id="b1", total=1, failed=1), "complete"),
-        (BatchStatus(batch_id="b1"), "no manifest"),
+        (BatchStatus(batch_id="b1", total=3, succeeded=1), "1 of 3 results to be collected"),
+        (BatchStatus(batch_id="b1", total=1, failed=1), "complete, 1 result to be collected"),
+        (BatchStatus(batch_id="b1", succeeded=2), "2 results to be collected (2 succeeded, 0 failed); no manifest"),
+        (
+            BatchStatus(batch_id="b1", total=3, succeeded=2, failed=1, collected=RECORD, later=1),
+            "collected at 2026-11-23T19:00:00Z into out.jsonl, 3 results (2 succeeded, 1 failed); 1 later result",
+        ),
         (BatchStatus(batch_id="b1", being_collected_by_other=True), "being collected by another process"),
         (BatchStatus(batch_id="b1", total=3, succeeded=1, failed=1, stays=True), "2 of 3 results (1 succeeded"),
-        (BatchStatus(batch_id="b1", total=1, failed=1, stays=True), "complete, 1 results"),
-        (BatchStatus(batch_id="b1", stays=True), "nothing was submitted under this id"),
+        (BatchStatus(batch_id="b1", total=1, failed=1, stays=True), "complete, 1 result (0 succeeded"),
     ],
 )
 def test_status_is_told_in_words(monkeypatch: pytest.MonkeyPatch, status: BatchStatus, told: str) -> None:
@@ -220,7 +261,9 @@ def test_status_is_told_in_words(monkeypatch: pytest.MonkeyPatch, status: BatchS
 @pytest.mark.parametrize(
     ("answer", "code", "told"),
     [
-        (collection(failed=1, complete=True), 0, "complete, 3 results (2 succeeded, 1 failed) in out.jsonl"),
+        (collection(complete=True), 0, "complete, 2 results (2 succeeded, 0 failed) in out.jsonl"),
+        (collection(failed=1, complete=True), 4, "complete, 3 results (2 succeeded, 1 failed) in out.jsonl"),
+        (collection(failed=1), 3, "3 results so far (2 succeeded, 1 failed)"),
         (collection(), 3, "1 of 3 are missing"),
         (collection(total=None), 3, "its manifest has not come"),
     ],
@@ -232,6 +275,51 @@ def test_collect_tells_by_its_exit_code_whether_the_batch_is_complete(
     result = call("collect", "b1", "-o", "out.jsonl")
     assert (result.exit_code, result.stdout) == (code, "")
     assert told in result.stderr
+
+
+def test_a_collection_that_gave_up_says_what_it_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, replace(collection(), timed_out=True))
+    result = call("collect", "b1", "-o", "out.jsonl", "--follow", "--timeout", "90s")
+    assert result.exit_code == 3
+    assert "1 of 3 are missing" in result.stderr
+    assert "Neither a manifest nor a new result came within 90s (--timeout)" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("1", 1), ("90", 90), ("90s", 90), ("15m", 900), ("1.5h", 5_400), ("7d", 604_800)]
+)
+def test_a_timeout_is_given_in_seconds_or_with_a_unit(text: str, seconds: float) -> None:
+    assert parse_seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "inf", "nan", "1e9", "8d", "15 minutes", "٣", "0.5"])
+def test_a_timeout_that_is_none_is_wrong_input(text: str) -> None:
+    result = call("collect", "b1", "-o", "out.jsonl", "--follow", f"--timeout={text}")
+    assert result.exit_code == 2
+    assert "1s to 7d" in result.stderr.replace("\n", " ")
+
+
+def test_a_log_says_what_is_waited_for_when_nothing_comes(capsys: pytest.CaptureFixture[str]) -> None:
+    now = 0.0
+    report = _Lines("collected", clock=lambda: now)
+    for moment, progress in (
+        (0, Progress(done=0, total=None)),
+        (5, Progress(done=30, total=250)),
+        (64, Progress(done=30, total=250)),
+        (65, Progress(done=30, total=250)),
+        (66, Progress(done=30, total=250)),
+        (70, Progress(done=30, total=250, held=True)),
+        (80, Progress(done=250, total=250)),
+    ):
+        now = float(moment)
+        report(progress)
+    assert capsys.readouterr().err.splitlines() == [
+        "waiting for the batch's manifest (0)",
+        "collected: 10 % (30)",
+        "waiting for the other 220 of 250 results (30)",
+        "waiting for another collector to end (30)",
+        "collected: 100 % (250)",
+    ]
 
 
 def test_an_error_of_azure_is_one_message_with_a_next_step_and_no_traceback(
@@ -246,7 +334,7 @@ def test_an_error_of_azure_is_one_message_with_a_next_step_and_no_traceback(
 
 def test_a_batch_id_that_another_file_has_is_wrong_input(monkeypatch: pytest.MonkeyPatch, jobs_file: Path) -> None:
     manifest = Manifest(batch_id="b1", total=7, sha256="0" * 64, submitted_at="2026-11-23T18:00:00Z")
-    answer_with(monkeypatch, OtherBatch(manifest))
+    answer_with(monkeypatch, OtherBatch("b1", manifest))
     result = call("submit", jobs_file, "--batch", "b1")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "7 jobs" in result.stderr

@@ -1,10 +1,12 @@
 """Collecting: each job's result exactly once in the files, whatever is killed when."""
 
+import asyncio
 import json
 import os
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import cycle
 from pathlib import Path
 
@@ -12,10 +14,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.batches import Progress
-from worker.jobs import Manifest, encode_manifest
-from worker.queue_batches import Received, Taking
-from worker.result_files import ResultFiles, UnusableOutput
+from worker.batches import (
+    AlreadyCollected,
+    CollectionRecord,
+    OtherBatch,
+    Progress,
+    decode_record,
+    encode_record,
+    require_submittable,
+    require_timeout,
+)
+from worker.jobs import Manifest, decode_result, encode_manifest
+from worker.queue_batches import QueueCollector, Received, find_last
+from worker.result_files import OutputGone, ResultFiles, ResultStream, UnusableOutput, output_of
+from worker.waits import loop_time
 
 
 def make_result(name: str, *, status: int = 200, replay: int = 0, batch_id: str = "b1") -> bytes:
@@ -27,9 +39,29 @@ def make_result(name: str, *, status: int = 200, replay: int = 0, batch_id: str 
     ).encode()
 
 
-def manifest(total: int) -> Received:
-    body = encode_manifest(Manifest(batch_id="b1", total=total, sha256="", submitted_at=""))
-    return Received(is_manifest=True, body=body)
+MORNING, NOON, EVENING = "2026-11-28T07:00:00.000Z", "2026-11-28T12:00:00.000Z", "2026-11-28T19:00:00.000Z"
+
+
+def make_manifest(total: int, *, sha256: str = "aa", submitted_at: str = MORNING) -> Manifest:
+    return Manifest(batch_id="b1", total=total, sha256=sha256, submitted_at=submitted_at)
+
+
+def manifest(total: int, *, submitted_at: str = MORNING) -> Received:
+    return Received(is_manifest=True, body=encode_manifest(make_manifest(total, submitted_at=submitted_at)))
+
+
+def make_record(
+    total: int, *, failed: int = 0, sha256: str = "aa", submitted_at: str = MORNING
+) -> CollectionRecord:
+    return CollectionRecord(
+        total=total,
+        sha256=sha256,
+        submitted_at=submitted_at,
+        succeeded=total - failed,
+        failed=failed,
+        collected_at=NOON,
+        out="out",
+    )
 
 
 def result(name: str, *, status: int = 200, replay: int = 0) -> Received:
@@ -48,6 +80,7 @@ class FakeSession:
     group: int = 100
     refused: list[str] = field(default_factory=list)
     before: "Steps | None" = None
+    record: CollectionRecord | None = None
     _taken: list[Received] = field(default_factory=list)
 
     async def receive(self) -> Sequence[Received]:
@@ -64,6 +97,21 @@ class FakeSession:
     async def refuse(self, received: Received, description: str) -> None:
         self._remove(received)
         self.refused.append(description)
+
+    async def peek(self) -> AsyncIterator[Received]:
+        for one in list(self.queue):
+            yield one
+
+    async def newest(self) -> int:
+        self.queue[:] = [replace(one, number=number) for number, one in enumerate(self.queue, start=1)]
+        return len(self.queue)
+
+    async def read_record(self) -> CollectionRecord | None:
+        return self.record
+
+    async def write_record(self, record: CollectionRecord) -> None:
+        self._step()
+        self.record = decode_record(encode_record(record))
 
     def _remove(self, one: Received) -> None:
         self.queue[:] = [other for other in self.queue if other is not one]
@@ -90,7 +138,7 @@ async def collect(
 ) -> ResultFiles:
     with ResultFiles("b1", out, errors) as files:
         report = (lambda _: None) if told is None else told.append
-        await Taking(files, follow=False, report=report).take(session)
+        await QueueCollector(files, follow=False, report=report).take(session)
     return files
 
 
@@ -154,6 +202,251 @@ async def test_a_replayed_result_supersedes_even_in_a_batch_that_was_whole(tmp_p
     await collect(FakeSession([manifest(2), result("a", status=0), result("b")]), out, errors)
     await collect(FakeSession([result("a", replay=1)]), out, errors)
     assert (read_ids(out), read_ids(errors)) == (["b", "a"], [])
+
+
+@dataclass
+class LiveSession(FakeSession):
+    """Results go on coming: `rate` of them for each that are received."""
+
+    rate: int = 300
+    made: int = 0
+
+    async def receive(self) -> Sequence[Received]:
+        self.queue += [result(f"later-{self.made + n}") for n in range(self.rate)]
+        self.made += self.rate
+        return await super().receive()
+
+
+@pytest.mark.parametrize("waiting", [0, 1, 249, 833, 2_000])
+async def test_without_following_a_live_batch_is_collected_as_far_as_it_was_at_the_beginning(
+    tmp_path: Path, waiting: int
+) -> None:
+    queue = [manifest(10_000), *[result(f"{number}") for number in range(waiting)]]
+    files = await collect(LiveSession(queue, group=250), tmp_path / "out")
+    assert not files.published
+    assert waiting <= len(files) < waiting + 250
+
+
+@settings(max_examples=300)
+@given(numbers=st.sets(st.integers(1, 10**9)) | st.sets(st.integers(1, 3_000), max_size=900))
+async def test_the_newest_number_is_found_among_any(numbers: set[int]) -> None:
+    ordered = sorted(numbers)
+    asked = 0
+
+    async def first_from(number: int) -> int | None:
+        nonlocal asked
+        asked += 1
+        at = bisect_left(ordered, number)
+        return ordered[at] if at < len(ordered) else None
+
+    assert await find_last(first_from) == max(ordered, default=0)
+    assert asked <= 65
+
+
+@dataclass
+class SlowSession(FakeSession):
+    """A receive without a result takes a second. `arrivals`: at these loop seconds."""
+
+    arrivals: dict[float, list[Received]] = field(default_factory=dict)
+
+    async def receive(self) -> Sequence[Received]:
+        for moment in [moment for moment in self.arrivals if moment <= loop_time()]:
+            self.queue += self.arrivals.pop(moment)
+        received = await super().receive()
+        if not received:
+            await asyncio.sleep(1)
+        return received
+
+
+async def follow(session: FakeSession, out: Path, timeout: float) -> tuple[QueueCollector, ResultFiles]:
+    with ResultFiles("b1", out, None) as files:
+        collector = QueueCollector(files, follow=True, report=lambda _: None, timeout=timeout)
+        await collector.take(session)
+    return collector, files
+
+
+@pytest.mark.looptime
+async def test_following_ends_when_nothing_new_has_come_for_the_timeout(tmp_path: Path) -> None:
+    arrivals = {70.0: [manifest(3)], 150.0: [result("a")], 200.0: [result("a")]}
+    collector, files = await follow(SlowSession([], arrivals=arrivals), tmp_path / "out", timeout=90)
+    assert (collector.timed_out, collector.total, len(files)) == (True, 3, 1)
+    assert loop_time() == 150 + 90  # a result that is there already is nothing new
+
+
+@pytest.mark.looptime
+async def test_following_ends_where_no_manifest_comes(tmp_path: Path) -> None:
+    collector, files = await follow(SlowSession([]), tmp_path / "out", timeout=900)
+    assert (collector.timed_out, collector.total, len(files), loop_time()) == (True, None, 0, 900)
+    assert names(tmp_path) == set()
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan")])
+def test_a_timeout_is_a_number_of_seconds_that_ends(timeout: float) -> None:
+    with pytest.raises(ValueError, match="above 0, and not infinite"):
+        require_timeout(timeout)
+
+
+async def stream(session: FakeSession, descriptor: int) -> ResultStream:
+    with ResultStream("b1", descriptor) as files:
+        await QueueCollector(files, follow=False, report=lambda _: None).take(session)
+    return files
+
+
+async def test_standard_output_takes_each_job_once_and_a_superseding_result_after_it(tmp_path: Path) -> None:
+    lines = [result(f"{number}") for number in range(833)]
+    sent = [manifest(834), result("a", status=0), *lines[:400], *lines[:400], result("a"), *lines[400:]]
+    session = FakeSession(sent, group=250)
+    with (tmp_path / "redirected").open("wb") as file:
+        files = await stream(session, file.fileno())
+    assert (files.published, len(files), files.failed, session.queue) == (True, 834, 0, [])
+    assert read_ids(tmp_path / "redirected") == [
+        "a",
+        *[f"{number}" for number in range(400)],
+        "a",
+        *[f"{number}" for number in range(400, 833)],
+    ]
+    assert session.record
+    assert session.record.out == "standard output"
+
+
+async def test_what_a_closed_pipe_did_not_take_stays_in_the_queue() -> None:
+    session = FakeSession([manifest(500), *[result(f"{number}") for number in range(500)]], group=97)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with pytest.raises(OutputGone, match="closed by the program that reads it"):
+        await stream(session, writer)
+    os.close(writer)
+    assert len(session.queue) == 501
+
+
+async def test_standard_output_takes_the_later_results_of_a_collected_batch_alone(tmp_path: Path) -> None:
+    session = FakeSession([manifest(2), result("a", status=0), result("b")])
+    await collect(session, tmp_path / "out")
+    record = session.record
+    session.queue.append(result("a", replay=1))
+    with (tmp_path / "later").open("wb") as file:
+        files = await stream(session, file.fileno())
+    assert (read_ids(tmp_path / "later"), files.published, session.queue) == (["a"], True, [])
+    assert session.record == record
+    with pytest.raises(AlreadyCollected, match="Nothing is left"):
+        await stream(session, 1)
+
+
+@pytest.mark.parametrize(
+    ("out", "errors"), [("-", "err"), ("/dev/stdout", "err"), ("out", "-"), ("out", "/dev/stdout")]
+)
+def test_standard_output_is_not_shared_with_a_file_for_errors(out: str, errors: str) -> None:
+    with pytest.raises(UnusableOutput, match="without --errors"):
+        output_of("b1", Path(out), Path(errors))
+
+
+def test_a_folder_or_a_device_is_no_output_file(tmp_path: Path) -> None:
+    for path in (tmp_path, Path(os.devnull)):
+        with pytest.raises(UnusableOutput, match="not a regular file"):
+            output_of("b1", path, None)
+
+
+async def test_a_whole_batch_leaves_a_record_before_its_manifest_is_completed(tmp_path: Path) -> None:
+    class DiesBeforeTheManifest(FakeSession):
+        async def complete(self, received: Sequence[Received]) -> None:
+            if any(one.is_manifest for one in received):
+                raise Killed
+            await super().complete(received)
+
+    session = DiesBeforeTheManifest([manifest(3), result("a"), result("b", status=400), result("c")])
+    with pytest.raises(Killed):
+        await collect(session, tmp_path / "out.jsonl", tmp_path / "err.jsonl")
+    record = session.record
+    assert record is not None
+    assert (record.total, record.sha256, record.submitted_at) == (3, "aa", MORNING)
+    assert (record.succeeded, record.failed, record.out) == (2, 1, "out.jsonl and err.jsonl")
+    await collect(FakeSession(session.queue, record=record), tmp_path / "out.jsonl", tmp_path / "err.jsonl")
+    assert session.queue == []
+
+
+async def test_an_unfinished_batch_leaves_no_record(tmp_path: Path) -> None:
+    session = FakeSession([manifest(2), result("a")])
+    await collect(session, tmp_path / "out")
+    assert session.record is None
+
+
+async def test_a_second_collector_is_told_when_and_where_to_the_batch_was_collected(tmp_path: Path) -> None:
+    session = FakeSession([manifest(1), result("a")])
+    await collect(session, tmp_path / "out")
+    with pytest.raises(AlreadyCollected, match=r"collected at .* into out: 1 result \(1 succeeded, 0 failed\)"):
+        await collect(session, tmp_path / "other")
+    assert names(tmp_path) == {"out"}
+
+
+async def test_a_later_result_is_left_to_the_files_of_its_batch_and_the_record_follows(tmp_path: Path) -> None:
+    session = FakeSession([manifest(2), result("a", status=0), result("b")])
+    await collect(session, tmp_path / "out", tmp_path / "err")
+    session.queue.append(result("a", replay=1))
+    with pytest.raises(AlreadyCollected, match="1 later result"):
+        await collect(session, tmp_path / "other")
+    assert len(session.queue) == 1
+    await collect(session, tmp_path / "out", tmp_path / "err")
+    assert (read_ids(tmp_path / "out"), read_ids(tmp_path / "err"), session.queue) == (["b", "a"], [], [])
+    assert session.record
+    assert (session.record.succeeded, session.record.failed) == (2, 0)
+
+
+async def test_a_batch_submitted_anew_after_it_was_collected_is_collected_anew(tmp_path: Path) -> None:
+    session = FakeSession([manifest(1), result("a")])
+    await collect(session, tmp_path / "out")
+    session.queue += [manifest(1, submitted_at=EVENING), result("a")]
+    files = await collect(session, tmp_path / "other")
+    assert (files.published, session.queue, read_ids(tmp_path / "other")) == (True, [], ["a"])
+    assert session.record
+    assert session.record.submitted_at == EVENING
+
+
+def test_only_a_new_batch_or_one_that_is_still_to_be_collected_may_be_submitted() -> None:
+    ours = make_manifest(5, submitted_at=EVENING)
+    waiting = make_manifest(5)
+    collected = make_record(5)
+    assert require_submittable(ours, None, None) is None
+    assert require_submittable(ours, waiting, None) == MORNING
+    assert require_submittable(ours, make_manifest(5, submitted_at=NOON), collected) == NOON
+    with pytest.raises(AlreadyCollected, match="another --batch"):
+        require_submittable(ours, None, collected)
+    with pytest.raises(AlreadyCollected):
+        require_submittable(ours, waiting, collected)  # its collector died before it completed the manifest
+    for other in (make_manifest(2), make_manifest(5, sha256="bb")):
+        with pytest.raises(OtherBatch, match=rf"{MORNING}: {other.total} jobs"):
+            require_submittable(ours, other, None)
+    with pytest.raises(OtherBatch):
+        require_submittable(ours, None, make_record(5, sha256="bb"))
+
+
+@given(
+    numbers=st.tuples(*[st.integers(0, 10**9)] * 3),
+    texts=st.tuples(*[st.text(max_size=70)] * 3),
+    out=st.text(max_size=600),
+)
+def test_a_record_is_small_and_reads_as_it_was_written(
+    numbers: tuple[int, int, int], texts: tuple[str, str, str], out: str
+) -> None:
+    total, succeeded, failed = numbers
+    sha256, submitted_at, collected_at = texts
+    record = CollectionRecord(
+        total=total,
+        sha256=sha256,
+        submitted_at=submitted_at,
+        succeeded=succeeded,
+        failed=failed,
+        collected_at=collected_at,
+        out=out,
+    )
+    raw = encode_record(record)
+    assert decode_record(raw) == replace(record, out=out[:255])
+    assert len(raw) < 6_000  # a quarter of a million of them fill a queue of 1 GB, at their very largest
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"null", b"7", b'{"total": 1}', b'{"total": "x", "sha256": 1}'])
+def test_another_programs_session_state_is_no_record(raw: bytes) -> None:
+    with pytest.raises(ValueError, match=r".*"):
+        decode_record(raw)
 
 
 async def test_an_older_replay_does_not_supersede(tmp_path: Path) -> None:
@@ -247,6 +540,70 @@ async def test_two_collections_into_one_file_are_refused(tmp_path: Path) -> None
         await collect(FakeSession([]), tmp_path / "out")
 
 
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def replace_by_another(path: Path) -> None:
+    path.with_name("other").write_bytes(b"")
+    path.with_name("other").replace(path)
+
+
+@pytest.mark.parametrize("happens", [remove, replace_by_another])
+@pytest.mark.parametrize("round_of_loss", [1, 3])
+async def test_results_whose_file_is_gone_stay_in_the_queue(
+    tmp_path: Path, happens: Callable[[Path], None], round_of_loss: int
+) -> None:
+    queue = [manifest(833), *[result(f"{number}") for number in range(833)]]
+    completed = 0
+
+    class SessionWithAnIncident(FakeSession):
+        rounds = 0
+
+        async def receive(self) -> Sequence[Received]:
+            received = await super().receive()
+            self.rounds += 1
+            if self.rounds == round_of_loss:
+                happens(tmp_path / "out.partial")
+            return received
+
+        async def complete(self, received: Sequence[Received]) -> None:
+            nonlocal completed
+            completed += len(received)
+
+    with pytest.raises(OutputGone, match=r"out\.partial was removed or replaced"):
+        await collect(SessionWithAnIncident(queue, group=97), tmp_path / "out")
+    assert completed == max(0, 97 * (round_of_loss - 1) - 1)  # one of the first group is the manifest
+
+
+async def test_a_repeated_result_is_not_settled_either_when_its_file_is_gone(tmp_path: Path) -> None:
+    with ResultFiles("b1", tmp_path / "out", None) as files:
+        files.add([decode_result(make_result("a"))])
+        (tmp_path / "out.partial").unlink()
+        with pytest.raises(OutputGone):
+            files.add([decode_result(make_result("a"))])
+
+
+async def test_a_later_result_is_not_settled_when_the_published_file_is_gone(tmp_path: Path) -> None:
+    with ResultFiles("b1", tmp_path / "out", None) as files:
+        files.add([decode_result(make_result("a"))])
+        files.publish()
+        (tmp_path / "out").unlink()
+        with pytest.raises(OutputGone):
+            files.add([decode_result(make_result("b"))])
+
+
+@pytest.mark.parametrize("left_over", [b"", make_result("b")[:20]], ids=["empty", "torn"])
+async def test_a_partial_file_with_nothing_in_it_does_not_hide_the_whole_one(
+    tmp_path: Path, left_over: bytes
+) -> None:
+    await collect(FakeSession([manifest(2), result("a"), result("b", status=0)]), tmp_path / "out")
+    (tmp_path / "out.partial").write_bytes(left_over)
+    files = await collect(FakeSession([result("b", replay=1)]), tmp_path / "out")
+    assert (files.published, len(files), files.failed) == (True, 2, 0)
+    assert (read_ids(tmp_path / "out"), names(tmp_path)) == (["a", "b"], {"out"})
+
+
 def test_answers_and_errors_need_two_files(tmp_path: Path) -> None:
     with pytest.raises(UnusableOutput, match="name two files"):
         ResultFiles("b1", tmp_path / "out", tmp_path / "x" / ".." / "out")
@@ -317,19 +674,27 @@ async def test_each_job_is_collected_exactly_once_however_often_the_collector_is
     queue = [result(name, status=status, replay=replay) for name, status, replay in sent]
     queue.insert(manifest_at, manifest(len(expected)))
     synced: dict[int, int] = {}
+    record: CollectionRecord | None = None
     shares = cycle(torn)
     for kill in kills:
         steps = Steps(kill)
+        session = FakeSession(queue, group=group, before=steps, record=record)
         try:
             with disk_that_dies(steps, synced):
-                await collect(FakeSession(queue, group=group, before=steps), out, errors)
+                await collect(session, out, errors)
         except Killed:
             tear(folder, synced, shares)
             # what supersedes and comes later takes two renames to get into files that were whole
             superseded = len(sent) > len(expected)
             assert superseded or not out.exists() or len(read_ids(out) + read_ids(errors)) == len(expected)
-    await collect(FakeSession(queue, group=group), out, errors)
-    await collect(FakeSession(queue, group=group), out, errors)  # takes what came after the last one was whole
+        record = session.record
+        assert record or any(one.is_manifest for one in queue), "nothing says how many results there are"
+    for _ in range(2):  # the second takes what came after the first was whole
+        session = FakeSession(queue, group=group, record=record)
+        await collect(session, out, errors)
+        record = session.record
     assert queue == []
+    assert record
+    assert (record.total, record.failed) == (len(expected), len(read_ids(errors)))
     assert sorted(read_ids(out)) == sorted(n for n, (_, status) in expected.items() if status == 200)
     assert sorted(read_ids(errors)) == sorted(n for n, (_, status) in expected.items() if status != 200)

@@ -31,8 +31,8 @@ class Results:
     call_seconds: tuple[float, ...]
 
 
-def job_line(number: int) -> bytes:
-    """A line of a Batch input file of JOB_BYTES that asks for an answer of 100 tokens."""
+def job_line(number: int, size: int = JOB_BYTES) -> bytes:
+    """A line of a Batch input file of `size` bytes that asks for an answer of 100 tokens."""
 
     def line(padding: str) -> bytes:
         question = f"[[tokens:100]] What is {number} + {number}? {padding}"
@@ -40,8 +40,8 @@ def job_line(number: int) -> bytes:
         job = {"custom_id": f"q-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
         return json.dumps(job).encode()
 
-    words = "the quick brown fox jumps over the lazy dog " * (JOB_BYTES // 40)
-    return line(words[: JOB_BYTES - len(line(""))])
+    words = "the quick brown fox jumps over the lazy dog " * (size // 40)
+    return line(words[: size - len(line(""))])
 
 
 @asynccontextmanager
@@ -67,10 +67,10 @@ async def connect(environment: Mapping[str, str]) -> AsyncIterator[ServiceBusCli
         yield client
 
 
-async def submit(client: ServiceBusClient, count: int, *, number_from: int = 0) -> None:
+async def submit(client: ServiceBusClient, count: int, *, number_from: int = 0, size: int = JOB_BYTES) -> None:
     async with client.get_queue_sender("jobs") as sender:
         batch = await sender.create_message_batch()
-        for message in _messages(range(number_from, number_from + count)):
+        for message in _messages(range(number_from, number_from + count), size):
             try:
                 batch.add_message(message)
             except MessageSizeExceededError:
@@ -80,10 +80,10 @@ async def submit(client: ServiceBusClient, count: int, *, number_from: int = 0) 
         await sender.send_messages(batch)
 
 
-def _messages(numbers: range) -> Iterator[ServiceBusMessage]:
+def _messages(numbers: range, size: int) -> Iterator[ServiceBusMessage]:
     for number in numbers:
         yield ServiceBusMessage(
-            job_line(number),
+            job_line(number, size),
             message_id=f"{BATCH}/q-{number}",
             correlation_id=BATCH,
             content_type="application/json",

@@ -58,6 +58,8 @@ class Intake:
         self.is_paused = False
         self._typical_bytes = 0.0
         self._bell = Bell()
+        self._room_bell = Bell()
+        """Rings when memory is freed, for jobs that wait for it."""
         self._answers = 0
         """Slots that have room for an answer."""
         self._outgrown: Slot | None = None
@@ -307,7 +309,7 @@ class Slot(AbstractContextManager["Slot"]):
         while not intake._fits(size + copies) and intake._answers:
             if loop_time() >= until:
                 raise HandedBack(HandBackReason.PARKED)
-            await intake._bell.wait(until)
+            await intake._room_bell.wait(until)
         intake._answers += 1
         self._has_room = True
         self._copies = copies
@@ -321,7 +323,7 @@ class Slot(AbstractContextManager["Slot"]):
         """
         intake = self._intake
         while not intake._fits(size - self._reserved) and intake._outgrown not in (None, self):
-            await intake._bell.wait()
+            await intake._room_bell.wait()
         if not intake._fits(size - self._reserved):
             intake._outgrown = self
         self._add(size - self._reserved)
@@ -335,13 +337,14 @@ class Slot(AbstractContextManager["Slot"]):
             self._intake._answers -= 1
         if self._intake._outgrown is self:
             self._intake._outgrown = None
+        self._intake._room_bell.ring()
         self._intake._bell.ring()
 
     def keep(self, size: int) -> None:
         """So much became of the answer: a line that is to be written."""
         self._drop_copies()
         self._add(size - self._reserved)
-        self._intake._bell.ring()
+        self._intake._room_bell.ring()
 
     def hold(self, size: int) -> None:
         """So many bytes more are held for this delivery: a fetched body."""
@@ -351,9 +354,9 @@ class Slot(AbstractContextManager["Slot"]):
     def free(self) -> None:
         if not self._is_free:
             self._is_free = True
-            self.unreserve()
             self.lane.in_flight -= 1
             self._intake._free(self._size)
+            self.unreserve()
 
     def _drop_copies(self) -> None:
         self._intake.in_flight_bytes -= self._copies

@@ -1,4 +1,4 @@
-"""Whether memory stays flat: the worker's RSS along 100,000 jobs at 1,000 in flight."""
+"""Whether memory stays flat: the worker's RSS along many jobs, small and large, at 1,000 in flight."""
 
 import asyncio
 import math
@@ -11,7 +11,9 @@ from benchmarks.processes import BenchmarkFailed, embedded_azure, rss_mib
 from benchmarks.report import at_most, table
 from benchmarks.traffic import collect, connect, submit
 
-SLOTS, JOBS, LATENCY = 1_000, 100_000, 1.0
+SLOTS, LATENCY = 1_000, 1.0
+JOBS = {2_048: 100_000, 25_000: 16_000}
+"""By their bytes; the broker holds them all, in a gigabyte."""
 LOOK_EVERY = 1.0
 SHARES = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 GROWTH_TARGET = 1.05
@@ -26,17 +28,22 @@ class Moment:
 
 async def measure_memory(folder: Path, share: float) -> str:
     """Raises BenchmarkFailed unless every job is answered, once."""
-    jobs = round(JOBS * share)
+    return "\n\n".join(
+        [await _measure(folder / f"azure-{size}", size, round(jobs * share)) for size, jobs in JOBS.items()]
+    )
+
+
+async def _measure(folder: Path, size: int, jobs: int) -> str:
     async with (
-        embedded_azure(folder / "azure", make_world(latency=LATENCY)) as azure,
+        embedded_azure(folder, make_world(latency=LATENCY)) as azure,
         connect(azure.environment("producer")) as client,
     ):
-        await submit(client, jobs)
+        await submit(client, jobs, size=size)
         async with started("worker", azure, SLOTS) as worker:
             moments = await watch(worker, jobs)
         require_paid_once(await azure.model_stats())
         await collect(client, jobs)
-    return describe(moments, jobs)
+    return describe(moments, jobs, size)
 
 
 async def watch(worker: Contender, jobs: int) -> Sequence[Moment]:
@@ -50,18 +57,18 @@ async def watch(worker: Contender, jobs: int) -> Sequence[Moment]:
     return moments
 
 
-def describe(moments: Sequence[Moment], jobs: int) -> str:
+def describe(moments: Sequence[Moment], jobs: int, size: int) -> str:
     rows = [(f"{share:.0%}", moment) for share in SHARES for moment in [_after(moments, share * jobs)]]
     grown = _after(moments, jobs).rss_mib / _after(moments, 0.2 * jobs).rss_mib
     return "\n\n".join(
         (
-            f"{jobs:,} jobs, {SLOTS:,} in flight, {LATENCY:g} s of model latency, one worker: "
+            f"{jobs:,} jobs of {size:,} bytes, {SLOTS:,} in flight, {LATENCY:g} s of model latency, one worker: "
             f"{moments[0].rss_mib:.0f} MiB when it was ready.",
             table(
                 ("jobs done", "share", "RSS MiB"),
                 [(f"{moment.done:,.0f}", share, f"{moment.rss_mib:.1f}") for share, moment in rows],
             ),
-            at_most("RSS at 100 %, of that at 20 %", grown, GROWTH_TARGET, "times"),
+            at_most(f"RSS at 100 % of {size:,}-byte jobs, of that at 20 %", grown, GROWTH_TARGET, "times"),
         )
     )
 

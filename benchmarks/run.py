@@ -59,7 +59,7 @@ MEASUREMENTS = {
     "tokens": Measurement(measure=measure_refreshes, minutes=2),
     "quota": Measurement(measure=measure_quota, minutes=0.5),
     "profile": Measurement(measure=profile_worker, minutes=1),
-    "memory": Measurement(measure=measure_memory, minutes=8, by_default=False),
+    "memory": Measurement(measure=measure_memory, minutes=10, by_default=False),
     "locks": Measurement(measure=measure_locks, minutes=4, by_default=False),
 }
 

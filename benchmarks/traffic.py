@@ -31,8 +31,8 @@ class Results:
     call_seconds: tuple[float, ...]
 
 
-def job_line(number: int) -> bytes:
-    """A line of a Batch input file of JOB_BYTES that asks for an answer of 100 tokens."""
+def job_line(number: int, size: int = JOB_BYTES) -> bytes:
+    """A line of a Batch input file of `size` bytes that asks for an answer of 100 tokens."""
 
     def line(padding: str) -> bytes:
         question = f"[[tokens:100]] What is {number} + {number}? {padding}"
@@ -40,8 +40,8 @@ def job_line(number: int) -> bytes:
         job = {"custom_id": f"q-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
         return json.dumps(job).encode()
 
-    words = "the quick brown fox jumps over the lazy dog " * (JOB_BYTES // 40)
-    return line(words[: JOB_BYTES - len(line(""))])
+    words = "the quick brown fox jumps over the lazy dog " * (size // 40)
+    return line(words[: size - len(line(""))])
 
 
 @asynccontextmanager
@@ -67,9 +67,9 @@ async def connect(environment: Mapping[str, str]) -> AsyncIterator[ServiceBusCli
         yield client
 
 
-async def submit(client: ServiceBusClient, count: int, *, number_from: int = 0) -> None:
+async def submit(client: ServiceBusClient, count: int, *, number_from: int = 0, size: int = JOB_BYTES) -> None:
     async with client.get_queue_sender("jobs") as sender:
-        messages = _messages(range(number_from, number_from + count))
+        messages = _messages(range(number_from, number_from + count), size)
         async for packed in pack(sender, messages, lambda message: message, _refuse):
             await sender.send_messages(packed.batch)
 
@@ -78,10 +78,10 @@ def _refuse(message: ServiceBusMessage, allowed: int) -> None:
     raise BenchmarkFailed(f"the message of {message.message_id} is larger than the {allowed:,} bytes of a batch")
 
 
-async def _messages(numbers: range) -> AsyncIterator[ServiceBusMessage]:
+async def _messages(numbers: range, size: int) -> AsyncIterator[ServiceBusMessage]:
     for number in numbers:
         yield ServiceBusMessage(
-            job_line(number),
+            job_line(number, size),
             message_id=f"{BATCH}/q-{number}",
             correlation_id=BATCH,
             content_type="application/json",

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from worker.errors import CallFailed, RefusedByService, Throttled, Unavailable
-from worker.jobs import JsonObject, Operation, on_one_line
+from worker.jobs import NUMBERS, JsonObject, Operation, on_one_line, without_numbers
 from worker.outcomes import Response, Usage
 from worker.refusals import Exchange, classify_within, read_headroom
 
@@ -59,10 +59,21 @@ class Form:
 def read_answer(operation: Operation, body: bytes, exchange: Exchange) -> Response:
     """The answer of a 200. Raises CallFailed, as `accept` does."""
     try:
-        document = orjson.loads(body)
+        document = _parse_embeddings(body) if operation is Operation.EMBEDDINGS else orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise _broken(FORMS[operation], body, f"{error}{_beginning(body)}") from None
     return accept(operation, document, body, exchange)
+
+
+def _parse_embeddings(body: bytes) -> object:
+    """The document with one number for each array of numbers, every array checked by itself: as objects, all the
+    numbers of an answer would take several times its bytes. Raises JSONDecodeError."""
+    try:
+        for numbers in NUMBERS.finditer(body):
+            orjson.loads(memoryview(body)[numbers.start() : numbers.end()])
+        return orjson.loads(without_numbers(body))
+    except orjson.JSONDecodeError:
+        return orjson.loads(body)  # what looked like an array may have been a text
 
 
 def accept(operation: Operation, document: object, body: bytes, exchange: Exchange) -> Response:

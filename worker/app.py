@@ -33,6 +33,11 @@ from worker.suspects import Quarantine
 from worker.sweeper import Sweeper
 from worker.waits import loop_time
 
+COLLECT_EVERY = 300.0
+"""Seconds between full collections of garbage; one takes 0.1 s with 1,000 jobs in flight. Jobs leave no cycles, but
+SDKs and lost connections do, and Python itself waits until a quarter more objects have outlived its young
+generations, whatever they hold."""
+
 SPANS_GO_TO = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
@@ -54,6 +59,12 @@ def collect_less_garbage() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)
+
+
+async def collect_garbage(intake: Intake) -> None:
+    """Until it is stopping."""
+    while not await intake.stopping(loop_time() + COLLECT_EVERY):
+        gc.collect()
 
 
 async def serve(settings: WorkerSettings, logger: logging.Logger) -> None:
@@ -123,14 +134,17 @@ async def serve_and_work(
         ) as port:
             logger.info("serving", extra={"port": port})
             async with set_up(settings, gates, intake, quarantine, observer) as (consumer, sweepers):
-                await work(consumer, sweepers, summary.run(intake, lambda: waits(intake, gates)))
+                await work(consumer, sweepers, intake, summary.run(intake, lambda: waits(intake, gates)))
                 summary.tell()
 
 
-async def work(consumer: Consumer, sweepers: Sequence[Sweeper], summary: Coroutine[Any, Any, None]) -> None:
+async def work(
+    consumer: Consumer, sweepers: Sequence[Sweeper], intake: Intake, summary: Coroutine[Any, Any, None]
+) -> None:
     """Until the intake is stopped and everything held is settled."""
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(consumer.run(), name="consumer")
+        tasks.create_task(collect_garbage(intake), name="garbage")
         tasks.create_task(summary, name="summary")
         for sweeper in sweepers:
             tasks.create_task(sweeper.run(), name=f"sweeper of {sweeper.queue}")

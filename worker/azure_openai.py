@@ -29,12 +29,12 @@ from worker.errors import (
     TokenUnavailable,
     Unavailable,
 )
-from worker.interfaces import Target, Tokens
+from worker.interfaces import Room, Target, Tokens
 from worker.jobs import Job, JsonObject, Operation
 from worker.outcomes import Response
 from worker.refusals import Exchange, classify, plain_headers
 from worker.streams import ASSEMBLIES, read_stream
-from worker.transport import MAX_ANSWER, LeanClient, take_in
+from worker.transport import MAX_ANSWER, LeanClient, counted, take_in
 from worker.waits import release_frames
 
 PATHS = {
@@ -49,6 +49,10 @@ NOT_SENT = frozenset({"background"})
 
 PROOF_TIMEOUT = 20.0
 """Seconds for a refusal that costs the service nothing; a stop during start-up waits no longer."""
+
+TEXT_WEIGHT, LOGPROBS_WEIGHT = 0.25, 2.0
+"""Bytes that are held for each byte of a stream: of its 300 bytes for a token only the text stays, but logprobs
+are held as objects."""
 
 LINGER = 1.0
 """Seconds for a stream to end once its answer is whole; only then can its connection be used again."""
@@ -73,12 +77,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """A request as it goes out. `timeout`: seconds, all in all."""
+    """A request as it goes out. `timeout`: seconds, all in all. `room` is for its answer; None: any."""
 
     target: Target
     operation: Operation
     body: bytes
     timeout: float
+    room: Room | None = None
+    stream_weight: float = TEXT_WEIGHT
 
 
 class _FewHeaders:
@@ -141,11 +147,18 @@ class AzureOpenAI:
     ) -> None:
         await self._http.aclose()
 
-    async def complete(self, job: Job, target: Target) -> Response:
+    async def complete(self, job: Job, target: Target, room: Room | None = None) -> Response:
         """A streamed job's answer is the final object, and its `first_token` is known."""
         operation = job.line.operation
         body = request_body(job, target, responses_store=self._responses_store)
-        call = Call(target=target, operation=operation, body=orjson.dumps(body), timeout=self._timeout)
+        call = Call(
+            target=target,
+            operation=operation,
+            body=orjson.dumps(body),
+            timeout=self._timeout,
+            room=room,
+            stream_weight=LOGPROBS_WEIGHT if body.get("logprobs") else TEXT_WEIGHT,
+        )
         return await self._ask(call, self._read_streamed if "stream" in body else self._read_whole)
 
     async def prove(self, target: Target) -> None:
@@ -195,7 +208,9 @@ class AzureOpenAI:
 
     async def _read_whole(self, call: Call) -> Response:
         response = await self._send(call)
-        return read_answer(call.operation, await take_in(response), self._exchange(response, call.target))
+        return read_answer(
+            call.operation, await take_in(response, call.room), self._exchange(response, call.target)
+        )
 
     async def _read_streamed(self, call: Call) -> Response:
         started = time.perf_counter()
@@ -203,9 +218,10 @@ class AzureOpenAI:
         try:
             exchange = self._exchange(response, call.target)
             if not exchange.headers.get("content-type", "").startswith("text/event-stream"):
-                return read_answer(call.operation, await take_in(response), exchange)
+                return read_answer(call.operation, await take_in(response, call.room), exchange)
             chunks = response.aiter_bytes()
-            answer = await read_stream(call.operation, chunks, exchange, started=started)
+            held = chunks if call.room is None else counted(chunks, call.room, call.stream_weight)
+            answer = await read_stream(call.operation, held, exchange, started=started)
             await _exhaust(chunks)
             return answer
         finally:

@@ -6,7 +6,7 @@ A name says whose result it is and whether it failed, so a batch's state is a li
 from worker.blob_names import job_prefix, parse_result_name, result_name
 from worker.blobs import LARGEST_PUT, BlobContainer, BlobFailed
 from worker.errors import ResultTooLarge, SinkUnavailable
-from worker.jobs import Job, decode_result
+from worker.jobs import Job, decode_result, without_numbers
 
 
 class BlobResults:
@@ -31,7 +31,7 @@ class BlobResults:
         """
         if len(line) > LARGEST_PUT:
             raise ResultTooLarge(size=len(line), allowed=LARGEST_PUT)
-        name = result_name(self._prefix, job, failed=decode_result(line).failed)
+        name = result_name(self._prefix, job, failed=decode_result(without_numbers(line)).failed)
         try:
             return await self._container.create(name, line) is not None
         except BlobFailed as error:

@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from worker.answer_sizes import answer_bytes
 from worker.budgets import Cost, estimate
 from worker.errors import AnswerTooLarge, CallFailed, Expired, HandedBack, RefusedByService, Throttled, Unavailable
 from worker.gate import Permit
 from worker.gates import Gates, Route
-from worker.intake import Intake, Lane
+from worker.intake import Intake, Lane, Slot
 from worker.interfaces import BackedOff, CallEnded, Model, Observer, Target
 from worker.jobs import Job
 from worker.outcomes import Answered, Concluded, Failed, FailureCode, HandBackReason, Refused, Response
@@ -43,12 +44,12 @@ class Caller:
     def __post_init__(self) -> None:
         self._retrier = Retrier(self.policy, self.chance)
 
-    async def answer(self, job: Job, lane: Lane, course: Course) -> Concluded:
+    async def answer(self, job: Job, slot: Slot, course: Course) -> Concluded:
         """Call until there is a last word. Raises HandedBack."""
         route = self._route_of(job)
         if route is None:
             return self._not_allowed(job)
-        attempts = _Attempts(self, job, route, lane, estimate(job), course)
+        attempts = _Attempts(self, job, route, slot, estimate(job), course)
         try:
             return Answered(response=await self._retrier.run(attempts))
         except Expired as error:
@@ -60,13 +61,33 @@ class Caller:
         allowed = self.models.get(job.queue)
         return self.gates.of(job.line.model) if allowed is None or job.line.model in allowed else None
 
-    async def _attempt(self, job: Job, route: Route, lane: Lane, cost: Cost, course: Course) -> Response:
-        """One call, once a gate lets it through. Raises CallFailed, HandedBack or Expired."""
+    async def _attempt(self, job: Job, route: Route, slot: Slot, cost: Cost, course: Course) -> Response:
+        """One call, once there is memory for its answer and a gate lets it through.
+
+        Raises CallFailed, HandedBack or Expired.
+        """
         left = job.deadline - self.clock()
         if left <= 0:
             raise Expired(f"the deadline passed {-left:.0f} s ago, after {course.calls} calls")
-        with await self._admit(route, lane, cost, course, left) as permit:
-            return await self._call(job, permit, course)
+        try:
+            await self._reserve(slot, answer_bytes(job, cost), course, left)
+            with await self._admit(route, slot.lane, cost, course, left) as permit:
+                return await self._call(job, permit, slot, course)
+        except BaseException:
+            slot.unreserve()  # a job that waits for its next attempt holds no room
+            raise
+
+    async def _reserve(self, slot: Slot, size: int, course: Course, left: float) -> None:
+        now = loop_time()
+        until = now + min(self.parking - course.parked_seconds, left)
+        try:
+            await slot.reserve(size, until=until)
+        except HandedBack:
+            if until >= now + left:
+                raise Expired(f"no memory was free before the deadline, after {course.calls} calls") from None
+            slot.lane.shy_away()
+            raise
+        course.parked_seconds += loop_time() - now
 
     async def _admit(self, route: Route, lane: Lane, cost: Cost, course: Course, left: float) -> Permit:
         now = loop_time()
@@ -93,12 +114,12 @@ class Caller:
         now = loop_time()
         return route.wanted(now).at > now and lane.has_open_gate()
 
-    async def _call(self, job: Job, permit: Permit, course: Course) -> Response:
+    async def _call(self, job: Job, permit: Permit, slot: Slot, course: Course) -> Response:
         started = loop_time()
         target = course.target = permit.target
         course.calls += 1
         try:
-            response = await self.model.complete(job, target)
+            response = await self.model.complete(job, target, slot)
         except CallFailed as error:
             self._note_call(target, course, started, error=error)
             if permit.is_outsized(error):
@@ -151,12 +172,12 @@ class _Attempts:
     caller: Caller
     job: Job
     route: Route
-    lane: Lane
+    slot: Slot
     cost: Cost
     course: Course
 
     async def make(self) -> Response:
-        return await self.caller._attempt(self.job, self.route, self.lane, self.cost, self.course)
+        return await self.caller._attempt(self.job, self.route, self.slot, self.cost, self.course)
 
     def left(self) -> float:
         return self.job.deadline - self.caller.clock()

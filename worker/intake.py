@@ -11,13 +11,19 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 
+from worker.errors import HandedBack
 from worker.interfaces import IntakeClosed, IntakeOpened, Observer
+from worker.outcomes import HandBackReason
 from worker.waits import Bell, loop_time
 
 FIRST_SHYNESS = 1.0
 LAST_SHYNESS = 30.0
 """Seconds without receiving after a job was handed back because too many of its like wait here: doubling from the
 first to the last. The broker would give us the same job at once, again and again."""
+
+
+COPIES = 2
+"""Of a job, in the bytes that it came in, while it is called: as objects, and as the request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +39,9 @@ class Intake:
 
     A slot is taken by a delivery and free once its result is written; the delivery stays held until it is
     settled. At most twice the slots are held, so slow settlements cannot pile up without end; of each queue that
-    was empty one message may come beyond the slots. `bytes_limit` bounds
-    the bodies and answers in flight; a receive may overshoot it by what it brings.
+    was empty one message may come beyond the slots. `bytes_limit` bounds the bodies and answers in flight: an
+    answer is reserved, by an estimate, before it is asked for. What may go beyond: what one receive brings, and one
+    answer that is larger than was estimated, or than the limit, so that there is always a job that gets on.
     """
 
     def __init__(self, slots: int, observer: Observer, *, bytes_limit: float = math.inf) -> None:
@@ -51,6 +58,12 @@ class Intake:
         self.is_paused = False
         self._typical_bytes = 0.0
         self._bell = Bell()
+        self._room_bell = Bell()
+        """Rings when memory is freed, for jobs that wait for it."""
+        self._answers = 0
+        """Slots that have room for an answer."""
+        self._outgrown: Slot | None = None
+        """The one whose answer may go beyond the limit."""
 
     @property
     def closures(self) -> Mapping[str, str]:
@@ -148,6 +161,9 @@ class Intake:
     def _note_source(self) -> None:
         troubles = sorted({lane.trouble for lane in self.lanes if lane.trouble})
         self.note_trouble("source", "; ".join(troubles) or None)
+
+    def _fits(self, size: int) -> bool:
+        return self.in_flight_bytes + size <= self.bytes_limit
 
     def _enter(self, size: int) -> None:
         self.in_flight += 1
@@ -260,6 +276,9 @@ class Slot(AbstractContextManager["Slot"]):
         self.lane = lane
         self._intake = intake
         self._size = size
+        self._reserved = 0
+        self._copies = 0
+        self._has_room = False
         self._is_free = False
         lane.in_flight += 1
         intake._enter(size)
@@ -276,8 +295,59 @@ class Slot(AbstractContextManager["Slot"]):
         self.free()
         self._intake._let_go()
 
-    def grow(self, size: int) -> None:
-        """So many bytes more are held for this delivery: a fetched body, an answer."""
+    @property
+    def reserved(self) -> int:
+        """Bytes of an answer that may be held now."""
+        return self._reserved
+
+    async def reserve(self, size: int, *, until: float) -> None:
+        """Return once an answer of `size` bytes may be asked for: it fits, or no other answer is held.
+
+        Raises HandedBack at `until`, a time of the loop.
+        """
+        intake, copies = self._intake, COPIES * self._size
+        while not intake._fits(size + copies) and intake._answers:
+            if loop_time() >= until:
+                raise HandedBack(HandBackReason.PARKED)
+            await intake._room_bell.wait(until)
+        intake._answers += 1
+        self._has_room = True
+        self._copies = copies
+        intake.in_flight_bytes += copies
+        self._add(size)
+
+    async def grow(self, size: int) -> None:
+        """Return once an answer of `size` bytes, in all, may be held: it fits, or no other goes beyond the limit.
+
+        Who waits here keeps what it has, so one must always be let through: the others wait for it to be written.
+        """
+        intake = self._intake
+        while not intake._fits(size - self._reserved) and intake._outgrown not in (None, self):
+            await intake._room_bell.wait()
+        if not intake._fits(size - self._reserved):
+            intake._outgrown = self
+        self._add(size - self._reserved)
+
+    def unreserve(self) -> None:
+        """There is no answer."""
+        self._drop_copies()
+        self._add(-self._reserved)
+        if self._has_room:
+            self._has_room = False
+            self._intake._answers -= 1
+        if self._intake._outgrown is self:
+            self._intake._outgrown = None
+        self._intake._room_bell.ring()
+        self._intake._bell.ring()
+
+    def keep(self, size: int) -> None:
+        """So much became of the answer: a line that is to be written."""
+        self._drop_copies()
+        self._add(size - self._reserved)
+        self._intake._room_bell.ring()
+
+    def hold(self, size: int) -> None:
+        """So many bytes more are held for this delivery: a fetched body."""
         self._size += size
         self._intake.in_flight_bytes += size
 
@@ -286,3 +356,12 @@ class Slot(AbstractContextManager["Slot"]):
             self._is_free = True
             self.lane.in_flight -= 1
             self._intake._free(self._size)
+            self.unreserve()
+
+    def _drop_copies(self) -> None:
+        self._intake.in_flight_bytes -= self._copies
+        self._copies = 0
+
+    def _add(self, size: int) -> None:
+        self._reserved += size
+        self._intake.in_flight_bytes += size

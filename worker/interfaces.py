@@ -54,8 +54,22 @@ class DeadLetters(Source, Protocol):
 class Model(Protocol):
     """The deployments of Azure OpenAI."""
 
-    async def complete(self, job: Job, target: "Target") -> Response:
-        """One call. Returns the answer of a 200 whose body is whole; raises a CallFailed for all else."""
+    async def complete(self, job: Job, target: "Target", room: "Room") -> Response:
+        """One call. Returns the answer of a 200 whose body is whole; raises a CallFailed for all else.
+
+        What it holds of the answer it has counted in `room` before.
+        """
+
+
+class Room(Protocol):
+    """The memory for a job's answer."""
+
+    @property
+    def reserved(self) -> int:
+        """Bytes that may be held now."""
+
+    async def grow(self, size: int) -> None:
+        """Return once `size` bytes may be held, in all."""
 
 
 class Tokens(Protocol):

@@ -4,7 +4,7 @@
 the other.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import assert_never
 
@@ -158,6 +158,15 @@ def settlement_of(outcome: Outcome) -> Settlement:
             return Lapse()
         case _:
             assert_never(outcome)
+
+
+def without_body(outcome: Concluded) -> Concluded:
+    """The same for those who need not know what the service said."""
+    match outcome:
+        case Answered(response=response) | Refused(response=response):
+            return replace(outcome, response=replace(response, body=b""))
+        case Failed():
+            return outcome
 
 
 def label_of(outcome: Outcome) -> str:

@@ -53,10 +53,11 @@ from worker.outcomes import (
     Unfinished,
     Unreadable,
     settlement_of,
+    without_body,
 )
 from worker.retry import Course, RetryPolicy
 from worker.suspects import SUSPECT_FROM, Place, Quarantine
-from worker.waits import Interrupt, loop_time
+from worker.waits import Interrupt, loop_time, release_frames
 
 
 @dataclass(kw_only=True)
@@ -94,8 +95,8 @@ class Processor:
                 if envelope.delivery_count and await self._is_done(job):
                     return AlreadyDone()
                 started = self._start(job, envelope, course)
-                outcome = await self.caller.answer(job, slot.lane, course)
-                return await self._write(job, outcome, slot, course, started)
+                # not by name: the answer's bytes are let go once its line is made
+                return await self._write(job, await self.caller.answer(job, slot, course), slot, course, started)
         except NotAJob as error:
             return Unreadable(reason=error.reason, description=error.description)
         except LockLost:
@@ -125,7 +126,7 @@ class Processor:
                 "this worker takes no claim checks: it has no claims container (AOAI_WORKER_CLAIMS_CONTAINER)",
             )
         self.claims.require_ours(claim)
-        slot.grow(claim.length)
+        slot.hold(claim.length)
         failures = 0
         try:
             while True:
@@ -165,13 +166,15 @@ class Processor:
     async def _write(self, job: Job, outcome: Concluded, slot: Slot, course: Course, started: float) -> Concluded:
         """Write until the sink has it: the answer is paid for, so it is kept as long as the lock is."""
         line = self._encode(job, outcome, course, started)
-        slot.grow(len(line))
+        slot.keep(len(line))
+        outcome = without_body(outcome)
         failures = 0
         while True:
             begun = loop_time()
             try:
                 is_new = await self.sink.write(job, line)
             except SinkUnavailable as error:
+                release_frames(error)  # the sink's future keeps it, and they hold the job
                 failures += 1
                 self.intake.close("sink", str(error))
                 await self._wait_for_store(failures)

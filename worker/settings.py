@@ -236,7 +236,7 @@ class WorkerSettings(ConnectionSettings):
     """Jobs in flight at once in this pod."""
 
     in_flight_bytes: int = Field(64 << 20, ge=1 << 20)
-    """Bytes of jobs and of answers not yet written that are held at once; beyond it nothing is received."""
+    """Bytes of jobs and of their answers, those that are awaited too, that are held at once."""
 
     receivers: int = Field(1, ge=1, le=16)
     """Connections on which a queue is received. One carries 700 jobs/s; more help where answers are quicker than

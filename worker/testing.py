@@ -14,7 +14,7 @@ import orjson
 
 from worker.claims import invalid_claim, make_claim
 from worker.errors import ClaimUnavailable, LockLost, ResultTooLarge, SinkUnavailable, SourceUnavailable
-from worker.interfaces import Delivery, Event, Target
+from worker.interfaces import Delivery, Event, Room, Target
 from worker.jobs import Claim, Envelope, Job, result_id
 from worker.outcomes import Abandon, Complete, DeadLetter, Release, Response, Settlement, Usage
 from worker.waits import Bell, loop_time
@@ -212,12 +212,15 @@ class FakeModel:
         self.peak = 0
         self._behaviour = behaviour
 
-    async def complete(self, job: Job, target: Target) -> Response:
+    async def complete(self, job: Job, target: Target, room: Room | None = None) -> Response:
         self.calls.append((job.line.custom_id, target.deployment))
         self.in_flight += 1
         self.peak = max(self.peak, self.in_flight)
         try:
-            return await self._behaviour(job, target)
+            response = await self._behaviour(job, target)
+            if room is not None and len(response.body) > room.reserved:
+                await room.grow(len(response.body))
+            return response
         finally:
             self.in_flight -= 1
 

@@ -4,8 +4,10 @@ The openai client speaks to `LeanClient` as to any client of httpx2, and aiohttp
 costs two to three times the CPU with many calls at once, and much of its client is for what is never asked of it.
 """
 
+import contextlib
 import socket
-from collections.abc import AsyncIterator
+import zlib
+from collections.abc import AsyncIterable, AsyncIterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +15,8 @@ from typing import Any, cast
 import aiohttp
 import httpx2
 
-from worker.errors import AnswerTooLarge
+from worker.errors import AnswerTooLarge, RefusedByService
+from worker.interfaces import Room
 from worker.tls import has_proxy, trust
 
 MAX_ANSWER = 64 << 20
@@ -22,6 +25,11 @@ come to 43 MB; a stream has some 300 bytes for each token."""
 
 MAX_REFUSAL = 1 << 20
 """Bytes of an error body that are read; what it is cut to still tells what a proxy's page begins with."""
+
+ENCODING = "content-encoding"
+GZIP = 16 + zlib.MAX_WBITS
+PIECE = 1 << 16
+"""Bytes that are unpacked at once."""
 
 CONNECT_TIMEOUT = 10.0
 
@@ -69,15 +77,26 @@ class LeanClient(httpx2.AsyncClient):
         return response
 
 
-async def take_in(response: httpx2.Response) -> bytes:
-    """The body of a response that was asked for as a stream. Raises AnswerTooLarge."""
-    if "content-encoding" in response.headers:  # though it was told that we take none
-        return await response.aread()
+async def take_in(response: httpx2.Response, room: Room | None = None) -> bytes:
+    """The body of a response that was asked for as a stream. Raises AnswerTooLarge.
+
+    `room`: what is read is counted there, and reading pauses while there is none.
+    """
     body = cast(_Body, response.stream)
     try:
-        return b"".join([chunk async for chunk in body])
+        return b"".join([chunk async for chunk in (body if room is None else counted(body, room))])
     finally:
         await body.aclose()
+
+
+async def counted(chunks: AsyncIterable[bytes], room: Room, weight: float = 1.0) -> AsyncIterator[bytes]:
+    """The chunks, each once there is room for it besides those before. `weight`: bytes held for each that comes."""
+    size = 0.0
+    async for chunk in chunks:
+        size += weight * len(chunk)
+        if size > room.reserved:
+            await room.grow(int(size))
+        yield chunk
 
 
 class _Carrier(httpx2.AsyncBaseTransport):
@@ -99,20 +118,25 @@ class _Carrier(httpx2.AsyncBaseTransport):
         except (aiohttp.ClientError, OSError) as error:
             raise httpx2.NetworkError(str(error) or repr(error), request=request) from error
         body = _Body(answer, self._max_answer) if answer.status < 300 else _CutBody(answer, MAX_REFUSAL)
-        return httpx2.Response(answer.status, headers=answer.raw_headers, stream=body, request=request)
+        headers = answer.raw_headers
+        if ENCODING in answer.headers:  # `body` is unpacked here, within its bounds, and not by httpx2
+            headers = tuple((name, value) for name, value in headers if name.lower() != ENCODING.encode())
+        return httpx2.Response(answer.status, headers=headers, stream=body, request=request)
 
     async def aclose(self) -> None:
         await self._session.close()
 
 
 class _Body(httpx2.AsyncByteStream):
+    """What a server sends, unpacked. More than `maximum` bytes of it raise AnswerTooLarge."""
+
     def __init__(self, answer: aiohttp.ClientResponse, maximum: int) -> None:
         self._answer = answer
         self._maximum = maximum
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         size = 0
-        async for chunk in self._answer.content.iter_any():
+        async for chunk in self._pieces():
             size += len(chunk)
             if size > self._maximum:
                 raise AnswerTooLarge(f"the answer has more than the {self._maximum:,} bytes that are taken in")
@@ -122,15 +146,47 @@ class _Body(httpx2.AsyncByteStream):
         """Before its end, the connection is closed too."""
         self._answer.release()
 
+    def _pieces(self) -> AsyncIterator[bytes]:
+        """Raises RefusedByService for an encoding that cannot be unpacked."""
+        chunks = self._answer.content.iter_any()
+        encoding = self._answer.headers.get(ENCODING, "identity").strip().lower()
+        if encoding == "identity":
+            return chunks
+        if encoding not in ("gzip", "x-gzip"):
+            raise RefusedByService(
+                f"the answer is encoded as {encoding[:40]!r} though nothing but identity was asked for; "
+                "only gzip is unpacked. Turn compression off in the gateway before the service"
+            )
+        return _unpacked(chunks)
+
 
 class _CutBody(_Body):
+    """Of a refusal: its beginning, as far as it can be read."""
+
     async def __aiter__(self) -> AsyncIterator[bytes]:
         size = 0
-        async for chunk in self._answer.content.iter_any():
-            yield chunk[: self._maximum - size]
-            size += len(chunk)
-            if size >= self._maximum:
-                return
+        with contextlib.suppress(RefusedByService, httpx2.DecodingError):  # its status says enough
+            async for chunk in self._pieces():
+                yield chunk[: self._maximum - size]
+                size += len(chunk)
+                if size >= self._maximum:
+                    return
+
+
+async def _unpacked(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """gzip, in pieces of at most PIECE bytes: a chunk may unfold to a thousand times its size."""
+    unpacker = zlib.decompressobj(GZIP)
+    async for chunk in chunks:
+        more = True
+        while more:
+            try:
+                piece = unpacker.decompress(chunk, PIECE)
+            except zlib.error as error:
+                raise httpx2.DecodingError(f"the answer's gzip is broken: {error}") from error
+            if piece:
+                yield piece
+            chunk = unpacker.unconsumed_tail
+            more = bool(chunk) or len(piece) == PIECE
 
 
 def _open_session(ca_file: Path | None, connections: int) -> aiohttp.ClientSession:

@@ -5,6 +5,8 @@ What its failures become is in `test_model.py` and `test_model_streams.py`.
 
 import asyncio
 import gzip
+import random
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 from aiohttp import web
 
 from tests.contract.model_service import WORLD, Handler, serve
-from worker.errors import AnswerTooLarge
+from worker.errors import AnswerTooLarge, RefusedByService
 from worker.local.state import StateDirectory
 from worker.local.supervisor import prepare_state
 from worker.transport import MAX_ANSWER, MAX_REFUSAL, LeanClient, take_in
@@ -138,6 +140,72 @@ async def test_an_answer_that_is_compressed_all_the_same_is_unfolded(state: Stat
     async with server(state, handle) as endpoint, client(state) as lean:
         assert await take_in(await post(lean, endpoint, stream=True)) == b"answer"
         assert (await post(lean, endpoint)).content == b"answer"
+
+
+async def test_a_compressed_answer_is_unfolded_within_the_limit_and_its_memory(state: StateDirectory) -> None:
+    packed = gzip.compress(bytes(600 << 20), compresslevel=1)
+
+    async def handle(_: web.Request) -> web.Response:
+        return web.Response(body=packed, headers={"Content-Encoding": "gzip"})
+
+    async with server(state, handle) as endpoint, client(state, max_answer=3 << 20) as lean:
+        await asyncio.gather(*[_refuse_large(lean, endpoint) for _ in range(2)])  # opens what stays open
+        tracemalloc.start()
+        try:
+            await asyncio.gather(*[_refuse_large(lean, endpoint) for _ in range(8)])
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak < 64 << 20
+
+
+async def _refuse_large(lean: LeanClient, endpoint: str) -> None:
+    with pytest.raises(AnswerTooLarge, match="more than the 3,145,728 bytes"):
+        await take_in(await post(lean, endpoint, stream=True))
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_535, 65_536, 65_537, 700_001])
+async def test_a_compressed_answer_is_whole_whatever_its_size(state: StateDirectory, size: int) -> None:
+    plain = random.Random(size).randbytes(size // 2) + bytes(size - size // 2)
+
+    async def handle(_: web.Request) -> web.Response:
+        return web.Response(body=gzip.compress(plain), headers={"Content-Encoding": "GZIP"})
+
+    async with server(state, handle) as endpoint, client(state) as lean:
+        assert await take_in(await post(lean, endpoint, stream=True)) == plain
+        response = await post(lean, endpoint, stream=True)
+        assert b"".join([chunk async for chunk in response.aiter_bytes()]) == plain
+
+
+async def test_a_compressed_refusal_is_unfolded_no_further_than_it_is_kept(state: StateDirectory) -> None:
+    async def handle(_: web.Request) -> web.Response:
+        body = gzip.compress(b"x" * (100 * MAX_REFUSAL))
+        return web.Response(status=500, body=body, headers={"Content-Encoding": "gzip"})
+
+    async with server(state, handle) as endpoint, client(state) as lean:
+        assert (await post(lean, endpoint)).content == b"x" * MAX_REFUSAL
+
+
+@pytest.mark.parametrize("encoding", ["br", "zstd", "deflate", "gzip, gzip"])
+async def test_an_encoding_that_cannot_be_unfolded_is_refused_by_name(state: StateDirectory, encoding: str) -> None:
+    async def handle(request: web.Request) -> web.Response:
+        status = 429 if request.path == "/busy" else 200
+        return web.Response(status=status, body=b"packed", headers={"Content-Encoding": encoding})
+
+    async with server(state, handle) as endpoint, client(state) as lean:
+        with pytest.raises(RefusedByService, match=f"encoded as '{encoding}'.*gateway"):
+            await take_in(await post(lean, endpoint, stream=True))
+        busy = await post(lean, f"{endpoint}/busy")
+    assert (busy.status_code, busy.content) == (429, b"")
+
+
+async def test_broken_compression_is_a_failure_of_the_connection(state: StateDirectory) -> None:
+    async def handle(_: web.Request) -> web.Response:
+        return web.Response(body=b"no gzip", headers={"Content-Encoding": "gzip"})
+
+    async with server(state, handle) as endpoint, client(state) as lean:
+        with pytest.raises(httpx2.DecodingError, match="gzip is broken"):
+            await take_in(await post(lean, endpoint, stream=True))
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -1,6 +1,7 @@
 """What counts as an answer of Azure OpenAI, whatever stands in it."""
 
 import json
+import tracemalloc
 from contextlib import suppress
 from typing import Any
 
@@ -246,6 +247,43 @@ def test_a_response_that_failed_for_what_may_pass_is_tried_again(code: object) -
 def test_a_response_that_failed_without_saying_why_is_tried_again() -> None:
     with pytest.raises(Unavailable, match="its status is failed"):
         read_answer(Operation.RESPONSES, failed(), EXCHANGE)
+
+
+@pytest.mark.parametrize(
+    "numbers", [b"[1,,2]", b"[1 2]", b"[-]", b"[0.1,]", b"[.5]", b"[1", b"1]", b"[1e]", b"[1,[2,3,,]]"]
+)
+def test_an_embedding_of_broken_numbers_is_none(numbers: bytes) -> None:
+    whole = b'{"data":[{"embedding":[0.5,-1e-3],"index":0},{"embedding":%b,"index":1}]}'
+    read_answer(Operation.EMBEDDINGS, whole % b"[ 1 , -2.5e+10 ]", EXCHANGE)
+    with pytest.raises(Unavailable, match="not a whole list of embeddings"):
+        read_answer(Operation.EMBEDDINGS, whole % numbers, EXCHANGE)
+
+
+def test_the_numbers_of_embeddings_never_stand_in_memory_as_objects() -> None:
+    numbers = orjson.dumps([n / 777_777 for n in range(1, 1_537)])
+    one = b'{"object":"embedding","index":0,"embedding":%b}' % numbers
+    body = b'{"object":"list","data":[%b],"usage":{"prompt_tokens":7}}' % b",".join([one] * 301)
+    tracemalloc.start()
+    try:
+        response = read_answer(Operation.EMBEDDINGS, body, EXCHANGE)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert response.body is body
+    assert response.usage == Usage(prompt=7)
+    assert peak < len(body) / 10
+
+
+@given(json_values)
+def test_an_answer_of_embeddings_is_whole_exactly_if_it_is_when_parsed(value: object) -> None:
+    body = json.dumps({"data": value, "model": "a [1,,2] b [3]"}).encode()
+    is_whole = isinstance(value, list) and bool(value)
+    try:
+        read_answer(Operation.EMBEDDINGS, body, EXCHANGE)
+    except Unavailable:
+        assert not is_whole
+    else:
+        assert is_whole
 
 
 def test_an_answer_tells_what_is_left_of_the_quota() -> None:

@@ -2,19 +2,22 @@
 
 import asyncio
 import gc
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 
 from tests.unit.bench import Bench
+from worker.app import COLLECT_EVERY, collect_garbage
 from worker.claims import make_claim
 from worker.errors import LockLost, RefusedByService, SetupWrong, Throttled, Unavailable
+from worker.intake import Intake
 from worker.interfaces import JobEnded, Target
 from worker.jobs import CLAIM_TYPE, Claim, Envelope, Job, JobLine
 from worker.outcomes import Answered, Response, label_of
 from worker.retry import Course
-from worker.testing import FakeClaims, FakeDelivery, FakeSink, answer, job_line
+from worker.testing import EventList, FakeClaims, FakeDelivery, FakeSink, answer, job_line
 from worker.waits import Interrupt
 
 pytestmark = pytest.mark.looptime
@@ -132,3 +135,24 @@ def _garbage(bench: Bench | None) -> Counter[str]:
         bench.queue.dead.clear()
     gc.collect()
     return Counter(type(one).__name__ for one in gc.garbage if isinstance(one, OF_A_JOB))
+
+
+async def test_what_others_leave_in_cycles_is_freed_from_time_to_time() -> None:
+    class Left:
+        def __init__(self) -> None:
+            self.me = self
+
+    intake = Intake(4, EventList())
+    collecting = asyncio.create_task(collect_garbage(intake))
+    gc.collect()
+    left = weakref.ref(Left())
+    gc.disable()
+    try:
+        await asyncio.sleep(COLLECT_EVERY - 1)
+        assert left() is not None
+        await asyncio.sleep(2)
+        assert left() is None
+    finally:
+        gc.enable()
+    intake.stop()
+    await collecting

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.intake import Intake, Lane, Slot, Wanted
+from worker.errors import HandedBack
+from worker.intake import COPIES, Intake, Lane, Slot, Wanted
 from worker.interfaces import IntakeClosed, IntakeOpened
 from worker.testing import EventList
 from worker.waits import loop_time
@@ -59,7 +60,7 @@ async def test_freeing_a_slot_twice_frees_one() -> None:
     intake = Intake(2, EventList())
     lane = intake.lane("jobs")
     with lane.slot(10) as slot:
-        slot.grow(5)
+        slot.hold(5)
         slot.free()
         slot.free()
         assert (intake.in_flight, lane.in_flight, intake.in_flight_bytes) == (0, 0, 0)
@@ -156,7 +157,7 @@ async def test_an_answer_that_waits_to_be_written_counts_too() -> None:
     intake = Intake(100, EventList(), bytes_limit=2 * MIB)
     lane = intake.lane("jobs")
     slot = lane.slot(100)
-    slot.grow(2 * MIB)
+    slot.hold(2 * MIB)
     at(3, slot.free)
     assert await lane.room() > 1
     assert loop_time() == 3
@@ -296,3 +297,93 @@ def test_lanes_never_promise_more_than_the_slots(steps: list[tuple[str, str]]) -
         assert all(room >= 2 for room in rooms), "no lane is starved once all is free"
 
     asyncio.run(follow())
+
+
+# Room for answers
+
+
+async def test_an_answer_is_asked_for_once_it_fits_or_is_alone() -> None:
+    intake = Intake(100, EventList(), bytes_limit=10 * MIB)
+    lane = intake.lane("jobs")
+    large, small, next_one = lane.slot(1_000), lane.slot(2_000), lane.slot(3_000)
+    await large.reserve(30 * MIB, until=math.inf)  # alone
+    at(3, large.free)
+    await small.reserve(1, until=math.inf)
+    assert loop_time() == 3
+    await next_one.reserve(9 * MIB, until=math.inf)
+    assert loop_time() == 3
+    small.free()
+    next_one.free()
+    assert intake.in_flight_bytes == 0
+
+
+async def test_who_finds_no_memory_for_an_answer_is_handed_back_in_time() -> None:
+    intake = Intake(100, EventList(), bytes_limit=MIB)
+    lane = intake.lane("jobs")
+    first, second = lane.slot(), lane.slot()
+    await first.reserve(MIB, until=math.inf)
+    with pytest.raises(HandedBack, match="parked"):
+        await second.reserve(1, until=7)
+    assert loop_time() == 7
+    second.free()
+    assert intake.in_flight_bytes == MIB
+
+
+async def test_an_attempt_without_an_answer_frees_its_room() -> None:
+    intake = Intake(100, EventList(), bytes_limit=MIB)
+    slot, other = intake.lane("jobs").slot(10), intake.lanes[0].slot(20)
+    await slot.reserve(MIB, until=math.inf)
+    at(2, slot.unreserve)
+    await other.reserve(MIB, until=math.inf)
+    assert loop_time() == 2
+    assert intake.in_flight_bytes == 10 + (1 + COPIES) * 20 + MIB
+    other.keep(300)
+    assert intake.in_flight_bytes == 10 + 20 + 300
+
+
+async def test_answers_that_outgrow_their_estimates_are_read_on_one_at_a_time() -> None:
+    """None would ever end if each waited for the others."""
+    limit, sizes = 10 * MIB, [size * MIB + 77 * size for size in (9, 3, 30, 8, 17, 5, 11, 2, 23)]
+    intake = Intake(100, EventList(), bytes_limit=limit)
+    lane, peaks = intake.lane("jobs"), list[int]()
+
+    async def answer(size: int) -> None:
+        with lane.slot(size // 1_000) as slot:
+            await slot.reserve(MIB // 2, until=math.inf)
+            for read in range(0, size, 400_001):
+                if read > slot.reserved:
+                    await slot.grow(read)
+                peaks.append(intake.in_flight_bytes)
+                await asyncio.sleep(0.01)
+            slot.keep(size)
+            await asyncio.sleep(0.5)  # it is written
+
+    async with asyncio.timeout(1_000):
+        await asyncio.gather(*[answer(size) for size in sizes * 3])
+    assert intake.in_flight_bytes == 0
+    assert max(peaks) <= limit + 2 * max(sizes) // 1_000 + max(sizes)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5_000), st.integers(0, 5_000), st.floats(0, 3)), max_size=40))
+async def test_whatever_answers_turn_out_to_be_none_waits_for_ever_and_all_is_freed(
+    answers: list[tuple[int, int, float]],
+) -> None:
+    intake = Intake(100, EventList(), bytes_limit=4_000)
+    lane = intake.lane("jobs")
+
+    async def answer(estimate: int, size: int, seconds: float) -> None:
+        with lane.slot(7) as slot:
+            await slot.reserve(estimate, until=math.inf)
+            await asyncio.sleep(round(seconds, 3))
+            if size > slot.reserved:
+                await slot.grow(size)
+            assert intake.in_flight_bytes <= 4_000 + 7 * (len(answers) + COPIES) + 5_000
+            await asyncio.sleep(round(seconds / 2, 3))
+            if size % 3:
+                slot.unreserve()
+            else:
+                slot.keep(size)
+
+    async with asyncio.timeout(1_000):
+        await asyncio.gather(*[answer(*one) for one in answers])
+    assert (intake.in_flight_bytes, intake.held) == (0, 0)

@@ -26,6 +26,7 @@ from worker.logs import EventLog, set_up_logging
 from worker.metrics import Metrics
 from worker.processor import Processor
 from worker.retry import RetryPolicy
+from worker.rollouts import Rollouts
 from worker.settings import WorkerSettings
 from worker.startup import prove
 from worker.summary import Summary
@@ -119,10 +120,11 @@ async def serve_and_work(
         on_setup=partial(intake.note_trouble, "setup"),
     )
     quarantine = Quarantine(intake, gates)
+    rollouts = Rollouts(settings.unknown_model_patience)
     metrics.watch(intake=intake, gates=gates)
 
     def state() -> dict[str, Any]:
-        return describe(intake, gates, quarantine)
+        return describe(intake, gates, quarantine) | {"unknown_models": rollouts.describe(loop_time())}
 
     with stopping_on_signals(intake.stop):
         async with serve_health(
@@ -133,7 +135,7 @@ async def serve_and_work(
             state=state,
         ) as port:
             logger.info("serving", extra={"port": port})
-            async with set_up(settings, gates, intake, quarantine, observer) as (consumer, sweepers):
+            async with set_up(settings, gates, intake, quarantine, rollouts, observer) as (consumer, sweepers):
                 await work(consumer, sweepers, intake, summary.run(intake, lambda: waits(intake, gates)))
                 summary.tell()
 
@@ -152,7 +154,12 @@ async def work(
 
 @asynccontextmanager
 async def set_up(
-    settings: WorkerSettings, gates: Gates, intake: Intake, quarantine: Quarantine, observer: Observer
+    settings: WorkerSettings,
+    gates: Gates,
+    intake: Intake,
+    quarantine: Quarantine,
+    rollouts: Rollouts,
+    observer: Observer,
 ) -> AsyncIterator[tuple[Consumer, Sequence[Sweeper]]]:
     """Everything that talks to Azure, proved: yielded once a job could be done, or once it is stopping."""
     models_of = settings.models_of_queues
@@ -171,6 +178,7 @@ async def set_up(
             intake=intake,
             policy=RetryPolicy(attempts=settings.attempts),
             parking=settings.parking,
+            rollouts=rollouts,
             observer=observer,
             models=models_of,
         )
@@ -233,6 +241,7 @@ def describe(intake: Intake, gates: Gates, quarantine: Quarantine) -> dict[str, 
         "in_flight": intake.in_flight,
         "in_flight_bytes": intake.in_flight_bytes,
         "held": intake.held,
+        "set_aside": intake.aside,
         "suspects": quarantine.suspects,
         "stopping": intake.is_stopping,
         "receiving_stopped_by": dict(intake.closures),

@@ -163,13 +163,8 @@ async def set_up(
 ) -> AsyncIterator[tuple[Consumer, Sequence[Sweeper]]]:
     """Everything that talks to Azure, proved: yielded once a job could be done, or once it is stopping."""
     models_of = settings.models_of_queues
-
-    def tell(event: Event) -> None:
-        observer(event)
-        if isinstance(event, TokenRefreshed):
-            gates.note_token(event.scope)
-
-    async with open_connections(settings, [gate.target for gate in gates.all()], tell) as azure:
+    told = opening_gates(gates, observer)
+    async with open_connections(settings, [gate.target for gate in gates.all()], told) as azure:
         await prove(azure.checks, intake, observer, random.random, routes=targets(settings))
         observer(Started(queues=tuple(models_of), slots=settings.slots))
         caller = Caller(
@@ -256,6 +251,17 @@ def describe(intake: Intake, gates: Gates, quarantine: Quarantine) -> dict[str, 
         ],
         "gates": [gate.describe() for gate in gates.all()],
     }
+
+
+def opening_gates(gates: Gates, observer: Observer) -> Observer:
+    """The observer; a token that arrives opens the gates that wait for it, too."""
+
+    def tell(event: Event) -> None:
+        observer(event)
+        if isinstance(event, TokenRefreshed):
+            gates.note_token(event.scope)
+
+    return tell
 
 
 def fan_out(listeners: Sequence[Observer]) -> Observer:

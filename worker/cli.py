@@ -174,7 +174,7 @@ def submit(
     Exit codes: 0 submitted; 1 something outside failed; 2 the input or the settings are wrong, or the batch was
     collected before; 130 interrupted.
     """
-    with readable_errors(interrupted=GOES_ON), Heartbeat("") as heartbeat:
+    with readable_errors(interrupted=GOES_ON), Heartbeat("the command to be loaded") as heartbeat:
         submission = _submit(Path(file), batch, heartbeat)
     if submission.submitted_before:
         complain(

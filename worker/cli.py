@@ -169,7 +169,7 @@ def submit(
 
     Every line is checked before the first is sent. The same file under the same id is sent once only: what Service
     Bus has seen within its duplicate-detection window it drops, so submitting again after a failure is safe.
-    A batch that was collected is refused, as is another file under an id that is taken.
+    A batch that was collected from the results queue is refused, as is another file under an id that is taken.
 
     Exit codes: 0 submitted; 1 something outside failed; 2 the input or the settings are wrong, or the batch was
     collected before; 130 interrupted.

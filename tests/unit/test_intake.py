@@ -4,7 +4,7 @@ import asyncio
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.errors import HandedBack
@@ -433,6 +433,7 @@ async def test_answers_that_outgrow_their_estimates_are_read_on_one_at_a_time() 
     assert max(peaks) <= limit + 2 * max(sizes) // 1_000 + max(sizes)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5_000), st.integers(0, 5_000), st.floats(0, 3)), max_size=40))
 async def test_whatever_answers_turn_out_to_be_they_come_in_turn_none_waits_for_ever_and_all_is_freed(
     answers: list[tuple[int, int, float]],

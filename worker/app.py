@@ -27,6 +27,7 @@ from worker.logs import EventLog, set_up_logging
 from worker.metrics import Metrics
 from worker.processor import Processor
 from worker.retry import RetryPolicy
+from worker.rollouts import Rollouts
 from worker.settings import WorkerSettings
 from worker.startup import prove
 from worker.summary import Summary
@@ -137,10 +138,11 @@ async def serve_and_work(
         on_setup=partial(intake.note_trouble, "setup"),
     )
     quarantine = Quarantine(intake, gates)
+    rollouts = Rollouts(settings.unknown_model_patience)
     metrics.watch(intake=intake, gates=gates)
 
     def state() -> dict[str, Any]:
-        return describe(intake, gates, quarantine)
+        return describe(intake, gates, quarantine) | {"unknown_models": rollouts.describe(loop_time())}
 
     with stopping_on_signals(intake.stop):
         async with serve_health(
@@ -151,7 +153,7 @@ async def serve_and_work(
             state=state,
         ) as port:
             logger.info("serving", extra={"port": port})
-            async with set_up(settings, gates, intake, quarantine, observer) as (consumer, sweepers):
+            async with set_up(settings, gates, intake, quarantine, rollouts, observer) as (consumer, sweepers):
                 await work(consumer, sweepers, intake, summary.run(intake, lambda: waits(intake, gates)))
                 summary.tell()
 
@@ -170,17 +172,17 @@ async def work(
 
 @asynccontextmanager
 async def set_up(
-    settings: WorkerSettings, gates: Gates, intake: Intake, quarantine: Quarantine, observer: Observer
+    settings: WorkerSettings,
+    gates: Gates,
+    intake: Intake,
+    quarantine: Quarantine,
+    rollouts: Rollouts,
+    observer: Observer,
 ) -> AsyncIterator[tuple[Consumer, Sequence[Sweeper]]]:
     """Everything that talks to Azure, proved: yielded once a job could be done, or once it is stopping."""
     models_of = settings.models_of_queues
-
-    def tell(event: Event) -> None:
-        observer(event)
-        if isinstance(event, TokenRefreshed):
-            gates.note_token(event.scope)
-
-    async with open_connections(settings, [gate.target for gate in gates.all()], tell) as azure:
+    told = opening_gates(gates, observer)
+    async with open_connections(settings, [gate.target for gate in gates.all()], told) as azure:
         await prove(azure.checks, intake, observer, random.random, routes=targets(settings))
         observer(Started(queues=tuple(models_of), slots=settings.slots))
         caller = Caller(
@@ -189,6 +191,7 @@ async def set_up(
             intake=intake,
             policy=RetryPolicy(attempts=settings.attempts),
             parking=settings.parking,
+            rollouts=rollouts,
             observer=observer,
             models=models_of,
         )
@@ -251,6 +254,7 @@ def describe(intake: Intake, gates: Gates, quarantine: Quarantine) -> dict[str, 
         "in_flight": intake.in_flight,
         "in_flight_bytes": intake.in_flight_bytes,
         "held": intake.held,
+        "set_aside": intake.aside,
         "suspects": quarantine.suspects,
         "stopping": intake.is_stopping,
         "receiving_stopped_by": dict(intake.closures),
@@ -265,6 +269,17 @@ def describe(intake: Intake, gates: Gates, quarantine: Quarantine) -> dict[str, 
         ],
         "gates": [gate.describe() for gate in gates.all()],
     }
+
+
+def opening_gates(gates: Gates, observer: Observer) -> Observer:
+    """The observer; a token that arrives opens the gates that wait for it, too."""
+
+    def tell(event: Event) -> None:
+        observer(event)
+        if isinstance(event, TokenRefreshed):
+            gates.note_token(event.scope)
+
+    return tell
 
 
 def fan_out(listeners: Sequence[Observer]) -> Observer:

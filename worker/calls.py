@@ -19,6 +19,7 @@ from worker.interfaces import BackedOff, CallEnded, Model, Observer, Target
 from worker.jobs import Job
 from worker.outcomes import Answered, Concluded, Failed, FailureCode, HandBackReason, Refused, Response
 from worker.retry import Course, Retrier, RetryPolicy
+from worker.rollouts import Rollouts
 from worker.waits import loop_time
 
 
@@ -35,6 +36,7 @@ class Caller:
     policy: RetryPolicy
     parking: float = 900.0
     observer: Observer
+    rollouts: Rollouts = field(default_factory=lambda: Rollouts(0.0))
     models: Mapping[str, frozenset[str] | None] = field(default_factory=dict)
     """Of each queue, the models that its jobs may ask for; None and a queue that is not named: all."""
     clock: Callable[[], float] = time.time
@@ -48,7 +50,7 @@ class Caller:
         """Call until there is a last word. Raises HandedBack."""
         route = self._route_of(job)
         if route is None:
-            return self._not_allowed(job)
+            return await self._wait_for_rollout(job, slot)
         attempts = _Attempts(self, job, route, slot, estimate(job), course)
         try:
             return Answered(response=await self._retrier.run(attempts))
@@ -56,6 +58,20 @@ class Caller:
             return Failed(code=FailureCode.EXPIRED, message=str(error))
         except (RefusedByService, Unavailable) as error:
             return last_word(error, course)
+
+    async def _wait_for_rollout(self, job: Job, slot: Slot) -> Failed:
+        """Refuse a job whose model is unknown once no rollout can be bringing it. Raises HandedBack until then."""
+        patience = self.rollouts.left(job.line.model, loop_time())
+        left = job.deadline - self.clock()
+        if patience > 0 and left > 0:
+            if not slot.may_be_set_aside:
+                slot.lane.shy_away()
+                raise HandedBack(HandBackReason.UNKNOWN_MODEL)
+            with slot.set_aside():
+                await self.rollouts.hold(min(patience, left))
+        if left <= patience:
+            return Failed(code=FailureCode.EXPIRED, message="the deadline passed while no pod here knew the model")
+        return self._not_allowed(job)
 
     def _route_of(self, job: Job) -> Route | None:
         allowed = self.models.get(job.queue)

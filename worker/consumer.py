@@ -98,6 +98,7 @@ class Consumer:
         Receiving has stopped, so they go to another pod and not to this one again.
         """
         self._observer(Draining(in_flight=self._intake.in_flight, grace=self._grace))
+        self._processor.caller.rollouts.stop()
         if await self._intake.settled(loop_time() + self._grace):
             return 0
         left = tuple(self._interrupts)

@@ -6,8 +6,8 @@ ended by the bell, never by polling.
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
@@ -22,6 +22,11 @@ LAST_SHYNESS = 30.0
 """Seconds without receiving after a job was handed back because too many of its like wait here: doubling from the
 first to the last. The broker would give us the same job at once, again and again."""
 
+
+ASIDE_AT_MOST = 1_000
+"""Deliveries that are set aside under their locks, all of which must be renewed."""
+ASIDE_SHARE = 0.25
+"""Of the bytes, at most, that they hold: the rest is for jobs that can be called."""
 
 COPIES = 2
 """Of a job, in the bytes that it came in, while it is called: as objects, and as the request."""
@@ -51,6 +56,9 @@ class Intake:
         self.in_flight = 0
         self.in_flight_bytes = 0
         self.held = 0
+        self.aside = 0
+        """Deliveries that take no slot, as their jobs wait for something other than a call."""
+        self.aside_bytes = 0
         self.is_stopping = False
         self.lanes: list[Lane] = []
         self._observer = observer
@@ -119,9 +127,9 @@ class Intake:
 
     async def settled(self, until: float) -> bool:
         """Wait until nothing is held any more, at most until `until`; whether that is so."""
-        while self.held and loop_time() + EARLY < until:
+        while self.held + self.aside and loop_time() + EARLY < until:
             await self._bell.wait(until)
-        return self.held == 0
+        return self.held + self.aside == 0
 
     async def stopping(self, until: float) -> bool:
         """Wait until it is stopping, at most until `until`; whether that is so."""
@@ -298,6 +306,29 @@ class Slot(AbstractContextManager["Slot"]):
     ) -> None:
         self.free()
         self._intake._let_go()
+
+    @property
+    def may_be_set_aside(self) -> bool:
+        intake = self._intake
+        return intake.aside < ASIDE_AT_MOST and intake.aside_bytes + self._size <= intake.bytes_limit * ASIDE_SHARE
+
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Meanwhile it takes no slot. Its bytes still count, and its lock is kept."""
+        self._move_aside(1)
+        try:
+            yield
+        finally:
+            self._move_aside(-1)
+
+    def _move_aside(self, count: int) -> None:
+        intake = self._intake
+        intake.aside += count
+        intake.aside_bytes += count * self._size
+        intake.held -= count
+        intake.in_flight -= count
+        self.lane.in_flight -= count
+        intake._bell.ring()
 
     @property
     def reserved(self) -> int:

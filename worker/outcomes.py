@@ -29,6 +29,7 @@ class HandBackReason(StrEnum):
     PARKED = "parked"
     SETUP = "setup"
     SUSPECT = "suspect"
+    UNKNOWN_MODEL = "unknown_model"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,15 +16,28 @@ from typing import Self
 
 from azure.servicebus import ServiceBusMessage
 from azure.servicebus.aio import ServiceBusClient, ServiceBusSender
-from azure.servicebus.exceptions import MessageSizeExceededError
+from azure.servicebus.exceptions import (
+    MessageSizeExceededError,
+    OperationTimeoutError,
+    ServiceBusCommunicationError,
+    ServiceBusConnectionError,
+)
 
 from worker.errors import ResultTooLarge, SinkUnavailable
 from worker.jobs import Job, result_id
 from worker.packing import pack
 from worker.servicebus_faults import FAULTS, describe_fault
 
-SEND_TIMEOUT = 30.0
-"""Seconds for one batch of results."""
+SEND_TIMEOUTS = (5.0, 30.0)
+"""Seconds for the first and the second attempt at a batch of results. A confirmation that was lost is noticed soon,
+as all other results wait behind it; what is slow gets its time in the second. Nobody hears of the first: the
+writers would stop the receiving of the pod."""
+
+CLOSE_TIMEOUT = 5.0
+"""Seconds for closing a link whose broker may be silent."""
+
+_PASSING = (TimeoutError, OperationTimeoutError, ServiceBusCommunicationError, ServiceBusConnectionError)
+"""What another link may mend at once."""
 
 LINGER = 0.01
 """Seconds for which a result waits for others to go along. Without it most go alone while little is in flight, and
@@ -110,14 +123,24 @@ class ResultsQueue:
 
     async def _send(self, entries: list[_Pending]) -> None:
         try:
-            async with asyncio.timeout(SEND_TIMEOUT):
-                await self._send_in_batches(entries)
+            await self._send_twice(entries)
         except MessageSizeExceededError:
             await self._send_singly(entries)
         except Exception as error:  # whatever it is, the writers must hear of it, or they would wait for ever
             detail = self._describe(error)
             await self._close()
             _fail(entries, lambda: SinkUnavailable(detail))
+
+    async def _send_twice(self, entries: list[_Pending]) -> None:
+        """Where nothing was confirmed, send again over a new link; duplicate detection drops what came twice."""
+        first, second = SEND_TIMEOUTS
+        try:
+            async with asyncio.timeout(first):
+                await self._send_in_batches(entries)
+        except _PASSING:
+            await self._close()
+            async with asyncio.timeout(second):
+                await self._send_in_batches([entry for entry in entries if not entry.done.done()])
 
     async def _send_singly(self, entries: list[_Pending]) -> None:
         """The queue counts more than the SDK has counted: find out whose result it will never take."""
@@ -145,8 +168,9 @@ class ResultsQueue:
     async def _close(self) -> None:
         sender, self._sender = self._sender, None
         if sender is not None:
-            with contextlib.suppress(*FAULTS):  # it is being thrown away
-                await sender.close()
+            with contextlib.suppress(*FAULTS, TimeoutError):  # it is being thrown away
+                async with asyncio.timeout(CLOSE_TIMEOUT):
+                    await sender.close()
 
     def _describe(self, error: BaseException) -> str:
         return f"queue {self._queue!r}: {describe_fault(error)}"

@@ -232,13 +232,17 @@ class Link:
         """Renew what is due, and what soon will be, in as few requests as possible."""
         now = self._clock()
         due = [locked for locked in self._deliveries.values() if locked.renew_at <= now + RENEW_AGAIN]
+        lost = 0
         for first in range(0, len(due), RENEW_TOGETHER):
-            await self._renew(due[first : first + RENEW_TOGETHER])
+            lost += await self._renew(due[first : first + RENEW_TOGETHER])
+        if lost:
+            self._observer(LocksRenewed(count=0, lost=lost, seconds=0.0))
 
-    async def _renew(self, due: Sequence[LockedMessage]) -> None:
+    async def _renew(self, due: Sequence[LockedMessage]) -> int:
+        """How many were lost."""
         due = [locked for locked in due if locked.token in self._deliveries]
         if not due:
-            return
+            return 0
         started = loop_time()
         try:
             async with self._management:
@@ -246,37 +250,40 @@ class Link:
                     self.receiver, [locked.message for locked in due], timeout=SETTLE_TIMEOUT
                 )
         except MessageLockLostError:
-            await self._find_lost(due)
+            return await self._find_lost(due)
         except FAULTS as error:
-            self._postpone(due, error)
+            return self._postpone(due, error)
         else:
             self._is_silent = False
             now = self._clock()
             for locked, expiration in zip(due, expirations, strict=True):
                 locked.note_renewed(expiration, now)
             self._observer(LocksRenewed(count=len(due), lost=0, seconds=loop_time() - started))
+        return 0
 
-    async def _find_lost(self, due: Sequence[LockedMessage]) -> None:
+    async def _find_lost(self, due: Sequence[LockedMessage]) -> int:
         """One lost lock fails the request for all: halve it until the lost ones stand alone."""
         if len(due) == 1:
-            self._lose(due[0])
-            return
+            return self._lose(due[0])
         middle = len(due) // 2
-        await self._renew(due[:middle])
-        await self._renew(due[middle:])
+        return await self._renew(due[:middle]) + await self._renew(due[middle:])
 
-    def _postpone(self, due: Sequence[LockedMessage], error: BaseException) -> None:
+    def _postpone(self, due: Sequence[LockedMessage], error: BaseException) -> int:
         now = self._clock()
+        lost = 0
         for locked in due:
             locked.renew_at = now + RENEW_AGAIN
             if locked.locked_until <= now:
-                self._lose(locked)
+                lost += self._lose(locked)
         self._observer(LocksNotRenewed(count=len(due), detail=describe_fault(error)))
+        return lost
 
-    def _lose(self, locked: LockedMessage) -> None:
-        if self._deliveries.pop(locked.token, None):
-            self._observer(LocksRenewed(count=0, lost=1, seconds=0.0))
-            locked.lose()
+    def _lose(self, locked: LockedMessage) -> int:
+        """1 if it was not known before."""
+        if self._deliveries.pop(locked.token, None) is None:
+            return 0
+        locked.lose()
+        return 1
 
 
 def _went_unanswered(started: float) -> bool:

@@ -255,6 +255,10 @@ class WorkerSettings(ConnectionSettings):
     max_age: float = Field(86_400.0, gt=0, allow_inf_nan=False)
     """Seconds from enqueuing to the deadline of a job that names none; 24 h as the Batch API."""
 
+    unknown_model_patience: float = Field(600.0, ge=0, allow_inf_nan=False)
+    """Seconds from when a pod first sees the name of a model that it does not know until it answers such jobs with
+    `model_not_allowed`: a rollout may be bringing the model, in other pods first. 0 refuses at once."""
+
     parking: float = Field(900.0, gt=0, allow_inf_nan=False)
     """Seconds a job may wait at gates in this pod, all in all, before it is handed back to the queue."""
 

@@ -73,9 +73,15 @@ class Azure:
     def environment(self, identity: str = "worker") -> dict[str, str]:
         return clean_environment() | read_exports(self.state / "env" / f"{identity}.env")
 
-    async def control(self, path: str, document: Any = None, *, servicebus: bool = False) -> Any:
-        """Ask or tell the embedded Azure OpenAI, or its Service Bus, over its local control paths."""
-        endpoint = self.servicebus if servicebus else self.environment()["AZURE_OPENAI_ENDPOINT"]
+    async def control(
+        self, path: str, document: Any = None, *, servicebus: bool = False, entra: bool = False
+    ) -> Any:
+        """Ask or tell the embedded Azure OpenAI, its Service Bus or its Entra, over its local control paths."""
+        environment = self.environment()
+        endpoint = (
+            environment["AZURE_AUTHORITY_HOST"].rstrip("/") if entra else environment["AZURE_OPENAI_ENDPOINT"]
+        )
+        endpoint = self.servicebus if servicebus else endpoint
         async with ClientSession() as session:
             verb = session.get if document is None else session.put
             async with verb(f"{endpoint}{path}", json=document, ssl=False) as answer:

@@ -192,3 +192,18 @@ async def test_a_port_that_is_taken_is_said_with_the_setting_that_names_another(
     assert f"port {one.port}: Address already in use" in output
     assert "AOAI_WORKER_HTTP_PORT" in output
     assert "Traceback" not in output
+
+
+async def test_one_result_that_is_not_confirmed_stops_no_receiving(tmp_path: Path) -> None:
+    async with azure(tmp_path, world_for_tests()) as cloud, worker(cloud, slots="16") as one:
+        fault = {"kind": "lose_answer", "on": "send", "entity": "results", "count": 1}
+        code, output = await command(
+            cloud, "submit", str(write_batch(tmp_path / "in.jsonl", 300)), "--batch", BATCH
+        )
+        assert code == 0, output
+        await cloud.control("/local/faults", fault, servicebus=True)
+        code, output = await command(cloud, "collect", BATCH, "-o", str(tmp_path / "out.jsonl"), "--follow")
+        assert code == 0, output
+        closed = [event["reason"] for event in one.process.events("intake_closed")]
+    assert_one_result_each(results_in(tmp_path / "out.jsonl"), 300)
+    assert "sink" not in closed

@@ -1,6 +1,7 @@
 """A worker without a world: the real core between fakes, under virtual time."""
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
@@ -13,6 +14,7 @@ from worker.jobs import Job
 from worker.outcomes import Response
 from worker.processor import Processor
 from worker.retry import RetryPolicy
+from worker.rollouts import Rollouts
 from worker.suspects import Quarantine
 from worker.testing import EventList, FakeModel, FakeQueue, FakeSink, answer
 from worker.waits import loop_time
@@ -44,6 +46,7 @@ class Bench:
         attempts: int = 6,
         parking: float = 900.0,
         max_age: float = 86_400.0,
+        unknown_model_patience: float = 0.0,
         grace: float = 25.0,
         sink: FakeSink | None = None,
     ) -> None:
@@ -68,6 +71,7 @@ class Bench:
             intake=self.intake,
             policy=RetryPolicy(attempts=attempts),
             parking=parking,
+            rollouts=Rollouts(unknown_model_patience, random.Random(7).random),
             observer=self.events,
             clock=wall_clock,
             chance=lambda: 1.0,

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from worker.app import opening_gates
 from worker.budgets import FILL, REOPENING, Cost
 from worker.errors import (
     CallFailed,
@@ -26,7 +27,7 @@ from worker.gate import Gate, Permit
 from worker.gates import Gates, Route
 from worker.headroom import Headroom, ThrottleKind
 from worker.intake import Wanted
-from worker.interfaces import GateClosed, Target
+from worker.interfaces import GateClosed, Target, TokenRefreshed
 from worker.outcomes import HandBackReason, Response, Usage
 from worker.testing import EventList
 from worker.waits import loop_time
@@ -633,6 +634,16 @@ async def test_a_token_that_arrives_opens_at_once_the_gates_that_wait_for_it() -
     assert await asyncio.gather(*waiting) == ["mini"] * 3
     assert loop_time() == 1.5
     assert route_of(gates, "large").is_closed, "no token mends a role"
+
+
+async def test_the_event_of_a_refreshed_token_opens_the_gate_that_waits_for_it() -> None:
+    gates, events = build(target("mini")), EventList()
+    tell = opening_gates(gates, events)
+    await call(route_of(gates), NoToken(TokenUnavailable("openai", "Entra is down", code="timeout")))
+    refreshed = TokenRefreshed(scope="openai", seconds=0.1, expires_on=3_600.0, refresh_on=1_800.0)
+    tell(refreshed)
+    assert not route_of(gates).is_closed
+    assert events.all == [refreshed]
 
 
 async def test_an_outage_is_looked_at_every_20_seconds_at_least_and_is_no_trouble_of_ours() -> None:

@@ -14,6 +14,7 @@ from worker.errors import ResultTooLarge, SinkUnavailable
 from worker.jobs import Job, decode
 from worker.results_queue import ResultsQueue
 from worker.testing import FakeQueue, job_line
+from worker.waits import loop_time
 
 pytestmark = pytest.mark.looptime
 
@@ -71,6 +72,25 @@ class OneSender:
         return self.sender
 
 
+class LosesConfirmations(CountsMore):
+    """A sender whose queue takes everything and does not confirm the first `lost` batches."""
+
+    def __init__(self, lost: int) -> None:
+        super().__init__()
+        self.lost = lost
+        self.closed = 0
+
+    async def send_messages(self, batch: "Lenient") -> None:
+        await super().send_messages(batch)
+        self.lost -= 1
+        if self.lost >= 0:
+            await asyncio.sleep(3_600)
+
+    async def close(self) -> None:
+        self.closed += 1
+        await asyncio.sleep(3_600)  # a silent broker does not confirm that either
+
+
 async def a_job() -> Job:
     queue = FakeQueue(clock=wall_clock)
     queue.send(job_line("a"), message_id="batch/a")
@@ -112,3 +132,23 @@ async def test_a_result_that_is_sent_is_not_held_until_the_next() -> None:
         await sink.write(job, line)
         await asyncio.sleep(1)
         assert sys.getrefcount(line) == held
+
+
+async def test_one_lost_confirmation_costs_seconds_and_no_writer_hears_of_it() -> None:
+    job, sender = await a_job(), LosesConfirmations(lost=1)
+    async with ResultsQueue(cast(ServiceBusClient, OneSender(sender)), "results") as sink:
+        writes = [asyncio.ensure_future(sink.write(job, b"%d" % number)) for number in range(300)]
+        await asyncio.sleep(2)
+        late = asyncio.ensure_future(sink.write(job, b"late"))
+        assert await asyncio.gather(*writes, late) == [True] * 301
+        assert loop_time() < 5 + 5 + 1
+    assert {int(body) for body in sender.taken if body != b"late"} == set(range(300))
+
+
+async def test_what_is_never_confirmed_is_told_to_the_writer() -> None:
+    job, sender = await a_job(), LosesConfirmations(lost=2)
+    async with ResultsQueue(cast(ServiceBusClient, OneSender(sender)), "results") as sink:
+        with pytest.raises(SinkUnavailable):
+            await sink.write(job, b"1")
+        assert loop_time() < 5 + 30 + 10 + 1
+        assert await sink.write(job, b"1") is True

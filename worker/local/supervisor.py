@@ -155,13 +155,15 @@ def prepare_state(state: StateDirectory, world: World) -> LocalCluster:
 def pod_environment(
     world: World, identity: Identity, state: StateDirectory, endpoints: Endpoints
 ) -> dict[str, str]:
-    """What the webhook and the manifests give a pod of `identity`: this and no more."""
+    """What the webhook and the manifests give a pod of `identity`, and what suits a trial."""
     environment = {
         **_identity_environment(world, identity, state, endpoints),
         "AZURE_OPENAI_ENDPOINT": f"https://localhost:{endpoints.openai}",
         "AOAI_WORKER_CA_FILE": str(state.ca),
         "AOAI_WORKER_SERVICEBUS_NAMESPACE": world.namespace,
         "AOAI_WORKER_SERVICEBUS_ENDPOINT": f"localhost:{endpoints.servicebus_tls}",
+        # nothing is rolled out here, so a worker need not wait for a model that it does not know
+        "AOAI_WORKER_UNKNOWN_MODEL_PATIENCE": "0",
     }
     if endpoints.blob is not None:
         environment["AOAI_WORKER_SINK"] = "blob"

@@ -31,6 +31,7 @@ from azure.servicebus.exceptions import (
 
 from tests.contract.test_source_and_sink import HELD, a_job, jobs_queue, settings_for
 from tests.local_azure import Bus
+from tests.patience import PATIENCE
 from worker.errors import LockLost, SinkUnavailable, SourceUnavailable
 from worker.interfaces import Delivery
 from worker.local.servicebus.server import ServiceBus
@@ -302,7 +303,7 @@ async def results(bus: Bus) -> Any:
 
 async def receive_until_there(source: Any) -> Sequence[Delivery]:
     """As the consumer does: an unavailable source is asked again."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         while True:
             with suppress(SourceUnavailable):
                 if deliveries := await source.receive(10, wait=1):
@@ -347,7 +348,7 @@ async def test_the_jobs_queue_gets_over_it(bus: Bus, fault: dict[str, Any]) -> N
         await source.settle(warm, Complete())
         await send(bus, job_line("b"), queue=HELD)
         disturb(bus, fault)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while active(bus, HELD):
                 await take_and_complete(source)
         disturb(bus)
@@ -396,10 +397,10 @@ async def test_before_a_silent_broker_a_hundred_settlements_end_together(
     monkeypatch.setattr("worker.servicebus_links.SETTLE_TIMEOUT", 0.4)
     monkeypatch.setattr("worker.servicebus_links.SETTLE_WITHIN", 4.0)
     await send(bus, *[job_line(f"{number}") for number in range(100)])
-    async with asyncio.timeout(40), jobs_queue(bus) as source:
+    async with asyncio.timeout(PATIENCE), jobs_queue(bus) as source:
         deliveries = await take(source, 100)
         disturb(bus, *faults)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             assert await settle_all(source, deliveries) == {SourceUnavailable}
     disturb(bus)
 
@@ -412,7 +413,7 @@ async def test_what_a_mute_link_does_not_confirm_is_settled_by_the_lock(
     async with jobs_queue(bus) as source:
         deliveries = await take(source, 100)
         disturb(bus, UNCONFIRMED | {"applied": False})
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             assert await settle_all(source, deliveries) == {type(None)}
     assert active(bus) == 0
 
@@ -435,7 +436,7 @@ async def test_the_results_queue_tells_that_it_is_unavailable_and_takes_the_same
 ) -> None:
     async with results(bus) as sink:
         disturb(bus, fault)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while not await written(sink):
                 pass
     assert active(bus, "chat") == 1

@@ -18,6 +18,7 @@ from azure.servicebus import ServiceBusMessage
 from azure.servicebus.amqp import AmqpAnnotatedMessage, AmqpMessageProperties
 
 from tests.local_azure import Bus
+from tests.patience import PATIENCE
 from worker.errors import DeadLetterReason, LockLost, ResultTooLarge, SinkUnavailable, SourceUnavailable
 from worker.intake import Intake
 from worker.interfaces import Delivery, Sink, Source
@@ -307,7 +308,7 @@ async def test_a_lost_lock_is_found_among_many_and_the_others_are_kept(bus: Bus)
             delivery.when_lost(partial(lose, number))
         # the broker takes one away, as it does when a queue is failed over
         broker_of(bus).entity(HELD).complete(token_of(deliveries[4]))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             await all_known.wait()
         assert lost == [4]
         kept = [delivery for number, delivery in enumerate(deliveries) if number != 4]
@@ -329,7 +330,7 @@ async def test_after_its_connection_was_lost_the_source_receives_again(bus: Bus)
         service_of(bus).drop_connections()
         await send(bus, JOBS, job_line("a"))
         received: Sequence[Delivery] = []
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while not received:
                 try:
                     received = await receive(source)
@@ -471,7 +472,7 @@ async def test_after_its_connection_was_lost_the_sink_writes_again(bus: Bus) -> 
     async with results_queue(bus) as sink:
         await sink.write(a_job("a"), b"1")
         service_of(bus).drop_connections()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while True:
                 try:
                     await sink.write(a_job("b"), b"2")

@@ -14,8 +14,8 @@ from azure.servicebus import ServiceBusReceivedMessage, TransportType
 from azure.servicebus.aio import ServiceBusClient
 
 from tests.local_azure import SignedCredential
+from tests.patience import PATIENCE
 from tests.system.harness import (
-    PATIENCE,
     Azure,
     assert_one_result_each,
     azure,

@@ -3,9 +3,12 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.durations import too_slow
 from tests.patience import PATIENCE
@@ -54,3 +57,9 @@ def test_tests_too_near_to_their_time_out_are_named_and_fail_a_strict_run(
     named = {line.split(" ")[0].split("::")[1] for line in run.stdout.splitlines() if "are allowed" in line}
     assert run.returncode == code, run.stdout + run.stderr
     assert named == {"test_near", "test_whose_fixture_is_slow"}
+
+
+@settings(max_examples=1)
+@given(st.booleans())
+def test_a_property_is_not_refuted_by_an_example_that_takes_long(value: bool) -> None:
+    time.sleep(0.3)  # more than Hypothesis allows by itself

@@ -65,7 +65,7 @@ async def send(bus: Bus, *bodies: bytes, queue: str = "jobs", **options: Any) ->
 
 async def take_one(bus: Bus, **options: Any) -> bytes:
     async with bus.client(**options) as client, client.get_queue_receiver("jobs") as receiver:
-        messages = await receiver.receive_messages(1, max_wait_time=5)
+        messages = await receiver.receive_messages(1, max_wait_time=PATIENCE)
         for message in messages:
             await receiver.complete_message(message)
         return b"".join(b"".join(message.body) for message in messages)
@@ -145,7 +145,7 @@ async def test_a_refused_settlement_leaves_the_message_locked(bus: Bus) -> None:
     fault = {"kind": "refuse", "on": "settle", "condition": "com.microsoft:message-lock-lost", "count": 1}
     disturb(bus, fault)
     async with bus.client(**ONCE) as client, client.get_queue_receiver("jobs") as receiver:
-        (message,) = await receiver.receive_messages(1, max_wait_time=5)
+        (message,) = await receiver.receive_messages(1, max_wait_time=PATIENCE)
         with pytest.raises(MessageLockLostError):
             await receiver.complete_message(message)
     assert active(bus) == 1
@@ -163,7 +163,7 @@ async def test_one_operation_of_management_is_refused_and_the_others_are_not(bus
     operation = "com.microsoft:renew-lock"
     disturb(bus, {"kind": "refuse", "on": "management", "operation": operation})
     async with bus.client(**ONCE) as client, client.get_queue_receiver("jobs") as receiver:
-        (message,) = await receiver.receive_messages(1, max_wait_time=5)
+        (message,) = await receiver.receive_messages(1, max_wait_time=PATIENCE)
         with pytest.raises(ServiceBusServerBusyError):
             await receiver.renew_message_lock(message)
         assert len(await receiver.peek_messages(1, sequence_number=1)) == 1
@@ -180,7 +180,7 @@ async def test_a_settlement_whose_answer_is_lost_is_settled_by_the_sdk_over_mana
     await send(bus, b"x")
     disturb(bus, {"kind": "lose_answer", "on": "settle", "applied": applied, "count": 1})
     async with bus.client(**ONCE) as client, client.get_queue_receiver("jobs", timeout=0.3) as receiver:
-        (message,) = await receiver.receive_messages(1, max_wait_time=5)
+        (message,) = await receiver.receive_messages(1, max_wait_time=PATIENCE)
         outcome = await asyncio.gather(receiver.complete_message(message), return_exceptions=True)
     assert [type(error) for error in outcome] == [MessageLockLostError if applied else type(None)]
     assert active(bus) == 0
@@ -213,7 +213,7 @@ async def test_a_link_is_detached_at_once_and_the_sdk_attaches_anew(bus: Bus) ->
         assert await receiver.receive_messages(1, max_wait_time=0.2) == []
         disturb(bus, {"kind": "detach", "entity": "jobs"})
         await send(bus, b"x")
-        (message,) = await receiver.receive_messages(1, max_wait_time=5)
+        (message,) = await receiver.receive_messages(1, max_wait_time=PATIENCE)
         await receiver.complete_message(message)
 
 
@@ -270,7 +270,7 @@ async def test_a_slow_line_carries_everything_in_order_and_late(bus: Bus) -> Non
         started = loop.time()
         bodies: list[bytes] = []
         while len(bodies) < 5:
-            for message in await receiver.receive_messages(5, max_wait_time=5):
+            for message in await receiver.receive_messages(5, max_wait_time=PATIENCE):
                 bodies.append(b"".join(message.body))
                 await receiver.complete_message(message)
         assert bodies == [b"%d" % number for number in range(5)]

@@ -113,7 +113,7 @@ async def bury(client: ServiceBusClient, *messages: Any, reason: str = "InvalidJ
             await sender.send_messages(message)
         left = len(messages)
         while left:
-            received = await receiver.receive_messages(left, max_wait_time=5)
+            received = await receiver.receive_messages(left, max_wait_time=PATIENCE)
             assert received, "what was sent did not come"
             for message in received:
                 await receiver.dead_letter_message(message, reason=reason, error_description="mend it")
@@ -245,7 +245,7 @@ async def test_the_result_of_a_replayed_job_supersedes_the_error_that_was_there(
         code, output = await command(cloud, "submit", batch, "--batch", "b")
         assert code == 0, output
         async with client.get_queue_receiver("jobs") as receiver:
-            (job,) = await receiver.receive_messages(1, max_wait_time=5)
+            (job,) = await receiver.receive_messages(1, max_wait_time=PATIENCE)
             await receiver.abandon_message(job)
         async with client.get_queue_sender("results") as results:
             await results.send_messages(

@@ -6,7 +6,7 @@ bin := .venv/bin
 
 help:
 	@echo "make demo    a real batch through the worker on an embedded Azure, start to end, in half a minute"
-	@echo "make unit    the tests that need no other process, in about a minute: for while you write"
+	@echo "make unit    tests/unit alone, in about a minute: for while you write"
 	@echo "make test    everything that is checked: style, types, imports, tests, the deployment"
 	@echo "make test-deploy  the chart, the manifests and the Azure side with Helm 4 and 3, validators and scanners"
 	@echo "make chart   write what is derived from the chart: schema, README, k8s/base, Azure's alerts"

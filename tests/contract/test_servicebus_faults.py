@@ -179,7 +179,7 @@ async def test_a_settlement_whose_answer_is_lost_is_settled_by_the_sdk_over_mana
     """Applied already: the second try finds no lock. Never applied: the second try settles it."""
     await send(bus, b"x")
     disturb(bus, {"kind": "lose_answer", "on": "settle", "applied": applied, "count": 1})
-    async with bus.client(**ONCE) as client, client.get_queue_receiver("jobs", timeout=0.3) as receiver:
+    async with bus.client(**ONCE) as client, client.get_queue_receiver("jobs", timeout=1.5) as receiver:
         (message,) = await receiver.receive_messages(1, max_wait_time=PATIENCE)
         outcome = await asyncio.gather(receiver.complete_message(message), return_exceptions=True)
     assert [type(error) for error in outcome] == [MessageLockLostError if applied else type(None)]
@@ -191,7 +191,7 @@ async def test_a_send_whose_answer_is_lost_has_been_stored_or_not(bus: Bus, appl
     disturb(bus, {"kind": "lose_answer", "on": "send", "applied": applied, "count": 1})
     async with bus.client(**ONCE) as client, client.get_queue_sender("jobs") as sender:
         with pytest.raises(OperationTimeoutError):
-            await sender.send_messages(ServiceBusMessage(b"x"), timeout=0.3)
+            await sender.send_messages(ServiceBusMessage(b"x"), timeout=1.5)
     assert active(bus) == int(applied)
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.durations import too_slow
 from tests.patience import PATIENCE
 
+PLUGINS = ["-p", "pytest_timeout", "-p", "xdist", "-p", "no:cacheprovider"]
 TESTS = """
 import time
 import pytest
@@ -47,9 +48,9 @@ def test_tests_too_near_to_their_time_out_are_named_and_fail_a_strict_run(
     (tmp_path / "pytest.ini").write_text("[pytest]\ntimeout = 60\n")
     (tmp_path / "test_it.py").write_text(TESTS)
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-n", str(processes), "-p", "no:cacheprovider", str(tmp_path)],
+        [sys.executable, "-m", "pytest", *PLUGINS, "-q", "-n", str(processes), str(tmp_path)],
         cwd=Path(__file__).parents[2],
-        env=os.environ | {"TEST_STRICT_TIMES": strict},
+        env=os.environ | {"TEST_STRICT_TIMES": strict, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
         timeout=PATIENCE,

@@ -241,7 +241,7 @@ async def test_a_delivery_cut_off_mid_frame_is_delivered_again(bus: Bus, after_b
 
 
 def _with_short_locks(spec: Any) -> Any:
-    return replace(spec, lock_duration=0.3)
+    return replace(spec, lock_duration=1.5)
 
 
 async def test_a_frame_cut_off_on_its_way_in_is_not_taken_and_the_sdk_sends_again(bus: Bus) -> None:

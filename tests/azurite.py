@@ -14,13 +14,12 @@ from pathlib import Path
 import pytest
 
 from tests.local_azure import SignedCredential
+from tests.patience import PATIENCE
 from worker.blobs import BlobContainer
 from worker.local.blob import ACCOUNT, AUDIENCE, create_container
 from worker.local.state import StateDirectory
 from worker.local.supervisor import prepare_state
 from worker.local.world import World, default_world
-
-PATIENCE = 30.0
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.patience import PATIENCE
 from tests.system.harness import azure, world_for_tests
 from worker.local.entities_file import put_entities
 from worker.local.world import default_world
@@ -20,7 +21,7 @@ def block(language: str) -> str:
 
 
 def test_the_example_sends_and_receives() -> None:
-    run = subprocess.run([sys.executable, "-c", block("python")], capture_output=True, text=True, timeout=50)
+    run = subprocess.run([sys.executable, "-c", block("python")], capture_output=True, text=True, timeout=PATIENCE)
     assert (run.stdout, run.returncode) == ("hello\n", 0), run.stderr
 
 

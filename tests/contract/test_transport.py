@@ -16,6 +16,7 @@ import pytest
 from aiohttp import web
 
 from tests.contract.model_service import WORLD, Handler, serve
+from tests.patience import PATIENCE
 from worker.errors import AnswerTooLarge, RefusedByService
 from worker.local.state import StateDirectory
 from worker.local.supervisor import prepare_state
@@ -215,7 +216,7 @@ async def test_an_answer_that_is_given_up_frees_its_connection(state: StateDirec
     async with (
         server(state, answer_without_end) as endpoint,
         client(state, connections=1, max_answer=100) as lean,
-        asyncio.timeout(10),
+        asyncio.timeout(PATIENCE),
     ):
         for _ in range(3):
             with pytest.raises(AnswerTooLarge, match="more than the 100 bytes") as caught:

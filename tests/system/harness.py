@@ -16,10 +16,8 @@ from typing import Any
 
 from aiohttp import ClientSession
 
+from tests.patience import PATIENCE
 from worker.local.world import Deployment, QueueSpec, RoleAssignment, World, default_world
-
-PATIENCE = 40.0
-"""Seconds in which anything must have happened; a bound for a failing test, never a pace for a passing one."""
 
 MODELS = json.dumps({"gpt-4o-mini": ["gpt-4o-mini"]})
 

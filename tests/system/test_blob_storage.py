@@ -14,8 +14,8 @@ from azure.servicebus import ServiceBusReceivedMessage, TransportType
 from azure.servicebus.aio import ServiceBusClient
 
 from tests.local_azure import SignedCredential
+from tests.patience import PATIENCE
 from tests.system.harness import (
-    PATIENCE,
     Azure,
     assert_one_result_each,
     azure,
@@ -148,7 +148,7 @@ async def receive_write_and_abandon(cloud: Azure, *, count: int, written: int) -
     ):
         messages: list[ServiceBusReceivedMessage] = []
         while len(messages) < count:
-            messages += await receiver.receive_messages(count, max_wait_time=5)
+            messages += await receiver.receive_messages(count, max_wait_time=PATIENCE)
         for message in messages[:written]:
             await write_result(BlobResults(container), message)
         for message in messages:

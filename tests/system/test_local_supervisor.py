@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from aiohttp import ClientSession
 
+from tests.patience import PATIENCE
 from worker.local.state import StateDirectory
 from worker.local.supervisor import prepare_state
 from worker.local.world import default_world
 
-PATIENCE = 20.0
 VARIABLES = {
     "AZURE_CLIENT_ID",
     "AZURE_TENANT_ID",

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
 from tests.system.harness import (
     MODELS,
-    PATIENCE,
     Azure,
     Worker,
     assert_one_result_each,

@@ -11,6 +11,7 @@ import pytest
 from aiohttp import ClientConnectionError, ClientSession, ClientTimeout
 from aiohttp.test_utils import TestServer
 
+from tests.patience import PATIENCE
 from worker.local.certificates import make_signing_key, private_pem, public_pem
 from worker.local.openai_service.account import Account
 from worker.local.openai_service.app import build_app
@@ -243,7 +244,7 @@ async def until(
     read: Callable[[], Awaitable[dict[str, Any]]], good: Callable[[dict[str, Any]], bool]
 ) -> dict[str, Any]:
     """The server learns of a closed connection in its own time: ask it again, each question a turn of the loop."""
-    async with asyncio.timeout(5.0):
+    async with asyncio.timeout(PATIENCE):
         while not good(document := await read()):
             pass
         return document

@@ -11,6 +11,7 @@ from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.patience import PATIENCE
 from tests.unit.local.test_openai_service_app import KEY, WORLD, Client, bearer, open_client, token
 from worker.local.certificates import private_pem, public_pem
 from worker.local.openai_service.account import Account, Question
@@ -230,7 +231,7 @@ async def test_a_stream_that_hangs_in_its_midst_ends_when_its_client_gives_up() 
         ) as response:
             received = b"".join([part async for part in until_it_hangs(response)])
         assert len(said_in(documents_in(received))[0]) == 8
-        async with asyncio.timeout(5.0):
+        async with asyncio.timeout(PATIENCE):
             while (await client.stats())["in_flight"]:
                 pass
         assert (await client.stats())["by_status"] == {"499": 1}

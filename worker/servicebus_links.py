@@ -20,8 +20,8 @@ from worker.servicebus_private import renew_locks, settle_by_token, settle_on_li
 from worker.waits import Bell, loop_time
 
 SETTLE_WITHIN = 30.0
-"""Seconds for a settlement from when its turn comes. Its turn comes as long as the link confirms others; a link that
-confirms nothing lets the whole line through at once."""
+"""Seconds for a settlement from when its turn comes. Its turn comes as long as the link confirms others; a link
+that confirms nothing lets the whole line through at once."""
 
 SETTLE_TIMEOUT = 8.0
 """Seconds for each of its three tries: on the link, over the management link, and over that of a new connection.

@@ -296,7 +296,7 @@ class QueueCollector:
         Raises AlreadyCollected.
         """
         record = await session.read_record()
-        if record is not None and not self._files.published:
+        if record is not None and not self._has_all_of(record):
             await self._require_anew(session, record)
         if not self.follow and self._snapshot is None:
             self._snapshot = await session.newest()  # else a live batch would go on bringing more
@@ -318,6 +318,10 @@ class QueueCollector:
             if not received and self.is_overdue():
                 self.timed_out = True
                 return None
+
+    def _has_all_of(self, record: CollectionRecord) -> bool:
+        """OUT alone does not, where the failed jobs went to another file that is not named this time."""
+        return self._files.published and len(self._files) >= record.succeeded + record.failed
 
     async def _require_anew(self, session: ResultSession, record: CollectionRecord) -> None:
         """Raises AlreadyCollected unless the batch was submitted again since it was collected."""

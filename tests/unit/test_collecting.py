@@ -397,6 +397,22 @@ async def test_a_second_collector_is_told_when_and_where_to_the_batch_was_collec
     assert names(tmp_path) == {"out"}
 
 
+@pytest.mark.parametrize("errors", [None, "another"])
+async def test_a_batch_whose_errors_are_in_a_file_that_is_not_named_is_not_taken_for_one_without_errors(
+    tmp_path: Path, errors: str | None
+) -> None:
+    results = [result(f"{number}", status=400 if number % 83 == 5 else 200) for number in range(307)]
+    session = FakeSession([manifest(307), *results])
+    await collect(session, tmp_path / "out", tmp_path / "err")
+    record = session.record
+    with pytest.raises(AlreadyCollected, match=r"into out and err: 307 results \(303 succeeded, 4 failed\)"):
+        await collect(session, tmp_path / "out", tmp_path / errors if errors else None)
+    assert session.record == record
+    assert names(tmp_path) == {"out", "err"}
+    files = await collect(session, tmp_path / "out", tmp_path / "err")
+    assert (len(files), files.failed, files.published) == (307, 4, True)
+
+
 async def test_a_later_result_is_left_to_the_files_of_its_batch_and_the_record_follows(tmp_path: Path) -> None:
     session = FakeSession([manifest(2), result("a", status=0), result("b")])
     await collect(session, tmp_path / "out", tmp_path / "err")

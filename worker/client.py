@@ -41,7 +41,7 @@ from worker.blobs import STORAGE_SCOPE
 from worker.identity import open_broker
 from worker.packing import largest_body
 from worker.queue_batches import BeingCollected, ClaimsNotConfigured, QueueCollector, UncheckedBatch
-from worker.result_files import OutputGone, ResultOutput, UnusableOutput, output_of
+from worker.result_files import OutputGone, ResultOutput, UnusableOutput, UnwritableOutput, output_of
 from worker.sending import RetryingSender
 from worker.servicebus import SERVICEBUS_SCOPE, connect
 from worker.settings import ConnectionSettings, load
@@ -68,6 +68,7 @@ __all__ = [
     "UncheckedBatch",
     "UnusableBlob",
     "UnusableOutput",
+    "UnwritableOutput",
     "make_batch_id",
     "read_batch_file",
 ]
@@ -181,7 +182,7 @@ class JobClient:
         by default. `Path("-")` is standard output: a result is settled once it is written there, and what an
         interrupted collection wrote does not come again.
         Raises BeingCollected, AlreadyCollected where other files have all of it, UnusableOutput, OutputGone,
-        UnusableBlob, ClaimUnavailable, BlobFailed, OSError, or the SDK's ServiceBusError.
+        UnwritableOutput, UnusableBlob, ClaimUnavailable, BlobFailed, OSError, or the SDK's ServiceBusError.
         """
         require_timeout(timeout)
         with output_of(require_batch_id(batch_id), out, errors) as files:

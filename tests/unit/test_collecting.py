@@ -3,6 +3,8 @@
 import asyncio
 import json
 import os
+import resource
+import sys
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +28,14 @@ from worker.batches import (
 )
 from worker.jobs import Manifest, decode_result, encode_manifest
 from worker.queue_batches import QueueCollector, Received, find_last
-from worker.result_files import OutputGone, ResultFiles, ResultStream, UnusableOutput, output_of
+from worker.result_files import (
+    OutputGone,
+    ResultFiles,
+    ResultStream,
+    UnusableOutput,
+    UnwritableOutput,
+    output_of,
+)
 from worker.waits import loop_time
 
 
@@ -340,6 +349,51 @@ def test_standard_output_is_not_shared_with_a_file_for_errors(out: str, errors: 
         output_of("b1", Path(out), Path(errors))
 
 
+def test_a_standard_output_that_was_closed_is_refused_before_its_descriptor_is_anything_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(UnusableOutput, match="standard output is closed"):
+        output_of("b1", Path("-"), None)
+
+
+@contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """No file of this process grows beyond so many bytes: a full disk, as far as a test can have one."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("room", [1, 20_011, 60_013])
+async def test_a_full_disk_is_told_by_the_files_name_and_what_it_did_not_take_stays_in_the_queue(
+    tmp_path: Path, room: int
+) -> None:
+    session = FakeSession([manifest(500), *[result(f"{number}") for number in range(500)]], group=97)
+    told = r"/out\.partial cannot be written: File too large\. .*make room"
+    with pytest.raises(UnwritableOutput, match=told), room_for(room):
+        await collect(session, tmp_path / "out")
+    written = (tmp_path / "out.partial").read_bytes()
+    assert len(written) == room
+    assert written.count(b"\n") + len(session.queue) >= 501  # what is settled is there
+    files = await collect(session, tmp_path / "out")
+    assert (files.published, session.queue) == (True, [])
+    assert sorted(read_ids(tmp_path / "out")) == sorted(f"{number}" for number in range(500))
+
+
+async def test_a_full_device_behind_standard_output_is_told_and_nothing_is_settled() -> None:
+    session = FakeSession([manifest(500), *[result(f"{number}") for number in range(500)]], group=97)
+    told = "standard output cannot be written: No space left on device"
+    full = os.open("/dev/full", os.O_WRONLY)
+    with pytest.raises(UnwritableOutput, match=told):
+        await stream(session, full)
+    os.close(full)
+    assert len(session.queue) == 501
+
+
 def test_a_folder_or_a_device_is_no_output_file(tmp_path: Path) -> None:
     for path in (tmp_path, Path(os.devnull)):
         with pytest.raises(UnusableOutput, match="not a regular file"):
@@ -642,6 +696,18 @@ async def test_a_partial_file_with_nothing_in_it_does_not_hide_the_whole_one(
 def test_answers_and_errors_need_two_files(tmp_path: Path) -> None:
     with pytest.raises(UnusableOutput, match="name two files"):
         ResultFiles("b1", tmp_path / "out", tmp_path / "x" / ".." / "out")
+
+
+@pytest.mark.parametrize(
+    ("out", "errors"),
+    [("o", "o.partial"), ("o.partial", "o"), ("o", "o.partial.new"), ("o", "x/../o.partial")],
+)
+def test_the_errors_have_no_name_that_the_answers_have_while_they_grow(
+    tmp_path: Path, out: str, errors: str
+) -> None:
+    (tmp_path / "x").mkdir()
+    with pytest.raises(UnusableOutput, match="while they grow"):
+        ResultFiles("b1", tmp_path / out, tmp_path / errors)
 
 
 @contextmanager

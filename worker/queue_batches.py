@@ -47,6 +47,7 @@ from worker.jobs import (
     rfc3339,
 )
 from worker.result_files import ResultOutput
+from worker.servicebus_faults import describe_fault
 
 MANIFEST_SUBJECT = "batch-manifest"
 GROUP = 250
@@ -210,11 +211,19 @@ async def _open_patiently(
             await asyncio.sleep(min(SUBMIT_DELAY, patience))
 
 
-async def take_all(client: ServiceBusClient, queue: str, batch_id: str, collector: "QueueCollector") -> None:
-    """Open the session as often as it takes; give up when it fails again and again."""
+async def take_all(
+    client: ServiceBusClient,
+    queue: str,
+    batch_id: str,
+    collector: "QueueCollector",
+    waiting: Callable[[str], None],
+) -> None:
+    """Open the session as often as it takes; give up when it fails again and again. `waiting` is told what for."""
+    waiting_for = f"queue {queue!r} to answer about batch {batch_id}"
     clock = asyncio.get_running_loop().time
     delays = iter(REOPEN_DELAYS)
     opened: float | None = None
+    waiting(waiting_for)
     while True:
         try:
             async with open_session(client, queue, batch_id) as session:
@@ -225,7 +234,7 @@ async def take_all(client: ServiceBusClient, queue: str, batch_id: str, collecto
                 raise
             collector.report_held()
             await asyncio.sleep(HELD_DELAY)
-        except SESSION_FAILURES:
+        except SESSION_FAILURES as error:
             if opened is None:
                 raise  # it never worked: an answer now is better than patience
             if clock() - opened > 60:
@@ -233,6 +242,7 @@ async def take_all(client: ServiceBusClient, queue: str, batch_id: str, collecto
             delay = next(delays, None)
             if delay is None:
                 raise
+            waiting(f"{waiting_for}, again after {delay:g} s; the last try failed: {describe_fault(error)}")
             await asyncio.sleep(delay)
 
 

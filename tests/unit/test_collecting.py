@@ -7,12 +7,15 @@ import resource
 import sys
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import cycle
 from pathlib import Path
+from typing import cast
 
 import pytest
+from azure.servicebus.aio import ServiceBusClient
+from azure.servicebus.exceptions import OperationTimeoutError, SessionLockLostError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,7 +30,7 @@ from worker.batches import (
     require_timeout,
 )
 from worker.jobs import Manifest, decode_result, encode_manifest
-from worker.queue_batches import QueueCollector, Received, find_last
+from worker.queue_batches import QueueCollector, Received, find_last, take_all
 from worker.result_files import (
     OutputGone,
     ResultFiles,
@@ -287,6 +290,38 @@ async def test_following_ends_where_no_manifest_comes(tmp_path: Path) -> None:
     collector, files = await follow(SlowSession([]), tmp_path / "out", timeout=900)
     assert (collector.timed_out, collector.total, len(files), loop_time()) == (True, None, 0, 900)
     assert names(tmp_path) == set()
+
+
+@pytest.mark.looptime
+async def test_a_lost_session_is_opened_again_and_whoever_waits_is_told_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = [manifest(307), *[result(f"{number}") for number in range(307)]]
+    failures = iter([OperationTimeoutError(message="no answer"), SessionLockLostError(message="the lock is lost")])
+
+    class Loses(FakeSession):
+        async def receive(self) -> Sequence[Received]:
+            if len(self._taken) > 100 and (failure := next(failures, None)):
+                raise failure
+            return await super().receive()
+
+    @asynccontextmanager
+    async def open_session(*_: object) -> AsyncIterator[FakeSession]:
+        yield Loses(queue, group=61)
+
+    monkeypatch.setattr("worker.queue_batches.open_session", open_session)
+    waited_for: list[str] = []
+    client = cast(ServiceBusClient, None)  # only the session would use it
+    with ResultFiles("b1", tmp_path / "out", None) as files:
+        collector = QueueCollector(files, follow=False, report=lambda _: None)
+        await take_all(client, "results", "b1", collector, waited_for.append)
+    assert (files.published, len(files), queue) == (True, 307, [])
+    answer = "queue 'results' to answer about batch b1"
+    assert waited_for == [
+        answer,
+        f"{answer}, again after 0.5 s; the last try failed: no answer",
+        f"{answer}, again after 1 s; the last try failed: the lock is lost",
+    ]
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan")])

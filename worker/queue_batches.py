@@ -46,7 +46,7 @@ from worker.jobs import (
     parse_claim,
     rfc3339,
 )
-from worker.result_files import ResultOutput
+from worker.result_files import ResultOutput, UnusableOutput
 from worker.servicebus_faults import describe_fault
 
 MANIFEST_SUBJECT = "batch-manifest"
@@ -303,11 +303,13 @@ class QueueCollector:
 
         A result is on the disk before it is completed. The manifest is completed last of all, after the record of
         this collection is written: at any moment one of the two says how many results there are.
-        Raises AlreadyCollected.
+        Raises AlreadyCollected, or UnusableOutput where OUT is the whole of an earlier submission.
         """
         record = await session.read_record()
         if record is not None and not self._has_all_of(record):
             await self._require_anew(session, record)
+        if self._files.published and not self._files.is_stream:
+            await self._require_same_submission(session, record)
         if not self.follow and self._snapshot is None:
             self._snapshot = await session.newest()  # else a live batch would go on bringing more
         manifests: list[Received] = []
@@ -349,6 +351,17 @@ class QueueCollector:
         else:
             left = "Nothing is left in the queue. Next: read that file, or submit again with another --batch"
         raise AlreadyCollected(self._files.batch_id, record, left)
+
+    async def _require_same_submission(self, session: ResultSession, record: CollectionRecord | None) -> None:
+        """OUT is whole; else it would pass for the whole of a later batch of the same id. Raises UnusableOutput."""
+        manifest = await _first_manifest(session)
+        if manifest is None or (record.is_of(manifest) if record else len(self._files) >= manifest.total):
+            return  # without a record: its collector died before it was written
+        raise UnusableOutput(
+            f"{self._files.name} holds {counted(len(self._files), 'result')} of an earlier batch "
+            f"{self._files.batch_id}; the one of {counted(manifest.total, 'job')} that was submitted at "
+            f"{manifest.submitted_at} is another. Next: move the file away, or collect into another name"
+        )
 
     async def _write_record(self, session: ResultSession, before: CollectionRecord | None) -> None:
         failed = self._files.failed

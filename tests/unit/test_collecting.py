@@ -525,6 +525,21 @@ async def test_a_batch_submitted_anew_after_it_was_collected_is_collected_anew(t
     assert session.record.submitted_at == EVENING
 
 
+@pytest.mark.parametrize("remembered", [True, False])
+async def test_a_whole_file_of_an_earlier_submission_does_not_pass_for_a_later_batch_of_the_same_id(
+    tmp_path: Path, remembered: bool
+) -> None:
+    session = FakeSession([manifest(37), *[result(f"{number}") for number in range(37)]])
+    await collect(session, tmp_path / "out")
+    # the queue may have been made anew in between
+    record = session.record if remembered else None
+    later = FakeSession([manifest(103, submitted_at=EVENING), result("a")], record=record)
+    with pytest.raises(UnusableOutput, match=r"out holds 37 results of an earlier batch b1; the one of 103 jobs"):
+        await collect(later, tmp_path / "out")
+    assert len(later.queue) == 2
+    assert len(read_ids(tmp_path / "out")) == 37
+
+
 def test_only_a_new_batch_or_one_that_is_still_to_be_collected_may_be_submitted() -> None:
     ours = make_manifest(5, submitted_at=EVENING)
     waiting = make_manifest(5)

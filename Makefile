@@ -104,4 +104,4 @@ lock: environment
 
 clean:
 	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-output \
-		worker/local/azurite/node_modules .tools .foreign .fuzz image-output
+		embedded_azure/blob/node/node_modules .tools .foreign .fuzz image-output

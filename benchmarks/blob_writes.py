@@ -23,10 +23,10 @@ from azure.core.credentials import AccessToken
 from azure.core.pipeline.transport import AioHttpTransport
 from azure.storage.blob.aio import BlobServiceClient
 
+from embedded_azure.certificates import make_server_identity
 from worker.blob_results import BlobResults
 from worker.blobs import BlobContainer
 from worker.jobs import Job, JobLine, Operation
-from worker.local.certificates import make_server_identity
 from worker.tls import trust
 
 ROUNDS, WRITES, AT_ONCE = 5, 3_000, 32

@@ -13,12 +13,12 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from embedded_azure.openai.quota import Estimate, Quota
 from worker.budgets import Cost
 from worker.errors import Throttled
 from worker.gates import Gates
 from worker.headroom import Headroom
 from worker.interfaces import Target
-from worker.local.openai_service.quota import Estimate, Quota
 from worker.outcomes import Response
 
 MODEL = "gpt-4o-mini"

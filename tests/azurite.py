@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from embedded_azure.blob.azurite import ACCOUNT, AUDIENCE, create_container
+from embedded_azure.state import StateDirectory
+from embedded_azure.supervisor import prepare_state
+from embedded_azure.world import World, default_world
 from tests.local_azure import SignedCredential
 from worker.blobs import BlobContainer
-from worker.local.blob import ACCOUNT, AUDIENCE, create_container
-from worker.local.state import StateDirectory
-from worker.local.supervisor import prepare_state
-from worker.local.world import World, default_world
 
 PATIENCE = 30.0
 
@@ -63,7 +63,7 @@ def blob_service(folder: Path) -> Iterator[BlobService]:
     state, world = StateDirectory(folder), default_world()
     prepare_state(state, world)
     child = subprocess.Popen(
-        [sys.executable, "-m", "worker.local.blob", "--state", str(folder)],
+        [sys.executable, "-m", "embedded_azure.blob.azurite", "--state", str(folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final
 
+from embedded_azure.amqp.frames import AMQP_FRAME, PROTOCOL_AMQP, PROTOCOL_SASL, SASL_FRAME, encode_frame, frame_of
+from embedded_azure.amqp.performatives import Attach, SaslInit, Source, Target, Transfer
+from embedded_azure.servicebus.administration.service import Request
+from embedded_azure.servicebus.server import ServiceBus
 from tests.raw_client import Client, Keys
 from tests.unit.local.test_amqp_connection import Wire
-from worker.local.amqp.frames import AMQP_FRAME, PROTOCOL_AMQP, PROTOCOL_SASL, SASL_FRAME, encode_frame, frame_of
-from worker.local.amqp.performatives import Attach, SaslInit, Source, Target, Transfer
-from worker.local.servicebus.admin import Request
-from worker.local.servicebus.server import ServiceBus
 
 Feed = Callable[[ServiceBus, Keys, bytes], bytes]
 MANAGEMENT: Final = "jobs/$management"

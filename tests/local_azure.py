@@ -13,10 +13,10 @@ from azure.core.credentials import AccessToken
 from azure.servicebus import TransportType
 from azure.servicebus.aio import ServiceBusClient
 
-from worker.local.certificates import make_server_identity, make_signing_key, private_pem, public_pem
-from worker.local.servicebus.server import ServiceBus
-from worker.local.tokens import TokenIssuer
-from worker.local.world import Identity, QueueSpec, RoleAssignment, RuleSpec, SubscriptionSpec, TopicSpec, World
+from embedded_azure.certificates import make_server_identity, make_signing_key, private_pem, public_pem
+from embedded_azure.entra.tokens import TokenIssuer
+from embedded_azure.servicebus.server import ServiceBus
+from embedded_azure.world import Identity, QueueSpec, RoleAssignment, RuleSpec, SubscriptionSpec, TopicSpec, World
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,10 @@
 
 from typing import Any
 
-from tests.local_azure import bus_world
-from tests.unit.local.test_amqp_connection import Wire
-from worker.local.amqp.connection import MAX_FRAME_SIZE
-from worker.local.amqp.frames import PROTOCOL_AMQP, PROTOCOL_SASL, SASL_FRAME, FrameReader, encode_frame
-from worker.local.amqp.messages import encode_message
-from worker.local.amqp.performatives import (
+from embedded_azure.amqp.connection import MAX_FRAME_SIZE
+from embedded_azure.amqp.frames import PROTOCOL_AMQP, PROTOCOL_SASL, SASL_FRAME, FrameReader, encode_frame
+from embedded_azure.amqp.messages import encode_message
+from embedded_azure.amqp.performatives import (
     Attach,
     Begin,
     Composite,
@@ -19,10 +17,12 @@ from worker.local.amqp.performatives import (
     Transfer,
     decode_performative,
 )
-from worker.local.certificates import make_signing_key, private_pem, public_pem
-from worker.local.servicebus.idle import IdleTimes
-from worker.local.servicebus.server import ServiceBus
-from worker.local.tokens import AccessTokens, TokenIssuer, issuer_of
+from embedded_azure.certificates import make_signing_key, private_pem, public_pem
+from embedded_azure.entra.tokens import AccessTokens, TokenIssuer, issuer_of
+from embedded_azure.servicebus.links.idle import IdleTimes
+from embedded_azure.servicebus.server import ServiceBus
+from tests.local_azure import bus_world
+from tests.unit.local.test_amqp_connection import Wire
 
 WORLD = bus_world()
 

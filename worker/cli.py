@@ -7,7 +7,6 @@ has the commands for dead letters.
 """
 
 import asyncio
-import importlib.util
 import json
 import sys
 import time
@@ -128,15 +127,15 @@ def local(
     ] = False,
 ) -> None:
     """Run an Azure on this machine: Entra, Service Bus and Azure OpenAI, for trying out and for tests."""
-    if importlib.util.find_spec("worker.local") is None:
+    try:
+        from embedded_azure import supervisor
+    except ModuleNotFoundError as error:
         complain(
-            "The local Azure is not part of this installation (the production image leaves it out).\n"
+            f"The local Azure is not part of this installation: {error}. The production image leaves it out.\n"
             "Next: use a checkout of the repository, with its extra: pip install -e '.[local]'"
         )
-        raise typer.Exit(FAILED)
+        raise typer.Exit(FAILED) from None
     with readable_errors():
-        from worker.local import supervisor
-
         code = supervisor.run(write_env=write_env, state=state, world=world, entities=entities, blob=blob)
     raise typer.Exit(code)
 

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from azure.servicebus._pyamqp.aio._client_async import AMQPClientAsync
 
+from embedded_azure.entra.tokens import AccessTokens, issuer_of
+from embedded_azure.servicebus.server import serve
 from tests.azurite import BlobService, blob_service
 from tests.local_azure import Authority, Bus, bus_world, make_authority
 from worker.blobs import BlobContainer
-from worker.local.servicebus.server import serve
-from worker.local.tokens import AccessTokens, issuer_of
 
 
 @pytest.fixture(scope="session")

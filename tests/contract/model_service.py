@@ -10,18 +10,18 @@ import orjson
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from embedded_azure.entra.tokens import TokenIssuer
+from embedded_azure.openai.__main__ import load_account
+from embedded_azure.openai.account import Account
+from embedded_azure.openai.app import build_app
+from embedded_azure.process import server_context
+from embedded_azure.state import StateDirectory
+from embedded_azure.supervisor import prepare_state
+from embedded_azure.world import default_world
 from worker.azure_openai import AzureOpenAI
 from worker.errors import TokenUnavailable
 from worker.interfaces import Target
 from worker.jobs import Envelope, Job, decode
-from worker.local.openai_service.__main__ import load_account
-from worker.local.openai_service.account import Account
-from worker.local.openai_service.app import build_app
-from worker.local.process import server_context
-from worker.local.state import StateDirectory
-from worker.local.supervisor import prepare_state
-from worker.local.tokens import TokenIssuer
-from worker.local.world import default_world
 from worker.transport import MAX_ANSWER
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

@@ -8,6 +8,7 @@ import pytest
 from aiohttp import web
 from azure.core.credentials import AccessToken
 
+from embedded_azure.world import default_world
 from tests.azurite import BlobService
 from tests.blob_jobs import make_job, make_line
 from tests.local_azure import Authority, SignedCredential
@@ -16,7 +17,6 @@ from worker.blob_results import BlobResults
 from worker.blobs import LARGEST_PUT, BlobContainer
 from worker.errors import ResultTooLarge, SinkUnavailable, TokenUnavailable
 from worker.interfaces import Sink
-from worker.local.world import default_world
 from worker.testing import FakeSink
 
 PREFIX = "results"

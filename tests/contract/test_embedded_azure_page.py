@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from embedded_azure.entities_file import put_entities
+from embedded_azure.world import default_world
 from tests.system.harness import azure, world_for_tests
-from worker.local.entities_file import put_entities
-from worker.local.world import default_world
 
 PAGE = Path(__file__).parents[2] / "docs" / "embedded-azure.md"
 

@@ -22,14 +22,14 @@ from azure.identity import ManagedIdentityCredential as SyncManagedIdentityCrede
 from azure.identity import WorkloadIdentityCredential as SyncWorkloadIdentityCredential
 from azure.identity.aio import ManagedIdentityCredential, WorkloadIdentityCredential
 
-from worker.local import identity_binding, imds
-from worker.local.cluster import TOKEN_FILE, LocalCluster, swap_payload
-from worker.local.entra import Entra, build_app, load_entra
-from worker.local.process import server_context
-from worker.local.state import StateDirectory
-from worker.local.supervisor import prepare_state
-from worker.local.tokens import AccessTokens, issuer_of
-from worker.local.world import Identity, default_world
+from embedded_azure.cluster import TOKEN_FILE, LocalCluster, swap_payload
+from embedded_azure.entra import identity_binding, imds
+from embedded_azure.entra.service import Entra, build_app, load_entra
+from embedded_azure.entra.tokens import AccessTokens, issuer_of
+from embedded_azure.process import server_context
+from embedded_azure.state import StateDirectory
+from embedded_azure.supervisor import prepare_state
+from embedded_azure.world import Identity, default_world
 
 NO_CREDENTIAL = Identity(
     name="no-credential",

@@ -20,15 +20,15 @@ from openai.types.chat.completion_create_params import CompletionCreateParamsStr
 from openai.types.completion_create_params import CompletionCreateParamsStreaming as PlainParams
 from openai.types.responses.response_create_params import ResponseCreateParamsStreaming
 
+from embedded_azure.entra.service import load_entra
+from embedded_azure.openai import parameters
+from embedded_azure.openai.__main__ import load_account
+from embedded_azure.openai.account import Account
+from embedded_azure.openai.app import build_app
+from embedded_azure.process import server_context
+from embedded_azure.state import StateDirectory
+from embedded_azure.supervisor import prepare_state
 from tests.contract.test_openai_sdk import ASSERTION_TYPE, WORLD
-from worker.local.entra import load_entra
-from worker.local.openai_service import parameters
-from worker.local.openai_service.__main__ import load_account
-from worker.local.openai_service.account import Account
-from worker.local.openai_service.app import build_app
-from worker.local.process import server_context
-from worker.local.state import StateDirectory
-from worker.local.supervisor import prepare_state
 
 CHAT, INSTRUCT, VECTORS = "gpt-4o-mini", "gpt-35-turbo-instruct", "text-embedding-3-small"
 SUM = "What is 17 + 25?"

@@ -13,14 +13,14 @@ from openai import AsyncAzureOpenAI, AsyncOpenAI
 from openai.types.chat import ChatCompletion
 from openai.types.responses import ResponseInputItemParam
 
-from worker.local.entra import load_entra
-from worker.local.openai_service.__main__ import load_account, load_accounts
-from worker.local.openai_service.account import Account
-from worker.local.openai_service.app import build_app
-from worker.local.process import server_context
-from worker.local.state import StateDirectory
-from worker.local.supervisor import prepare_state
-from worker.local.world import DEFAULT_ACCOUNT, Deployment, default_world
+from embedded_azure.entra.service import load_entra
+from embedded_azure.openai.__main__ import load_account, load_accounts
+from embedded_azure.openai.account import Account
+from embedded_azure.openai.app import build_app
+from embedded_azure.process import server_context
+from embedded_azure.state import StateDirectory
+from embedded_azure.supervisor import prepare_state
+from embedded_azure.world import DEFAULT_ACCOUNT, Deployment, default_world
 
 WORLD = default_world()
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"

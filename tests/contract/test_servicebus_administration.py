@@ -31,10 +31,10 @@ from azure.servicebus.management import (
     ServiceBusAdministrationClient as SyncAdministrationClient,
 )
 
+from embedded_azure.certificates import make_signing_key, private_pem
+from embedded_azure.entra.tokens import AccessTokens, issuer_of
+from embedded_azure.servicebus.server import serve
 from tests.local_azure import Authority, Bus, bus_world
-from worker.local.certificates import make_signing_key, private_pem
-from worker.local.servicebus.server import serve
-from worker.local.tokens import AccessTokens, issuer_of
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from azure.servicebus._pyamqp.error import TokenAuthFailure
 from azure.servicebus.aio import ServiceBusClient
 from azure.servicebus.exceptions import MessageSizeExceededError, ServiceBusAuthorizationError, ServiceBusError
 
+from embedded_azure.entra.tokens import AccessTokens, issuer_of
+from embedded_azure.servicebus.server import serve
+from embedded_azure.world import SharedAccessRule, World
 from tests.local_azure import Authority, Bus, bus_world
-from worker.local.servicebus.server import serve
-from worker.local.tokens import AccessTokens, issuer_of
-from worker.local.world import SharedAccessRule, World
 
 WAIT: dict[str, Any] = {"max_wait_time": 5}
 NOTHING: dict[str, Any] = {"max_wait_time": 0.2}

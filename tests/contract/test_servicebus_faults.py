@@ -29,11 +29,11 @@ from azure.servicebus.exceptions import (
     SessionLockLostError,
 )
 
+from embedded_azure.servicebus.server import ServiceBus
 from tests.contract.test_source_and_sink import HELD, a_job, jobs_queue, settings_for
 from tests.local_azure import Bus
 from worker.errors import LockLost, SinkUnavailable, SourceUnavailable
 from worker.interfaces import Delivery
-from worker.local.servicebus.server import ServiceBus
 from worker.outcomes import Complete
 from worker.results_queue import ResultsQueue
 from worker.servicebus import connect

@@ -1,4 +1,4 @@
-"""`python -m worker.local.servicebus` as the supervisor runs it: ready line, real TLS, and an end in every case."""
+"""`python -m embedded_azure.servicebus` as the supervisor runs it: ready line, real TLS, an end in every case."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ async def process(state: Path, authority: Authority) -> AsyncIterator[tuple[Proc
     (state / "entra.pub.pem").write_bytes(authority.entra_public)
     bus_world().save(state / "world.json")
     running = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "worker.local.servicebus", "--state", str(state), stdin=PIPE, stdout=PIPE
+        sys.executable, "-m", "embedded_azure.servicebus", "--state", str(state), stdin=PIPE, stdout=PIPE
     )
     try:
         assert running.stdout is not None

@@ -23,9 +23,9 @@ from azure.servicebus.exceptions import (
 )
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from embedded_azure.certificates import private_pem
+from embedded_azure.servicebus.server import ServiceBus
 from tests.local_azure import Bus
-from worker.local.certificates import private_pem
-from worker.local.servicebus.server import ServiceBus
 
 WAIT: dict[str, Any] = {"max_wait_time": 5}
 NOTHING: dict[str, Any] = {"max_wait_time": 0.2}

@@ -17,13 +17,13 @@ import pytest
 from azure.servicebus import ServiceBusMessage
 from azure.servicebus.amqp import AmqpAnnotatedMessage, AmqpMessageProperties
 
+from embedded_azure.servicebus.broker.broker import Broker
+from embedded_azure.servicebus.server import ServiceBus
 from tests.local_azure import Bus
 from worker.errors import DeadLetterReason, LockLost, ResultTooLarge, SinkUnavailable, SourceUnavailable
 from worker.intake import Intake
 from worker.interfaces import Delivery, LocksRenewed, Sink, Source
 from worker.jobs import Envelope, Job, decode
-from worker.local.servicebus.broker import Broker
-from worker.local.servicebus.server import ServiceBus
 from worker.outcomes import Abandon, Complete, DeadLetter, Release
 from worker.results_queue import ResultsQueue
 from worker.servicebus import SOCKET_TIMEOUT, JobsQueue, connect

@@ -15,10 +15,10 @@ import httpx2
 import pytest
 from aiohttp import web
 
+from embedded_azure.state import StateDirectory
+from embedded_azure.supervisor import prepare_state
 from tests.contract.model_service import WORLD, Handler, serve
 from worker.errors import AnswerTooLarge, RefusedByService
-from worker.local.state import StateDirectory
-from worker.local.supervisor import prepare_state
 from worker.transport import MAX_ANSWER, MAX_REFUSAL, LeanClient, take_in
 
 TOKEN = {"Authorization": "Bearer secret"}

@@ -14,6 +14,9 @@ import pytest
 from azure.servicebus import TransportType
 from azure.servicebus._pyamqp.aio._client_async import AMQPClientAsync
 
+from embedded_azure.entra.tokens import AccessTokens, issuer_of
+from embedded_azure.servicebus.access import Access
+from embedded_azure.servicebus.server import serve
 from tests.connect_proxy import connect_proxy
 from tests.contract.test_servicebus_faults import disturb, service
 from tests.contract.test_source_and_sink import HELD, JOBS, RESULTS, a_job, send, stored
@@ -21,9 +24,6 @@ from tests.local_azure import Authority, Bus, bus_world
 from worker.advice import explain
 from worker.errors import DeadLetterReason, InvalidSettings, SinkUnavailable, SourceUnavailable
 from worker.interfaces import Delivery, LocksRenewed
-from worker.local.servicebus.access import Access
-from worker.local.servicebus.server import serve
-from worker.local.tokens import AccessTokens, issuer_of
 from worker.outcomes import Abandon, Complete, DeadLetter, Release, Settlement
 from worker.results_queue import ResultsQueue
 from worker.servicebus import SOCKET_TIMEOUT, JobsQueue, connect

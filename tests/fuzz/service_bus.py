@@ -11,13 +11,13 @@ from pathlib import Path
 
 import atheris  # type: ignore[import-untyped]  # in .venv-fuzz only
 
-with atheris.instrument_imports(include=["worker.local"]):
+with atheris.instrument_imports(include=["embedded_azure"]):
+    from embedded_azure.amqp.codec import Int, Long
+    from embedded_azure.amqp.frames import PROTOCOL_AMQP, PROTOCOL_SASL
+    from embedded_azure.amqp.messages import encode_message
+    from embedded_azure.amqp.performatives import Begin, Detach, Open, SaslInit, encode_composite
     from tests.garbage import FEEDS
     from tests.raw_client import Keys
-    from worker.local.amqp.codec import Int, Long
-    from worker.local.amqp.frames import PROTOCOL_AMQP, PROTOCOL_SASL
-    from worker.local.amqp.messages import encode_message
-    from worker.local.amqp.performatives import Begin, Detach, Open, SaslInit, encode_composite
 
 FEED = tuple(FEEDS.values())
 KEYS = Keys()

@@ -37,7 +37,7 @@ def test_the_embedded_azure_is_left_out_and_the_command_says_so(image: str) -> N
     assert "not part of this installation" in output
 
 
-@pytest.mark.parametrize("module", ["worker.local", "pip", "ensurepip._bundled", "hatchling"])
+@pytest.mark.parametrize("module", ["embedded_azure", "pip", "ensurepip._bundled", "hatchling"])
 def test_what_production_does_not_need_cannot_be_imported(image: str, module: str) -> None:
     code, output = run_once(image, "-c", f"import {module}", entrypoint=PYTHON)
     assert code == 1

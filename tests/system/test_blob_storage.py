@@ -13,6 +13,7 @@ import pytest
 from azure.servicebus import ServiceBusReceivedMessage, TransportType
 from azure.servicebus.aio import ServiceBusClient
 
+from embedded_azure.state import StateDirectory
 from tests.local_azure import SignedCredential
 from tests.system.harness import (
     PATIENCE,
@@ -29,7 +30,6 @@ from tests.system.test_local_supervisor import mentions, process_end, process_id
 from worker.blob_results import BlobResults
 from worker.blobs import BlobContainer
 from worker.jobs import Envelope, decode
-from worker.local.state import StateDirectory
 
 BATCH = "a-batch"
 LARGE = 300_000
@@ -180,9 +180,7 @@ async def test_azurite_ends_when_what_started_it_is_killed(tmp_path: Path) -> No
     async with azure(tmp_path, world_for_tests(), "--blob") as cloud:
         certificate = StateDirectory(cloud.state).server_certificate
         [azurite] = [pid for pid in process_ids() if mentions(pid, certificate)]
-        [starter] = [
-            pid for pid in process_ids() if mentions(pid, "worker.local.blob") and mentions(pid, cloud.state)
-        ]
+        [starter] = [pid for pid in process_ids() if mentions(pid, "blob.azurite") and mentions(pid, cloud.state)]
         os.kill(starter, signal.SIGKILL)
         async with asyncio.timeout(PATIENCE):
             await process_end(azurite)

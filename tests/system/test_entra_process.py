@@ -9,9 +9,9 @@ from pathlib import Path
 
 import aiohttp
 
-from worker.local.state import StateDirectory
-from worker.local.supervisor import prepare_state
-from worker.local.world import default_world
+from embedded_azure.state import StateDirectory
+from embedded_azure.supervisor import prepare_state
+from embedded_azure.world import default_world
 
 TOKEN = "11111111-1111-4111-8111-111111111111/oauth2/v2.0/token"
 
@@ -21,7 +21,7 @@ async def test_entra_imds_and_the_token_proxy_answer_at_the_announced_ports(tmp_
     prepare_state(state, replace(default_world(), node_identities=("worker",), bound_identities=("worker",)))
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "worker.local.entra", "--state", str(tmp_path)),
+        *("-m", "embedded_azure.entra.service", "--state", str(tmp_path)),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from aiohttp import ClientSession
 
-from worker.local.state import StateDirectory
-from worker.local.supervisor import prepare_state
-from worker.local.world import default_world
+from embedded_azure.state import StateDirectory
+from embedded_azure.supervisor import prepare_state
+from embedded_azure.world import default_world
 
 PATIENCE = 20.0
 VARIABLES = {
@@ -91,7 +91,7 @@ async def spawn(*arguments: object) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "worker.local",
+        "embedded_azure",
         *map(str, arguments),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -191,7 +191,9 @@ async def test_its_processes_end_when_it_is_killed(tmp_path: Path) -> None:
         assert azure.children() == []
 
 
-@pytest.mark.parametrize("module", ["worker.local.entra", "worker.local.servicebus", "worker.local.openai_service"])
+@pytest.mark.parametrize(
+    "module", ["embedded_azure.entra.service", "embedded_azure.servicebus", "embedded_azure.openai"]
+)
 async def test_a_dying_process_ends_it_all_with_a_message(tmp_path: Path, module: str) -> None:
     async with running(tmp_path) as azure:
         (victim,) = [pid for pid in azure.children() if mentions(pid, module)]
@@ -205,7 +207,7 @@ async def test_a_dying_process_ends_it_all_with_a_message(tmp_path: Path, module
 
 async def test_a_process_stopped_from_elsewhere_says_by_which_signal(tmp_path: Path) -> None:
     async with running(tmp_path) as azure:
-        (entra,) = [pid for pid in azure.children() if mentions(pid, "worker.local.entra")]
+        (entra,) = [pid for pid in azure.children() if mentions(pid, "embedded_azure.entra.service")]
         os.kill(entra, signal.SIGTERM)
         async with asyncio.timeout(PATIENCE):
             _, errors = await azure.process.communicate()
@@ -220,7 +222,7 @@ async def test_a_process_whose_messages_nobody_reads_still_stops_at_a_signal(tmp
     reader, writer = os.pipe()
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "worker.local.entra", "--state", str(tmp_path)),
+        *("-m", "embedded_azure.entra.service", "--state", str(tmp_path)),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=writer,

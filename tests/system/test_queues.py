@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from embedded_azure.world import Deployment, QueueSpec, Role, RoleAssignment, World
 from tests.system.harness import (
     Azure,
     assert_one_result_each,
@@ -16,7 +17,6 @@ from tests.system.harness import (
     world_for_tests,
     write_batch,
 )
-from worker.local.world import Deployment, QueueSpec, Role, RoleAssignment, World
 
 
 def with_queues(world: World, *queues: QueueSpec) -> World:

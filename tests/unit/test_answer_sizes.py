@@ -6,10 +6,10 @@ from typing import Any
 import orjson
 import pytest
 
+from embedded_azure.openai.embeddings import embed
 from worker.answer_sizes import FRAME, answer_bytes
 from worker.budgets import estimate
 from worker.jobs import Envelope, Job, decode
-from worker.local.openai_service.embeddings import embed
 
 
 def job(url: str, model: str = "m", **body: Any) -> Job:

@@ -1,6 +1,5 @@
 """The command: exit codes, what goes to standard output, and readable errors."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -372,7 +371,7 @@ def test_a_file_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_without_the_local_azure_the_command_says_where_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "embedded_azure", None)
     result = call("local")
     assert result.exit_code == 1
     assert "not part of this installation" in result.stderr
@@ -387,7 +386,7 @@ def test_help_loads_neither_azure_nor_the_settings() -> None:
     script = (
         "import sys, worker.cli\n"
         "heavy = {'azure.servicebus', 'azure.identity', 'azure.storage', 'openai', 'pydantic', 'aiohttp'}\n"
-        "heavy |= {'worker.local'}\n"
+        "heavy |= {'embedded_azure'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -10,7 +10,7 @@ from azure.servicebus._pyamqp.types import AMQPTypes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.local.amqp.codec import (
+from embedded_azure.amqp.codec import (
     MAX_COUNT,
     MAX_DEPTH,
     Array,

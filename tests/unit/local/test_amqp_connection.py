@@ -5,11 +5,18 @@ from typing import Any
 
 import pytest
 
-from worker.local.amqp.codec import Symbol
-from worker.local.amqp.connection import MAX_FRAME_SIZE, Connection
-from worker.local.amqp.frames import AMQP_FRAME, PROTOCOL_AMQP, PROTOCOL_SASL, SASL_FRAME, FrameReader, encode_frame
-from worker.local.amqp.links import INCOMING_CREDIT, Delivery, IncomingLink, OutgoingLink
-from worker.local.amqp.performatives import (
+from embedded_azure.amqp.codec import Symbol
+from embedded_azure.amqp.connection import MAX_FRAME_SIZE, Connection
+from embedded_azure.amqp.frames import (
+    AMQP_FRAME,
+    PROTOCOL_AMQP,
+    PROTOCOL_SASL,
+    SASL_FRAME,
+    FrameReader,
+    encode_frame,
+)
+from embedded_azure.amqp.links import INCOMING_CREDIT, Delivery, IncomingLink, OutgoingLink
+from embedded_azure.amqp.performatives import (
     Accepted,
     Attach,
     Begin,

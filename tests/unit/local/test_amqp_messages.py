@@ -9,9 +9,9 @@ from azure.servicebus._pyamqp.message import BatchMessage, Header, Message, Prop
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.local.amqp.codec import DecodeError, Symbol
-from worker.local.amqp.frames import EMPTY_FRAME, FrameReader, frame_of
-from worker.local.amqp.messages import (
+from embedded_azure.amqp.codec import DecodeError, Symbol
+from embedded_azure.amqp.frames import EMPTY_FRAME, FrameReader, frame_of
+from embedded_azure.amqp.messages import (
     add_application_properties,
     decode_message,
     encode_annotations,
@@ -21,9 +21,9 @@ from worker.local.amqp.messages import (
     pairs_without,
     read_batch,
 )
-from worker.local.servicebus.broker import Locked
-from worker.local.servicebus.broker import Message as BrokerMessage
-from worker.local.servicebus.contents import encode_delivery, encode_locked, read_message, read_messages
+from embedded_azure.servicebus.broker.broker import Locked
+from embedded_azure.servicebus.broker.broker import Message as BrokerMessage
+from embedded_azure.servicebus.links.contents import encode_delivery, encode_locked, read_message, read_messages
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 words = st.text(st.characters(min_codepoint=97, max_codepoint=122), min_size=1, max_size=20)

@@ -17,9 +17,9 @@ from azure.servicebus._pyamqp.outcomes import Released as SdkReleased
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.local.amqp import performatives as ours
-from worker.local.amqp.codec import DecodeError, Described, Symbol, ULong, encode, encode_list
-from worker.local.amqp.performatives import (
+from embedded_azure.amqp import performatives as ours
+from embedded_azure.amqp.codec import DecodeError, Described, Symbol, ULong, encode, encode_list
+from embedded_azure.amqp.performatives import (
     Accepted,
     Attach,
     Begin,

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.local.servicebus.admin_values import FOREVER, read_duration, write_duration
-from worker.local.servicebus.atom import ATOM, SERVICE_BUS, AtomError, child_text, read_description
-from worker.local.servicebus.messages import BrokerError
+from embedded_azure.servicebus.administration.atom import ATOM, SERVICE_BUS, AtomError, child_text, read_description
+from embedded_azure.servicebus.administration.values import FOREVER, read_duration, write_duration
+from embedded_azure.servicebus.broker.messages import BrokerError
 
 ENTRY = f"""<entry xmlns="{ATOM}"><content type="application/xml"><QueueDescription xmlns="{SERVICE_BUS}">
 <UserMetadata>%s</UserMetadata></QueueDescription></content></entry>"""

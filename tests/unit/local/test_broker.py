@@ -6,8 +6,16 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from worker.local.servicebus.broker import Broker, BrokerError, Counts, Locked, Message, MessageState, Queue
-from worker.local.world import QueueSpec
+from embedded_azure.servicebus.broker.broker import (
+    Broker,
+    BrokerError,
+    Counts,
+    Locked,
+    Message,
+    MessageState,
+    Queue,
+)
+from embedded_azure.world import QueueSpec
 
 JOBS = QueueSpec(name="jobs", lock_duration=30, max_delivery_count=3)
 ids = count()

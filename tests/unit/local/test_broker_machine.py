@@ -14,8 +14,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from worker.local.servicebus.broker import Broker, BrokerError, Locked, Message, MessageState, Queue, Session
-from worker.local.world import QueueSpec
+from embedded_azure.servicebus.broker.broker import (
+    Broker,
+    BrokerError,
+    Locked,
+    Message,
+    MessageState,
+    Queue,
+    Session,
+)
+from embedded_azure.world import QueueSpec
 
 LOCK, WINDOW, MAX_DELIVERIES = 10, 20, 3
 

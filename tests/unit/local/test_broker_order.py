@@ -5,9 +5,9 @@ from math import inf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.local.servicebus.duplicates import DuplicateHistory
-from worker.local.servicebus.messages import Message
-from worker.local.servicebus.order import Agenda, Backlog, Ledger
+from embedded_azure.servicebus.broker.duplicates import DuplicateHistory
+from embedded_azure.servicebus.broker.messages import Message
+from embedded_azure.servicebus.broker.order import Agenda, Backlog, Ledger
 
 
 def numbered(number: int) -> Message:

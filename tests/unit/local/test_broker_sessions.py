@@ -4,8 +4,16 @@ from dataclasses import replace
 
 import pytest
 
-from worker.local.servicebus.broker import Broker, BrokerError, Locked, Message, Queue, Session, SessionQueue
-from worker.local.world import QueueSpec
+from embedded_azure.servicebus.broker.broker import (
+    Broker,
+    BrokerError,
+    Locked,
+    Message,
+    Queue,
+    Session,
+    SessionQueue,
+)
+from embedded_azure.world import QueueSpec
 
 RESULTS = QueueSpec(name="results", requires_session=True, lock_duration=30, max_delivery_count=2)
 

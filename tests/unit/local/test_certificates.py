@@ -8,7 +8,7 @@ import pytest
 from cryptography import x509
 from cryptography.x509.verification import PolicyBuilder, Store
 
-from worker.local.certificates import ADDRESSES, HOST_NAMES, make_server_identity
+from embedded_azure.certificates import ADDRESSES, HOST_NAMES, make_server_identity
 
 SERVER = make_server_identity()
 

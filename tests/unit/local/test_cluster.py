@@ -7,9 +7,9 @@ from typing import Any
 import jwt
 import pytest
 
-from worker.local.certificates import make_signing_key
-from worker.local.cluster import LocalCluster, swap_payload
-from worker.local.world import default_world
+from embedded_azure.certificates import make_signing_key
+from embedded_azure.cluster import LocalCluster, swap_payload
+from embedded_azure.world import default_world
 
 KEY = make_signing_key()
 WORKER = default_world().identity("worker")

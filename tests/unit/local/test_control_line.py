@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedded_azure.faults import Faults
+from embedded_azure.servicebus.faults.control import FAULTS
+from embedded_azure.servicebus.faults.timing import MAX_DELAYED, Line
 from tests.unit.local.test_amqp_connection import Wire
-from worker.local.faults import Faults
-from worker.local.servicebus.control import FAULTS
-from worker.local.servicebus.control_line import MAX_DELAYED, Line
 
 
 class Peer(asyncio.Protocol):

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from worker.local.entities_file import EntitiesError, put_entities
-from worker.local.servicebus.broker import Broker
-from worker.local.world import (
+from embedded_azure.entities_file import EntitiesError, put_entities
+from embedded_azure.servicebus.broker.broker import Broker
+from embedded_azure.world import (
     PREMIUM_BYTES,
     CorrelationSpec,
     QueueSpec,

@@ -6,12 +6,12 @@ from dataclasses import replace
 import jwt
 import pytest
 
-from worker.local.certificates import make_signing_key, private_pem, public_pem
-from worker.local.cluster import LocalCluster
-from worker.local.entra import RESOURCES, Entra
-from worker.local.entra_refusals import TokenDenied
-from worker.local.tokens import AccessTokens, TokenIssuer, issuer_of
-from worker.local.world import default_world
+from embedded_azure.certificates import make_signing_key, private_pem, public_pem
+from embedded_azure.cluster import LocalCluster
+from embedded_azure.entra.refusals import TokenDenied
+from embedded_azure.entra.service import RESOURCES, Entra
+from embedded_azure.entra.tokens import AccessTokens, TokenIssuer, issuer_of
+from embedded_azure.world import default_world
 
 WORLD = default_world()
 WORKER = WORLD.identity("worker")

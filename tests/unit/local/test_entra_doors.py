@@ -14,15 +14,15 @@ from aiohttp.test_utils import TestServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from embedded_azure.certificates import private_pem, public_pem
+from embedded_azure.cluster import LocalCluster
+from embedded_azure.entra import identity_binding, imds
+from embedded_azure.entra.identity_binding import PROXY_PATH, TokenProxy
+from embedded_azure.entra.refusals import CODES
+from embedded_azure.entra.service import Entra, build_app
+from embedded_azure.entra.tokens import TokenIssuer
+from embedded_azure.world import default_world
 from tests.unit.local.test_entra import CLUSTER_KEY, ENTRA_KEY
-from worker.local import identity_binding, imds
-from worker.local.certificates import private_pem, public_pem
-from worker.local.cluster import LocalCluster
-from worker.local.entra import Entra, build_app
-from worker.local.entra_refusals import CODES
-from worker.local.identity_binding import PROXY_PATH, TokenProxy
-from worker.local.tokens import TokenIssuer
-from worker.local.world import default_world
 
 WORLD = replace(default_world(), node_identities=("worker",), bound_identities=("worker",))
 WORKER = WORLD.identity("worker")

@@ -9,10 +9,10 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from worker.local import entra_faults
-from worker.local.faults import AnswerFault, Fault, Faults, add_fault_routes
-from worker.local.openai_service import faults as openai_faults
-from worker.local.servicebus import control as bus_faults
+from embedded_azure.entra import faults as entra_faults
+from embedded_azure.faults import AnswerFault, Fault, Faults, add_fault_routes
+from embedded_azure.openai import faults as openai_faults
+from embedded_azure.servicebus.faults import control as bus_faults
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from embedded_azure.amqp.codec import Int, Long, Symbol, encode
+from embedded_azure.amqp.messages import encode_message
+from embedded_azure.servicebus.links.management import _OPERATIONS
 from tests.garbage import (
     FEEDS,
     feed_administration,
@@ -17,9 +20,6 @@ from tests.garbage import (
     feed_socket,
 )
 from tests.raw_client import Client, Keys
-from worker.local.amqp.codec import Int, Long, Symbol, encode
-from worker.local.amqp.messages import encode_message
-from worker.local.servicebus.management import _OPERATIONS
 
 KEYS = Keys()
 calmly = settings(deadline=None, max_examples=40)

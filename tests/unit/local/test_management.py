@@ -5,12 +5,12 @@ from uuid import uuid4
 
 import pytest
 
-from worker.local.amqp.codec import Array, Int, Long, Timestamp, encode
-from worker.local.amqp.messages import EncodedMessage, decode_message, encode_message
-from worker.local.servicebus.access import AccessRefused, Claim
-from worker.local.servicebus.broker import Broker, BrokerError, Queue, Session
-from worker.local.servicebus.management import Desk
-from worker.local.world import QueueSpec
+from embedded_azure.amqp.codec import Array, Int, Long, Timestamp, encode
+from embedded_azure.amqp.messages import EncodedMessage, decode_message, encode_message
+from embedded_azure.servicebus.access import AccessRefused, Claim
+from embedded_azure.servicebus.broker.broker import Broker, BrokerError, Queue, Session
+from embedded_azure.servicebus.links.management import Desk
+from embedded_azure.world import QueueSpec
 
 
 def request(operation: Any, **body: Any) -> EncodedMessage:

@@ -11,11 +11,11 @@ import pytest
 from aiohttp import ClientConnectionError, ClientSession, ClientTimeout
 from aiohttp.test_utils import TestServer
 
-from worker.local.certificates import make_signing_key, private_pem, public_pem
-from worker.local.openai_service.account import Account
-from worker.local.openai_service.app import build_app
-from worker.local.tokens import AccessTokens, TokenIssuer
-from worker.local.world import Deployment, Identity, World, default_world
+from embedded_azure.certificates import make_signing_key, private_pem, public_pem
+from embedded_azure.entra.tokens import AccessTokens, TokenIssuer
+from embedded_azure.openai.account import Account
+from embedded_azure.openai.app import build_app
+from embedded_azure.world import Deployment, Identity, World, default_world
 
 KEY = make_signing_key()
 DEPLOYMENTS = (

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.local.openai_service.answers import Stamp
-from worker.local.openai_service.completions import read_completion
-from worker.local.openai_service.embeddings import embed, read_embeddings
-from worker.local.openai_service.operations import OPERATIONS, Operation, Request
-from worker.local.openai_service.parameters import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES
-from worker.local.openai_service.phrases import NO_WISH, Wish
-from worker.local.openai_service.refusals import Refused
-from worker.local.openai_service.responses import read_response
+from embedded_azure.openai.answers import Stamp
+from embedded_azure.openai.completions import read_completion
+from embedded_azure.openai.embeddings import embed, read_embeddings
+from embedded_azure.openai.operations import OPERATIONS, Operation, Request
+from embedded_azure.openai.parameters import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES
+from embedded_azure.openai.phrases import NO_WISH, Wish
+from embedded_azure.openai.refusals import Refused
+from embedded_azure.openai.responses import read_response
 
 STAMP = Stamp(identifier="1", created=1, model="m")
 SMALL = "text-embedding-3-small"

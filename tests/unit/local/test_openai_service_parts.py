@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.local.openai_service.answers import Answer, Stamp
-from worker.local.openai_service.answers import compose as compose_answer
-from worker.local.openai_service.bodies import parse_body
-from worker.local.openai_service.chat import ChatRequest, read_chat
-from worker.local.openai_service.phrases import NO_WISH, Wish, read_wish
-from worker.local.openai_service.quota import Quota
-from worker.local.openai_service.refusals import Refused
+from embedded_azure.openai.answers import Answer, Stamp
+from embedded_azure.openai.answers import compose as compose_answer
+from embedded_azure.openai.bodies import parse_body
+from embedded_azure.openai.chat import ChatRequest, read_chat
+from embedded_azure.openai.phrases import NO_WISH, Wish, read_wish
+from embedded_azure.openai.quota import Quota
+from embedded_azure.openai.refusals import Refused
 
 
 class Clock:

@@ -11,18 +11,18 @@ from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedded_azure.certificates import private_pem, public_pem
+from embedded_azure.entra.tokens import AccessTokens, TokenIssuer
+from embedded_azure.openai.account import Account, Question
+from embedded_azure.openai.answers import Stamp
+from embedded_azure.openai.deployments import ServedDeployment
+from embedded_azure.openai.operations import OPERATIONS, Operation
+from embedded_azure.openai.phrases import Wish
+from embedded_azure.openai.refusals import Refused
+from embedded_azure.openai.sending import Streamed, break_off, send_paced
+from embedded_azure.openai.streams import Piece, StreamOptions
+from embedded_azure.world import Deployment
 from tests.unit.local.test_openai_service_app import KEY, WORLD, Client, bearer, open_client, token
-from worker.local.certificates import private_pem, public_pem
-from worker.local.openai_service.account import Account, Question
-from worker.local.openai_service.answers import Stamp
-from worker.local.openai_service.deployments import ServedDeployment
-from worker.local.openai_service.operations import OPERATIONS, Operation
-from worker.local.openai_service.phrases import Wish
-from worker.local.openai_service.refusals import Refused
-from worker.local.openai_service.sending import Streamed, break_off, send_paced
-from worker.local.openai_service.streams import Piece, StreamOptions
-from worker.local.tokens import AccessTokens, TokenIssuer
-from worker.local.world import Deployment
 
 STAMP = Stamp(identifier="1", created=1, model="m")
 STREAMED = tuple(operation for operation in OPERATIONS if operation.pieces is not None)

@@ -10,6 +10,12 @@ from aiohttp.test_utils import TestServer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from embedded_azure.certificates import private_pem, public_pem
+from embedded_azure.entra.tokens import AccessTokens, TokenIssuer
+from embedded_azure.openai.account import Account
+from embedded_azure.openai.app import build_apps
+from embedded_azure.openai.models import model_of
+from embedded_azure.world import Deployment, RoleAssignment, World
 from tests.unit.local.test_openai_service_app import (
     KEY,
     V1,
@@ -20,12 +26,6 @@ from tests.unit.local.test_openai_service_app import (
     open_client,
     token,
 )
-from worker.local.certificates import private_pem, public_pem
-from worker.local.openai_service.account import Account
-from worker.local.openai_service.app import build_apps
-from worker.local.openai_service.models import model_of
-from worker.local.tokens import AccessTokens, TokenIssuer
-from worker.local.world import Deployment, RoleAssignment, World
 
 CHAT = "/openai/deployments/gpt-4o-mini/chat/completions"
 RESPONSES = "/openai/responses"

@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
+from embedded_azure.amqp.frames import EMPTY_FRAME
+from embedded_azure.amqp.performatives import Close, Detach
+from embedded_azure.servicebus.server import ServiceBus
 from tests.raw_client import Client, Keys
-from worker.local.amqp.frames import EMPTY_FRAME
-from worker.local.amqp.performatives import Close, Detach
-from worker.local.servicebus.server import ServiceBus
 
 KEYS = Keys()
 pytestmark = pytest.mark.looptime

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.local.servicebus.sql import DEEPEST, KEYWORDS, LARGEST, LONGEST, SqlError, parse
-from worker.local.servicebus.sql_tree import (
+from embedded_azure.servicebus.broker.sql import DEEPEST, KEYWORDS, LARGEST, LONGEST, SqlError, parse
+from embedded_azure.servicebus.broker.sql_tree import (
     And,
     Chain,
     Comparison,
@@ -26,7 +26,7 @@ from worker.local.servicebus.sql_tree import (
     Property,
     Value,
 )
-from worker.local.servicebus.sql_values import FilterError, evaluate, matches, wildcard_match
+from embedded_azure.servicebus.broker.sql_values import FilterError, evaluate, matches, wildcard_match
 
 
 class Asked:

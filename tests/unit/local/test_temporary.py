@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from worker.local.temporary import PREFIX, sweep, temporary_directory
+from embedded_azure.temporary import PREFIX, sweep, temporary_directory
 
 KILLED = """
 import os, signal, tempfile
 tempfile.tempdir = os.environ["FOLDER"]
-from worker.local.temporary import temporary_directory
+from embedded_azure.temporary import temporary_directory
 with temporary_directory() as root:
     (root / "world.json").write_text("x")
     os.kill(os.getpid(), signal.SIGKILL)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.local.certificates import make_signing_key, private_pem, public_pem
-from worker.local.tokens import AccessTokens, Caller, TokenIssuer, TokenRefused, issuer_of
+from embedded_azure.certificates import make_signing_key, private_pem, public_pem
+from embedded_azure.entra.tokens import AccessTokens, Caller, TokenIssuer, TokenRefused, issuer_of
 
 AUDIENCE = "https://servicebus.azure.net"
 KEY = make_signing_key()

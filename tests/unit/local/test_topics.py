@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from worker.local.servicebus.broker import Broker, BrokerError, Message, Queue
-from worker.local.servicebus.sql_tree import Value
-from worker.local.world import CorrelationSpec, QueueSpec, RuleSpec, SubscriptionSpec, TopicSpec
+from embedded_azure.servicebus.broker.broker import Broker, BrokerError, Message, Queue
+from embedded_azure.servicebus.broker.sql_tree import Value
+from embedded_azure.world import CorrelationSpec, QueueSpec, RuleSpec, SubscriptionSpec, TopicSpec
 
 ids = count()
 

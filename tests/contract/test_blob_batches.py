@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from azure.servicebus import ServiceBusMessage, ServiceBusReceivedMessage
 
-from tests.azurite import BlobService
-from tests.blob_jobs import make_job, make_line
-from tests.local_azure import Bus
+from tests.support.azurite import BlobService
+from tests.support.blob_jobs import make_job, make_line
+from tests.support.local_azure import Bus
 from worker.batches import BatchStatus, Progress
 from worker.blob_claims import BlobClaims
 from worker.blob_names import manifest_name

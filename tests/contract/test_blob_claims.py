@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from tests.azurite import BlobService
-from tests.blob_jobs import make_job, make_line
+from tests.support.azurite import BlobService
+from tests.support.blob_jobs import make_job, make_line
 from worker.blob_claims import BlobClaims, ClaimedResults
 from worker.blobs import BlobContainer, BlobFailed
 from worker.claims import make_claim

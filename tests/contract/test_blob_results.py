@@ -9,9 +9,9 @@ from aiohttp import web
 from azure.core.credentials import AccessToken
 
 from embedded_azure.world import default_world
-from tests.azurite import BlobService
-from tests.blob_jobs import make_job, make_line
-from tests.local_azure import Authority, SignedCredential
+from tests.support.azurite import BlobService
+from tests.support.blob_jobs import make_job, make_line
+from tests.support.local_azure import Authority, SignedCredential
 from worker.blob_names import batch_folder, counting
 from worker.blob_results import BlobResults
 from worker.blobs import LARGEST_PUT, BlobContainer

@@ -16,7 +16,7 @@ from azure.servicebus.exceptions import (
     SessionLockLostError,
 )
 
-from tests.local_azure import Bus
+from tests.support.local_azure import Bus
 from worker.advice import explain
 from worker.client import (
     AlreadyCollected,

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx2
 import openai
 
-from tests.contract.model_service import embedded_service, job
+from tests.support.model_service import embedded_service, job
 from worker.azure_openai import Call
 from worker.errors import CallFailed
 from worker.jobs import Job

@@ -11,7 +11,7 @@ import orjson
 import pytest
 from aiohttp import web
 
-from tests.contract.model_service import SCOPE, ScriptedTokens, Service, embedded_service, job, job_of, scripted
+from tests.support.model_service import SCOPE, ScriptedTokens, Service, embedded_service, job, job_of, scripted
 from worker.azure_openai import AzureOpenAI
 from worker.errors import AnswerTooLarge, RefusedByService, SetupWrong, Throttled, Unavailable
 from worker.headroom import Headroom, ThrottleKind

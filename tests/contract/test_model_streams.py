@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 import worker.azure_openai
-from tests.contract.model_service import SCOPE, ScriptedTokens, Service, embedded_service, job, job_of, scripted
+from tests.support.model_service import SCOPE, ScriptedTokens, Service, embedded_service, job, job_of, scripted
 from worker.azure_openai import AzureOpenAI
 from worker.errors import AnswerTooLarge, RefusedByService, SetupWrong, Throttled, Unavailable
 from worker.headroom import ThrottleKind

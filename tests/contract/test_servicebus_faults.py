@@ -31,7 +31,7 @@ from azure.servicebus.exceptions import (
 
 from embedded_azure.servicebus.server import ServiceBus
 from tests.contract.test_source_and_sink import HELD, a_job, jobs_queue, settings_for
-from tests.local_azure import Bus
+from tests.support.local_azure import Bus
 from worker.errors import LockLost, SinkUnavailable, SourceUnavailable
 from worker.interfaces import Delivery
 from worker.outcomes import Complete

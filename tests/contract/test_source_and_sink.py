@@ -19,7 +19,7 @@ from azure.servicebus.amqp import AmqpAnnotatedMessage, AmqpMessageProperties
 
 from embedded_azure.servicebus.broker.broker import Broker
 from embedded_azure.servicebus.server import ServiceBus
-from tests.local_azure import Bus
+from tests.support.local_azure import Bus
 from worker.errors import DeadLetterReason, LockLost, ResultTooLarge, SinkUnavailable, SourceUnavailable
 from worker.intake import Intake
 from worker.interfaces import Delivery, LocksRenewed, Sink, Source

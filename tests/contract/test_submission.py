@@ -12,7 +12,7 @@ from azure.servicebus.exceptions import ServiceBusError
 
 from tests.contract.test_client import RESULTS, settings
 from tests.contract.test_servicebus_faults import disturb, service
-from tests.local_azure import Bus
+from tests.support.local_azure import Bus
 from worker.advice import explain
 from worker.client import InvalidBatch, JobClient, Progress, SubmissionInterrupted, read_batch_file
 from worker.jobs import make_job_id

@@ -17,7 +17,7 @@ from aiohttp import web
 
 from embedded_azure.state import StateDirectory
 from embedded_azure.supervisor import prepare_state
-from tests.contract.model_service import WORLD, Handler, serve
+from tests.support.model_service import WORLD, Handler, serve
 from worker.errors import AnswerTooLarge, RefusedByService
 from worker.transport import MAX_ANSWER, MAX_REFUSAL, LeanClient, take_in
 

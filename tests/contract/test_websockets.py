@@ -17,10 +17,10 @@ from azure.servicebus._pyamqp.aio._client_async import AMQPClientAsync
 from embedded_azure.entra.tokens import AccessTokens, issuer_of
 from embedded_azure.servicebus.access import Access
 from embedded_azure.servicebus.server import serve
-from tests.connect_proxy import connect_proxy
 from tests.contract.test_servicebus_faults import disturb, service
 from tests.contract.test_source_and_sink import HELD, JOBS, RESULTS, a_job, send, stored
-from tests.local_azure import Authority, Bus, bus_world
+from tests.support.connect_proxy import connect_proxy
+from tests.support.local_azure import Authority, Bus, bus_world
 from worker.advice import explain
 from worker.errors import DeadLetterReason, InvalidSettings, SinkUnavailable, SourceUnavailable
 from worker.interfaces import Delivery, LocksRenewed

@@ -11,7 +11,7 @@ from embedded_azure.certificates import make_server_identity, make_signing_key, 
 from embedded_azure.entra.tokens import TokenIssuer
 from embedded_azure.servicebus.access import AUDIENCE
 from embedded_azure.state import StateDirectory, write_atomically
-from tests.local_azure import bus_world
+from tests.support.local_azure import bus_world
 
 _LIFETIME = 86_400.0
 

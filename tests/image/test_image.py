@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.image.containers import configuration, run_once, worker_container
-from tests.system.harness import (
+from tests.support.processes import (
     Azure,
     assert_one_result_each,
     azure,

@@ -14,8 +14,9 @@ from azure.servicebus import ServiceBusReceivedMessage, TransportType
 from azure.servicebus.aio import ServiceBusClient
 
 from embedded_azure.state import StateDirectory
-from tests.local_azure import SignedCredential
-from tests.system.harness import (
+from tests.embedded.test_local_supervisor import mentions, process_end, process_ids
+from tests.support.local_azure import SignedCredential
+from tests.support.processes import (
     PATIENCE,
     Azure,
     assert_one_result_each,
@@ -26,7 +27,6 @@ from tests.system.harness import (
     world_for_tests,
     write_batch,
 )
-from tests.system.test_local_supervisor import mentions, process_end, process_ids
 from worker.blob_results import BlobResults
 from worker.blobs import BlobContainer
 from worker.jobs import Envelope, decode

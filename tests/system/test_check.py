@@ -14,7 +14,7 @@ from azure.core.credentials_async import AsyncTokenCredential
 from azure.servicebus.aio.management import ServiceBusAdministrationClient
 
 from embedded_azure.world import Identity, RoleAssignment, World
-from tests.system.harness import MODELS, Azure, azure, process, world_for_tests
+from tests.support.processes import MODELS, Azure, azure, process, world_for_tests
 from worker.azure_roles import OPENAI_USER, SERVICE_BUS_DATA_RECEIVER, SERVICE_BUS_DATA_SENDER, Role
 from worker.check import examine
 from worker.findings import Finding, State

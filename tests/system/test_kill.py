@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.system.harness import (
+from tests.support.processes import (
     PATIENCE,
     Worker,
     assert_one_result_each,

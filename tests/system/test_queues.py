@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from embedded_azure.world import Deployment, QueueSpec, Role, RoleAssignment, World
-from tests.system.harness import (
+from tests.support.processes import (
     Azure,
     assert_one_result_each,
     azure,

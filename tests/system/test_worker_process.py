@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.harness import (
+from tests.support.processes import (
     MODELS,
     PATIENCE,
     Azure,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.json_values import json_values
+from tests.support.json_values import json_values
 from worker.answers import REFUSING_CODES, read_answer
 from worker.errors import CallFailed, RefusedByService, Throttled, Unavailable
 from worker.headroom import Headroom, ThrottleKind

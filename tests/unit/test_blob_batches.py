@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.blob_jobs import make_job, make_line
+from tests.support.blob_jobs import make_job, make_line
 from worker.batches import Progress
 from worker.blob_batches import (
     LONGEST_PAUSE,

@@ -6,7 +6,7 @@ from itertools import permutations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.blob_jobs import make_job
+from tests.support.blob_jobs import make_job
 from worker.blob_names import (
     ResultName,
     batch_folder,

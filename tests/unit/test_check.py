@@ -14,7 +14,7 @@ from azure.core.exceptions import ClientAuthenticationError, HttpResponseError, 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.json_values import json_values
+from tests.support.json_values import json_values
 from worker.azure_roles import BLOB_DATA_CONTRIBUTOR, OPENAI_USER, SERVICE_BUS_DATA_RECEIVER, Role
 from worker.check import PATIENCE, Examination, look_at_identity
 from worker.claimed_identity import TokenClaims, describe_access, describe_projected, read_claims, span

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.unit.bench import Bench, answers
+from tests.support.bench import Bench, answers
 from worker.interfaces import Drained, Draining, IntakeClosed, IntakeOpened, JobsReceived, Target
 from worker.jobs import Job
 from worker.outcomes import Complete, Release, Response

@@ -6,7 +6,7 @@ from typing import cast
 import pytest
 
 import worker.dead_letters as module
-from tests.unit.bench import wall_clock
+from tests.support.bench import wall_clock
 from worker.dead_letters import Taken, look_at, survey, take
 from worker.errors import SourceUnavailable
 from worker.interfaces import Delivery

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.unit.bench import Bench
+from tests.support.bench import Bench
 from worker.app import COLLECT_EVERY, collect_garbage
 from worker.claims import make_claim
 from worker.errors import LockLost, RefusedByService, SetupWrong, Throttled, Unavailable

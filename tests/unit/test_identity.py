@@ -15,7 +15,7 @@ from azure.identity.aio import DefaultAzureCredential
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.bench import EPOCH, wall_clock
+from tests.support.bench import EPOCH, wall_clock
 from worker import identity
 from worker.errors import InvalidSettings, TokenUnavailable
 from worker.identity import (

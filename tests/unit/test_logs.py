@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.examples import EVENT_TYPES, OUTCOMES, PAYLOAD, SETTLEMENTS, example_of
+from tests.support.examples import EVENT_TYPES, OUTCOMES, PAYLOAD, SETTLEMENTS, example_of
 from worker import interfaces as events
 from worker.errors import NotAJob
 from worker.jobs import parse_line

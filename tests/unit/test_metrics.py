@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.unit.examples import EVENT_TYPES, OUTCOMES, PAYLOAD, SETTLEMENTS, example_of
+from tests.support.examples import EVENT_TYPES, OUTCOMES, PAYLOAD, SETTLEMENTS, example_of
 from worker import interfaces as events
 from worker.gates import Gates
 from worker.headroom import ThrottleKind

@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 
-from tests.unit.examples import OUTCOMES, SETTLEMENTS
+from tests.support.examples import OUTCOMES, SETTLEMENTS
 from worker import metrics
 from worker.errors import DeadLetterReason
 from worker.outcomes import (

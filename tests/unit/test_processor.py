@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from tests.unit.bench import Bench, answers, target
+from tests.support.bench import Bench, answers, target
 from worker.errors import (
     CallFailed,
     ClaimUnavailable,

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.json_values import json_values, texts
+from tests.support.json_values import json_values, texts
 from worker.errors import CallFailed, RefusedByService, SetupWrong, Throttled, Unavailable
 from worker.headroom import Headroom, ThrottleKind
 from worker.interfaces import Target

@@ -8,7 +8,7 @@ from azure.servicebus import ServiceBusMessage
 from azure.servicebus.aio import ServiceBusClient
 from azure.servicebus.exceptions import MessageSizeExceededError
 
-from tests.unit.bench import wall_clock
+from tests.support.bench import wall_clock
 from worker.errors import ResultTooLarge, SinkUnavailable
 from worker.jobs import Job, decode
 from worker.results_queue import ResultsQueue

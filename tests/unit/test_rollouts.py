@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.unit.bench import Bench, target
+from tests.support.bench import Bench, target
 from worker.errors import HandedBack
 from worker.interfaces import Drained, JobsReceived
 from worker.outcomes import HandBackReason, Release

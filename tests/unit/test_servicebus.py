@@ -11,7 +11,7 @@ import pytest
 from azure.servicebus.aio import ServiceBusClient
 from azure.servicebus.exceptions import OperationTimeoutError, ServiceBusError
 
-from tests.unit.bench import wall_clock
+from tests.support.bench import wall_clock
 from worker.errors import SourceUnavailable
 from worker.interfaces import Delivery, ReceiverRestarted
 from worker.outcomes import Complete

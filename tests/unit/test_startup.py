@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from tests.unit.bench import target
+from tests.support.bench import target
 from worker.errors import SetupWrong, SourceUnavailable, Unavailable, WorkerError
 from worker.intake import Intake
 from worker.interfaces import SetupCheckFailed, Target

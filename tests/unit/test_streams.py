@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.json_values import json_values, texts
+from tests.support.json_values import json_values, texts
 from worker.errors import CallFailed, RefusedByService, Throttled, Unavailable
 from worker.headroom import Headroom
 from worker.interfaces import Target

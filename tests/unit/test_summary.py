@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.bench import Bench
+from tests.support.bench import Bench
 from worker.intake import Intake
 from worker.interfaces import CallEnded, JobEnded
 from worker.outcomes import (

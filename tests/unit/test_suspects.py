@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.bench import Bench, answers
+from tests.support.bench import Bench, answers
 from worker.errors import Throttled
 from worker.interfaces import JobEnded, JobsReceived, SuspectMet, Target
 from worker.jobs import Job

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from tests.unit.bench import wall_clock
+from tests.support.bench import wall_clock
 from worker.errors import DeadLetterReason
 from worker.intake import Intake
 from worker.interfaces import DeadLetters, DeadLetterSwept, SweepFailed

@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from tests.unit.examples import EVENT_TYPES, PAYLOAD, example_of
+from tests.support.examples import EVENT_TYPES, PAYLOAD, example_of
 from worker import interfaces as events
 from worker.jobs import Operation
 from worker.outcomes import Answered, HandBackReason, Outcome, Response, Unfinished, Usage

@@ -10,7 +10,7 @@ from itertools import count as count_from
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
-from embedded_azure.servicebus.administration import checks
+from embedded_azure.servicebus.broker import checks
 from embedded_azure.servicebus.broker.duplicates import DuplicateHistory
 from embedded_azure.servicebus.broker.entities import Entity
 from embedded_azure.servicebus.broker.messages import Locked, Message, MessageState

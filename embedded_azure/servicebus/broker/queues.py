@@ -11,7 +11,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from embedded_azure.servicebus.administration import checks
+from embedded_azure.servicebus.broker import checks
 from embedded_azure.servicebus.broker.entities import Entity
 from embedded_azure.servicebus.broker.lives import Lives
 from embedded_azure.servicebus.broker.messages import (

@@ -13,7 +13,7 @@ from itertools import islice
 from math import inf
 from uuid import UUID
 
-from embedded_azure.servicebus.administration import checks
+from embedded_azure.servicebus.broker import checks
 from embedded_azure.servicebus.broker.entities import Entity
 from embedded_azure.servicebus.broker.messages import (
     NOT_ALLOWED,

@@ -28,7 +28,7 @@ from embedded_azure.openai.app import build_app
 from embedded_azure.process import server_context
 from embedded_azure.state import StateDirectory
 from embedded_azure.supervisor import prepare_state
-from tests.contract.test_openai_sdk import ASSERTION_TYPE, WORLD
+from tests.embedded.test_openai_sdk import ASSERTION_TYPE, WORLD
 
 CHAT, INSTRUCT, VECTORS = "gpt-4o-mini", "gpt-35-turbo-instruct", "text-embedding-3-small"
 SUM = "What is 17 + 25?"

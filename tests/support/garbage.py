@@ -1,6 +1,6 @@
 """Ways to feed garbage to the embedded Service Bus. Each returns what it answered; an exception is a defect.
 
-Used by the property tests (tests/unit/local/test_garbage.py) and by the fuzzer (tests/fuzz).
+Used by the property tests (tests/embedded/test_garbage.py) and by the fuzzer (tests/fuzz).
 """
 
 from collections.abc import Callable, Mapping
@@ -11,8 +11,8 @@ from embedded_azure.amqp.frames import AMQP_FRAME, PROTOCOL_AMQP, PROTOCOL_SASL,
 from embedded_azure.amqp.performatives import Attach, SaslInit, Source, Target, Transfer
 from embedded_azure.servicebus.administration.service import Request
 from embedded_azure.servicebus.server import ServiceBus
-from tests.raw_client import Client, Keys
-from tests.unit.local.test_amqp_connection import Wire
+from tests.embedded.test_amqp_connection import Wire
+from tests.support.raw_client import Client, Keys
 
 Feed = Callable[[ServiceBus, Keys, bytes], bytes]
 MANAGEMENT: Final = "jobs/$management"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from embedded_azure.entities_file import put_entities
 from embedded_azure.world import default_world
-from tests.system.harness import azure, world_for_tests
+from tests.support.processes import azure, world_for_tests
 
 PAGE = Path(__file__).parents[2] / "docs" / "embedded-azure.md"
 

@@ -22,7 +22,7 @@ from embedded_azure.openai.refusals import Refused
 from embedded_azure.openai.sending import Streamed, break_off, send_paced
 from embedded_azure.openai.streams import Piece, StreamOptions
 from embedded_azure.world import Deployment
-from tests.unit.local.test_openai_service_app import KEY, WORLD, Client, bearer, open_client, token
+from tests.embedded.test_openai_service_app import KEY, WORLD, Client, bearer, open_client, token
 
 STAMP = Stamp(identifier="1", created=1, model="m")
 STREAMED = tuple(operation for operation in OPERATIONS if operation.pieces is not None)

@@ -22,7 +22,7 @@ from embedded_azure.entra.refusals import CODES
 from embedded_azure.entra.service import Entra, build_app
 from embedded_azure.entra.tokens import TokenIssuer
 from embedded_azure.world import default_world
-from tests.unit.local.test_entra import CLUSTER_KEY, ENTRA_KEY
+from tests.embedded.test_entra import CLUSTER_KEY, ENTRA_KEY
 
 WORLD = replace(default_world(), node_identities=("worker",), bound_identities=("worker",))
 WORKER = WORLD.identity("worker")

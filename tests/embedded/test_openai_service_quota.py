@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from embedded_azure.openai.provisioned import ProvisionedThroughput
 from embedded_azure.openai.quota import Estimate, Estimator, Quota
 from embedded_azure.world import Deployment
-from tests.unit.local.test_openai_service_app import V1, WORLD, Client, bearer, body, open_client, token
+from tests.embedded.test_openai_service_app import V1, WORLD, Client, bearer, body, open_client, token
 
 
 class Clock:

@@ -34,7 +34,7 @@ from azure.servicebus.management import (
 from embedded_azure.certificates import make_signing_key, private_pem
 from embedded_azure.entra.tokens import AccessTokens, issuer_of
 from embedded_azure.servicebus.server import serve
-from tests.local_azure import Authority, Bus, bus_world
+from tests.support.local_azure import Authority, Bus, bus_world
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from embedded_azure.certificates import private_pem
 from embedded_azure.servicebus.server import ServiceBus
-from tests.local_azure import Bus
+from tests.support.local_azure import Bus
 
 WAIT: dict[str, Any] = {"max_wait_time": 5}
 NOTHING: dict[str, Any] = {"max_wait_time": 0.2}

@@ -7,7 +7,7 @@ import pytest
 from embedded_azure.amqp.frames import EMPTY_FRAME
 from embedded_azure.amqp.performatives import Close, Detach
 from embedded_azure.servicebus.server import ServiceBus
-from tests.raw_client import Client, Keys
+from tests.support.raw_client import Client, Keys
 
 KEYS = Keys()
 pytestmark = pytest.mark.looptime

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from azure.servicebus import ServiceBusMessage
 
-from tests.local_azure import Authority, Bus, bus_world
+from tests.support.local_azure import Authority, Bus, bus_world
 
 
 @asynccontextmanager

@@ -17,7 +17,7 @@ from embedded_azure.blob.azurite import ACCOUNT, AUDIENCE, create_container
 from embedded_azure.state import StateDirectory
 from embedded_azure.supervisor import prepare_state
 from embedded_azure.world import World, default_world
-from tests.local_azure import SignedCredential
+from tests.support.local_azure import SignedCredential
 from worker.blobs import BlobContainer
 
 PATIENCE = 30.0

@@ -17,7 +17,7 @@ from azure.servicebus.exceptions import MessageSizeExceededError, ServiceBusAuth
 from embedded_azure.entra.tokens import AccessTokens, issuer_of
 from embedded_azure.servicebus.server import serve
 from embedded_azure.world import SharedAccessRule, World
-from tests.local_azure import Authority, Bus, bus_world
+from tests.support.local_azure import Authority, Bus, bus_world
 
 WAIT: dict[str, Any] = {"max_wait_time": 5}
 NOTHING: dict[str, Any] = {"max_wait_time": 0.2}

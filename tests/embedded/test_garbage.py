@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from embedded_azure.amqp.codec import Int, Long, Symbol, encode
 from embedded_azure.amqp.messages import encode_message
 from embedded_azure.servicebus.links.management import _OPERATIONS
-from tests.garbage import (
+from tests.support.garbage import (
     FEEDS,
     feed_administration,
     feed_frames,
@@ -19,7 +19,7 @@ from tests.garbage import (
     feed_sasl,
     feed_socket,
 )
-from tests.raw_client import Client, Keys
+from tests.support.raw_client import Client, Keys
 
 KEYS = Keys()
 calmly = settings(deadline=None, max_examples=40)

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from embedded_azure.openai.quota import Estimate, Quota
-from worker.budgets import Cost
+from worker.admission.budgets import Cost
+from worker.admission.gates import Gates
 from worker.errors import Throttled
-from worker.gates import Gates
-from worker.headroom import Headroom
 from worker.interfaces import Target
-from worker.outcomes import Response
+from worker.jobs.outcomes import Response
+from worker.rate_limits import Headroom
 
 MODEL = "gpt-4o-mini"
 WARM_UP, MEASURED = 600.0, 600.0

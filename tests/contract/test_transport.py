@@ -18,8 +18,8 @@ from aiohttp import web
 from embedded_azure.state import StateDirectory
 from embedded_azure.supervisor import prepare_state
 from tests.support.model_service import WORLD, Handler, serve
+from worker.azure.openai.transport import MAX_ANSWER, MAX_REFUSAL, LeanClient, take_in
 from worker.errors import AnswerTooLarge, RefusedByService
-from worker.transport import MAX_ANSWER, MAX_REFUSAL, LeanClient, take_in
 
 TOKEN = {"Authorization": "Bearer secret"}
 

@@ -21,12 +21,12 @@ from tests.contract.test_servicebus_faults import disturb, service
 from tests.contract.test_source_and_sink import HELD, JOBS, RESULTS, a_job, send, stored
 from tests.support.connect_proxy import connect_proxy
 from tests.support.local_azure import Authority, Bus, bus_world
-from worker.advice import explain
+from worker.azure.servicebus.jobs_queue import SOCKET_TIMEOUT, JobsQueue, connect
+from worker.azure.servicebus.results_queue import ResultsQueue
+from worker.cli.advice import explain
 from worker.errors import DeadLetterReason, InvalidSettings, SinkUnavailable, SourceUnavailable
 from worker.interfaces import Delivery, LocksRenewed
-from worker.outcomes import Abandon, Complete, DeadLetter, Release, Settlement
-from worker.results_queue import ResultsQueue
-from worker.servicebus import SOCKET_TIMEOUT, JobsQueue, connect
+from worker.jobs.outcomes import Abandon, Complete, DeadLetter, Release, Settlement
 from worker.settings import ConnectionSettings
 from worker.testing import EventList, job_line
 from worker.waits import loop_time

@@ -72,7 +72,7 @@ def test_everything_is_compiled_beforehand(image: str) -> None:
 
 
 def test_a_traceback_shows_our_own_source(image: str) -> None:
-    code, output = run_once(image, "-c", "import worker.jobs; worker.jobs.decode()", entrypoint=PYTHON)
+    code, output = run_once(image, "-c", "import worker.jobs.job; worker.jobs.job.decode()", entrypoint=PYTHON)
     assert code == 1
     assert "TypeError" in output or "AttributeError" in output
 

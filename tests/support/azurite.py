@@ -18,7 +18,7 @@ from embedded_azure.state import StateDirectory
 from embedded_azure.supervisor import prepare_state
 from embedded_azure.world import World, default_world
 from tests.support.local_azure import SignedCredential
-from worker.blobs import BlobContainer
+from worker.azure.blob.container import BlobContainer
 
 PATIENCE = 30.0
 

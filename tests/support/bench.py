@@ -5,17 +5,17 @@ import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
-from worker.calls import Caller
-from worker.consumer import Consumer, Receiver
-from worker.gates import Gates
-from worker.intake import Intake
+from worker.admission.gates import Gates
+from worker.admission.intake import Intake
+from worker.admission.quarantine import Quarantine
+from worker.flow.caller import Caller
+from worker.flow.consumer import Consumer, Receiver
+from worker.flow.processor import Processor
+from worker.flow.retry import RetryPolicy
+from worker.flow.rollouts import Rollouts
 from worker.interfaces import Source, Target
-from worker.jobs import Job
-from worker.outcomes import Response
-from worker.processor import Processor
-from worker.retry import RetryPolicy
-from worker.rollouts import Rollouts
-from worker.suspects import Quarantine
+from worker.jobs.job import Job
+from worker.jobs.outcomes import Response
 from worker.testing import EventList, FakeModel, FakeQueue, FakeSink, answer
 from worker.waits import loop_time
 

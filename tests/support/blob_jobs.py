@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from worker.jobs import Job, JobLine, Operation
+from worker.jobs.job import Job, JobLine, Operation
 
 
 def make_job(name: str = "a", *, batch_id: str = "b1", replay: int = 0, job_id: str | None = None) -> Job:

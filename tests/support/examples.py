@@ -3,9 +3,8 @@
 from typing import Any, get_args, get_type_hints
 
 from worker.errors import DeadLetterReason
-from worker.headroom import ThrottleKind
 from worker.interfaces import Event
-from worker.outcomes import (
+from worker.jobs.outcomes import (
     Abandon,
     AlreadyDone,
     Answered,
@@ -26,6 +25,7 @@ from worker.outcomes import (
     Unreadable,
     Usage,
 )
+from worker.rate_limits import ThrottleKind
 
 PAYLOAD = "a prompt or an answer that nobody else may see"
 

@@ -10,7 +10,7 @@ from embedded_azure.entra.tokens import AccessTokens, issuer_of
 from embedded_azure.servicebus.server import serve
 from tests.support.azurite import BlobService, blob_service
 from tests.support.local_azure import Authority, Bus, bus_world, make_authority
-from worker.blobs import BlobContainer
+from worker.azure.blob.container import BlobContainer
 
 
 @pytest.fixture(scope="session")

@@ -18,11 +18,11 @@ from embedded_azure.process import server_context
 from embedded_azure.state import StateDirectory
 from embedded_azure.supervisor import prepare_state
 from embedded_azure.world import default_world
-from worker.azure_openai import AzureOpenAI
+from worker.azure.openai.model import AzureOpenAI
+from worker.azure.openai.transport import MAX_ANSWER
 from worker.errors import TokenUnavailable
 from worker.interfaces import Target
-from worker.jobs import Envelope, Job, decode
-from worker.transport import MAX_ANSWER
+from worker.jobs.job import Envelope, Job, decode
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

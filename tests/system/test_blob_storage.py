@@ -27,9 +27,9 @@ from tests.support.processes import (
     world_for_tests,
     write_batch,
 )
-from worker.blob_results import BlobResults
-from worker.blobs import BlobContainer
-from worker.jobs import Envelope, decode
+from worker.azure.blob.container import BlobContainer
+from worker.azure.blob.results import BlobResults
+from worker.jobs.job import Envelope, decode
 
 BATCH = "a-batch"
 LARGE = 300_000

@@ -18,7 +18,7 @@ from azure.servicebus.amqp import AmqpAnnotatedMessage, AmqpMessageBodyType
 from embedded_azure.world import Identity, QueueSpec, Role, RoleAssignment, World
 from tests.support.local_azure import SignedCredential
 from tests.support.processes import Azure, azure, command, process, results_in, worker, world_for_tests, write_batch
-from worker.jobs import make_job_id
+from worker.jobs.job import make_job_id
 from worker.testing import job_line
 
 RECEIVER: Role = "Azure Service Bus Data Receiver"

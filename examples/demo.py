@@ -69,7 +69,7 @@ def run_demo(began: float) -> None:
             port = worker.wait_for("its port", lambda: serving_port(worker.log))
             worker.wait_for("readiness", lambda: fetch(f"http://127.0.0.1:{port}/readyz"))
             say(f"An embedded Azure and a worker run, {time.monotonic() - began:.1f} s after the start.")
-            batch_id = call("submit", str(BATCH), env=producer, beside=[azure, worker]).strip()
+            batch_id = call("submit", os.path.relpath(BATCH), env=producer, beside=[azure, worker]).strip()
             where = ("-o", str(out), "--errors", str(errors))
             follow = ("collect", batch_id, *where, "--follow")
             call(*follow, env=producer, beside=[azure, worker], expected=SOME_JOBS_FAILED)

@@ -9,7 +9,10 @@ def main() -> None:
         # Importing takes half a second. The kernel ignores a signal that the first process of a container has no
         # handler for, so a pod deleted in that time would live on until it is killed. Nothing is held yet.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    from worker.cli.commands import main as command_line
+    try:
+        from worker.cli import main as command_line
+    except KeyboardInterrupt:  # a traceback through a library would look like a fault
+        sys.exit(130)
 
     command_line()
 

@@ -20,7 +20,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from worker.cli import dlq as dlq_cli
-from worker.cli.terminal import FAILED, FAILED_JOBS, INCOMPLETE, Heartbeat, complain, parse_seconds, readable_errors
+from worker.cli.terminal import (
+    FAILED,
+    FAILED_JOBS,
+    GOES_ON,
+    INCOMPLETE,
+    Heartbeat,
+    complain,
+    parse_seconds,
+    readable_errors,
+)
 
 if TYPE_CHECKING:
     from worker.client import BatchFile, BatchStatus, Collection, Progress, Submission
@@ -30,6 +39,7 @@ app = typer.Typer(
     help="A keyless streaming batch worker for Azure OpenAI, fed through Azure Service Bus.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # plain text: paragraphs are wrapped anew, and flags show no <bool>
     pretty_exceptions_enable=False,
 )
 app.add_typer(dlq_cli.app, name="dlq")
@@ -44,11 +54,12 @@ InputFile = Annotated[
         dir_okay=False,
         readable=True,
         allow_dash=True,
+        metavar="FILE",
         path_type=str,  # as a Path typer does not know a dash
         help="A Batch input file, of OpenAI's form or Azure's; gzip is read too, and - is standard input.",
     ),
 ]
-BatchId = Annotated[str, typer.Argument(help="What submit printed.")]
+BatchId = Annotated[str, typer.Argument(metavar="BATCH", help="The batch id, as submit printed it.")]
 
 
 def main() -> None:
@@ -71,7 +82,10 @@ def _options(
 
 @app.command()
 def run() -> None:
-    """Work: take jobs from the queue, call Azure OpenAI, write the results. Configured by the environment."""
+    """Take jobs from the queue, call Azure OpenAI, write the results.
+
+    This is the worker. The environment configures it: docs/settings.md.
+    """
     with readable_errors():
         from worker.app import run as work
         from worker.settings import WorkerSettings, load
@@ -85,7 +99,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 for a warning too.")] = False,
 ) -> None:
-    """Look at everything that `run` needs, and say what mends what is wrong.
+    """Check everything that `run` needs, and say how to fix it.
 
     Nothing is paid for, sent, received or locked. Exit code 1 where something is wrong, 2 where the settings are.
     """
@@ -126,7 +140,10 @@ def local(
         typer.Option("--blob", help="Blob storage too, and results go there. Needs Node.js and scripts/azurite."),
     ] = False,
 ) -> None:
-    """Run an Azure on this machine: Entra, Service Bus and Azure OpenAI, for trying out and for tests."""
+    """Run an Azure on this machine, for trying out and for tests.
+
+    It has Entra, Service Bus and Azure OpenAI, and answers without a model. Ctrl-C stops it.
+    """
     try:
         from embedded_azure import supervisor
     except ModuleNotFoundError as error:
@@ -151,8 +168,12 @@ def submit(
 
     Every line is checked before the first is sent. The same file under the same id is sent once only: what Service
     Bus has seen within its duplicate-detection window it drops, so submitting again after a failure is safe.
+    A batch that was collected from the results queue is refused, as is another file under an id that is taken.
+
+    Exit codes: 0 submitted; 1 something outside failed; 2 the input or the settings are wrong, or the batch was
+    collected before; 130 interrupted.
     """
-    with readable_errors(), Heartbeat("") as heartbeat:
+    with readable_errors(interrupted=GOES_ON), Heartbeat("the command to be loaded") as heartbeat:
         submission = _submit(Path(file), batch, heartbeat)
     if submission.submitted_before:
         complain(
@@ -172,7 +193,9 @@ def status(
     batch: BatchId,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
-    """Tell how many results are there to be collected, or when the batch was collected. Takes nothing away.
+    """Show how many results can be collected. Read-only.
+
+    Of a batch that was collected it shows when, into which file, and the counts.
 
     Exit code 1 where nothing of such a batch is there: nothing was submitted under this id.
     """
@@ -198,7 +221,7 @@ def collect(
         typer.Option(metavar="TIME", help="With --follow: end after this time without anything new; s, m, h or d."),
     ] = "15m",
 ) -> None:
-    """Bring the results of a batch into a file. The queue then has them no longer; Blob storage keeps them.
+    """Write the results of a batch to a file. The queue then has them no longer; Blob storage keeps them.
 
     Without --follow it takes what is there when it begins. The file has the suffix .partial until every job has its
     result. Interrupted or killed, the same command goes on where it was; not so with standard output.
@@ -207,8 +230,8 @@ def collect(
     input or the settings are wrong, or the batch was collected into other files; 3 results are missing; 4 complete,
     and jobs failed; 130 interrupted.
     """
-    seconds = parse_seconds(timeout)
-    with readable_errors():
+    seconds = parse_seconds(timeout, "--timeout")
+    with readable_errors(interrupted=GOES_ON):
         collection = asyncio.run(_collect(batch, out, errors, follow, seconds))
     complain(describe_collection(collection, out, errors, timeout))
     if not collection.complete:
@@ -321,13 +344,18 @@ def describe_collection(collection: "Collection", out: Path, errors: Path | None
     if collection.complete:
         also = f" and {errors}" if errors else ""
         return f"{collection.batch_id}: complete, {counted(done, 'result')} ({counts}) in {where}{also}"
+    gave_up = (
+        f"\nNeither a manifest nor a new result came within {timeout} (--timeout)." if collection.timed_out else ""
+    )
+    if collection.total is None and not done:
+        return (
+            f"{collection.batch_id}: there is neither a manifest nor a result of such a batch{gave_up}\n"
+            "Next: check the id, which submit printed, and that the settings are those of submit"
+        )
     if collection.missing is None:
         missing = "its manifest has not come, so it is not known how many are missing; was it submitted?"
     else:
         missing = f"{collection.missing:,} of {collection.total:,} are missing"
-    gave_up = (
-        f"\nNeither a manifest nor a new result came within {timeout} (--timeout)." if collection.timed_out else ""
-    )
     return (
         f"{collection.batch_id}: {counted(done, 'result')} so far ({counts}); {missing}{gave_up}\n"
         f"Next: `aoai-worker status {collection.batch_id}` shows what is there; "

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from worker.cli.terminal import FAILED, WRONG_INPUT, complain, readable_errors
+from worker.cli.terminal import FAILED, GOES_ON, WRONG_INPUT, complain, readable_errors
 
 if TYPE_CHECKING:
     from worker.jobs.job import Envelope
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Look at dead letters, send them again, or take them away.",
     no_args_is_help=True,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
@@ -101,7 +102,7 @@ def replay(
         typer.Option(metavar="WHEN", help="Instead of the message's own: RFC 3339 with a time zone, or none."),
     ] = None,
 ) -> None:
-    """Send dead letters to their queue again as they were, and take them away. Prints each one's new message-id.
+    """Send dead letters to their queue again, and take them away. Prints each one's new message-id.
 
     Each is sent under the message-id <old id>~r<n>, without its time to live.
     Its result supersedes the one before. A dead letter goes when the queue has
@@ -112,7 +113,7 @@ def replay(
     Data Sender" on the queue.
     """
     selection = _selection(numbers, reason, everything)
-    with readable_errors():
+    with readable_errors(interrupted=GOES_ON):
         from worker.jobs.replays import read_deadline
 
         is_done = asyncio.run(_replay(queue, selection, read_deadline(deadline, time.time())))
@@ -136,7 +137,7 @@ def discard(
     Needs the role "Azure Service Bus Data Receiver" on the queue.
     """
     selection = _selection(numbers, reason, everything)
-    with readable_errors():
+    with readable_errors(interrupted=GOES_ON):
         name, survey = asyncio.run(_survey(queue))
         chosen = selection.of(survey.letters)
         is_found = _tell_missing(name, selection, survey)

@@ -23,13 +23,18 @@ INCOMPLETE = 3
 FAILED_JOBS = 4
 INTERRUPTED = 130
 
+GOES_ON = "Interrupted. The same command again goes on where this one ended."
+
 SILENCE = 10.0
 """Seconds after which a person is told what is being waited for."""
 
 
 @contextmanager
-def readable_errors() -> Iterator[None]:
-    """Every expected failure as a message and an exit code; a traceback is a fault of ours."""
+def readable_errors(*, interrupted: str = "Interrupted.") -> Iterator[None]:
+    """Every expected failure as a message and an exit code; a traceback is a fault of ours.
+
+    `interrupted` is said at Ctrl-C.
+    """
     from worker.errors import InvalidSettings, WorkerError
 
     # the SDK logs what it raises as well, with tracebacks, and logging prints that where nobody listens
@@ -42,7 +47,7 @@ def readable_errors() -> Iterator[None]:
     except (WorkerError, OSError, AzureError) as error:
         raise _ended_by(error) from error
     except KeyboardInterrupt:
-        complain("Interrupted. The same command again goes on where this one ended.")
+        complain(interrupted)
         raise typer.Exit(INTERRUPTED) from None
 
 
@@ -78,13 +83,14 @@ UNITS = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
 LONGEST_WAIT = 7 * 86_400
 
 
-def parse_seconds(text: str) -> float:
-    """`90`, `90s`, `15m`, `1.5h`, `1d`. Raises typer.BadParameter."""
+def parse_seconds(text: str, option: str) -> float:
+    """`90`, `90s`, `15m`, `1.5h`, `1d`. Raises typer.BadParameter, which names the option."""
     match = re.fullmatch(r"(\d{1,7}(?:\.\d{1,3})?)([smhd]?)", text.strip(), re.ASCII)
     seconds = float(match[1]) * UNITS[match[2]] if match else 0.0
     if not 1 <= seconds <= LONGEST_WAIT:
         raise typer.BadParameter(
-            f"{text!r} is not a time from 1s to 7d. Next: give seconds, or a number with s, m, h or d, such as 15m"
+            f"{text!r} is not a time from 1s to 7d. Next: give seconds, or a number with s, m, h or d, such as 15m",
+            param_hint=f"'{option}'",
         )
     return seconds
 

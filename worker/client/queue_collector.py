@@ -351,7 +351,10 @@ class QueueCollector:
                 out=self._files.name,
             )
         elif before is not None and not self._files.is_stream:
-            record = replace(before, succeeded=succeeded, failed=failed, collected_at=now, out=self._files.name)
+            same_time = replace(before, succeeded=succeeded, failed=failed, out=self._files.name)
+            if same_time == before:
+                return  # it says the same already, and the time of the collection stays
+            record = replace(same_time, collected_at=now)
         else:
             return  # collected by a version without records, or later results alone
         await session.write_record(record)

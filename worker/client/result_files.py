@@ -167,6 +167,9 @@ class ResultFiles:
                 )
         if errors and errors.resolve() == out.resolve():
             raise UnusableOutput(f"{out} cannot take both the answers and the errors; name two files, or only one")
+        for path in (out, errors):
+            if path and not path.parent.is_dir():
+                raise UnusableOutput(f"{path}: there is no folder {path.parent}. Next: make it, or name another")
         self.batch_id = batch_id
         self.name = f"{out.name} and {errors.name}" if errors else out.name
         self._out = _GrowingFile(out)

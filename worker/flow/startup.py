@@ -1,6 +1,7 @@
 """What must be true before anything is received, and the waiting until it is."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -46,7 +47,9 @@ async def prove(
     passed: set[str | Target] = set()
     failures = 0
     while pending and not intake.is_stopping:
-        errors = await asyncio.gather(*[failure_of(check) for check in pending])
+        errors = await _failures_unless_stopping(pending, intake)
+        if errors is None:
+            return
         failed = [(check, error) for check, error in zip(pending, errors, strict=True) if error is not None]
         passed.update(check.about for check, error in zip(pending, errors, strict=True) if error is None)
         for check, error in failed:
@@ -60,6 +63,25 @@ async def prove(
         await intake.stopping(loop_time() + CHECK_AGAIN.backoff(failures, chance()))
     if not pending:
         intake.open("start-up")
+
+
+async def _failures_unless_stopping(checks: Sequence[Check], intake: Intake) -> Sequence[WorkerError | None] | None:
+    """What is wrong with each; None if it is stopping before all is known.
+
+    The checks are cancelled then: nothing is held yet, and a network that swallows packets keeps one for a minute,
+    longer than a pod has for its end.
+    """
+    async with asyncio.TaskGroup() as tasks:
+        failures = tasks.create_task(_failures_of(checks))
+        stopping = tasks.create_task(intake.stopping(math.inf))
+        await asyncio.wait([failures, stopping], return_when=asyncio.FIRST_COMPLETED)
+        failures.cancel()
+        stopping.cancel()
+    return None if failures.cancelled() else failures.result()
+
+
+async def _failures_of(checks: Sequence[Check]) -> Sequence[WorkerError | None]:
+    return await asyncio.gather(*[failure_of(check) for check in checks])
 
 
 def _is_spared(

@@ -265,6 +265,7 @@ def test_status_is_told_in_words(monkeypatch: pytest.MonkeyPatch, status: BatchS
         (collection(failed=1), 3, "3 results so far (2 succeeded, 1 failed)"),
         (collection(), 3, "1 of 3 are missing"),
         (collection(total=None), 3, "its manifest has not come"),
+        (replace(collection(total=None), succeeded=0), 3, "Next: check the id, which submit printed"),
     ],
 )
 def test_collect_tells_by_its_exit_code_whether_the_batch_is_complete(
@@ -288,14 +289,15 @@ def test_a_collection_that_gave_up_says_what_it_waited_for(monkeypatch: pytest.M
     ("text", "seconds"), [("1", 1), ("90", 90), ("90s", 90), ("15m", 900), ("1.5h", 5_400), ("7d", 604_800)]
 )
 def test_a_timeout_is_given_in_seconds_or_with_a_unit(text: str, seconds: float) -> None:
-    assert parse_seconds(text) == seconds
+    assert parse_seconds(text, "--timeout") == seconds
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "inf", "nan", "1e9", "8d", "15 minutes", "٣", "0.5"])
 def test_a_timeout_that_is_none_is_wrong_input(text: str) -> None:
     result = call("collect", "b1", "-o", "out.jsonl", "--follow", f"--timeout={text}")
     assert result.exit_code == 2
-    assert "1s to 7d" in result.stderr.replace("\n", " ")
+    assert "Invalid value for '--timeout'" in result.stderr
+    assert "1s to 7d" in result.stderr
 
 
 def test_a_log_says_what_is_waited_for_when_nothing_comes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -361,6 +363,27 @@ def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> N
     assert "goes on where this one ended" in result.stderr
 
 
+def test_an_interruption_of_what_goes_on_nowhere_promises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, KeyboardInterrupt())
+    result = call("status", "b1")
+    assert (result.exit_code, result.stderr) == (130, "Interrupted.\n")
+
+
+def test_an_interruption_before_the_command_is_loaded_is_no_traceback() -> None:
+    script = (
+        "import signal, sys\n"
+        "from worker.__main__ import main\n"
+        "class CtrlC:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'azure':\n"
+        "            signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, CtrlC())\n"
+        "main()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (130, "")
+
+
 def test_a_file_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     answer_with(monkeypatch, FileNotFoundError(2, "No such file or directory", "nowhere/out.partial"))
     result = call("collect", "b1", "-o", "nowhere/out")
@@ -380,6 +403,23 @@ def test_without_the_local_azure_the_command_says_where_to_get_it(monkeypatch: p
 def test_the_version_is_that_of_the_distribution() -> None:
     result = CliRunner().invoke(app, ["--version"])
     assert (result.exit_code, result.stdout) == (0, f"aoai-worker {version('aoai-worker')}\n")
+
+
+def test_help_says_of_each_command_in_one_line_what_it_does() -> None:
+    for commands in ([], ["dlq"]):
+        told = CliRunner().invoke(app, [*commands, "--help"], terminal_width=80).stdout
+        listed = told.partition("Commands:\n")[2].splitlines()
+        assert len(listed) >= 4
+        assert [line for line in listed if not line.endswith(".") or line.endswith("...")] == []
+
+
+@pytest.mark.parametrize("command", ["submit", "status", "collect"])
+def test_help_shows_flags_without_a_value_and_whole_paragraphs(command: str) -> None:
+    told = CliRunner().invoke(app, [command, "--help"]).stdout
+    assert "bool" not in told
+    paragraphs = told.partition("\n\n")[2].partition("Arguments:")[0].split("\n\n")
+    for line in (line for paragraph in paragraphs for line in paragraph.splitlines()[:-1]):
+        assert len(line) > 60, "a line that ends in the midst of a paragraph"
 
 
 def test_help_loads_neither_azure_nor_the_settings() -> None:

@@ -346,6 +346,25 @@ def test_a_folder_or_a_device_is_no_output_file(tmp_path: Path) -> None:
             output_of("b1", path, None)
 
 
+def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    for out, errors in ((missing / "out", None), (tmp_path / "out", missing / "err")):
+        with pytest.raises(UnusableOutput, match=f"there is no folder {missing}. Next: make it"):
+            output_of("b1", out, errors)
+
+
+async def test_collecting_again_what_is_collected_keeps_the_time_of_the_collection(tmp_path: Path) -> None:
+    session = FakeSession([manifest(2), result("a"), result("b", status=400)])
+    await collect(session, tmp_path / "out")
+    assert session.record
+    session.record = replace(session.record, collected_at=NOON)
+    await collect(session, tmp_path / "out")
+    assert session.record.collected_at == NOON
+    session.queue.append(result("b", replay=1))
+    await collect(session, tmp_path / "out")
+    assert session.record.collected_at != NOON
+
+
 async def test_a_whole_batch_leaves_a_record_before_its_manifest_is_completed(tmp_path: Path) -> None:
     class DiesBeforeTheManifest(FakeSession):
         async def complete(self, received: Sequence[Received]) -> None:

@@ -59,6 +59,21 @@ async def test_what_failed_is_looked_at_again_and_nothing_else() -> None:
     assert told == [("jobs", "no role")] * 2
 
 
+class NeverAnswers(Proof):
+    """Service Bus behind a network that swallows packets."""
+
+    async def __call__(self) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_a_stop_does_not_wait_for_a_check_that_gets_no_answer() -> None:
+    start = Start()
+    asyncio.get_running_loop().call_later(7, start.intake.stop)
+    await start.run(check("token", Proof()), check("jobs", NeverAnswers()))
+    assert loop_time() == 7
+    assert "start-up" in start.intake.closures
+
+
 async def test_a_stop_ends_the_waiting_and_opens_nothing() -> None:
     start = Start()
     asyncio.get_running_loop().call_later(3, start.intake.stop)

@@ -50,6 +50,7 @@ TABLE: list[tuple[Outcome, Settlement, str]] = [
     (Unfinished(reason=HandBackReason.PARKED), Release(), "handed_back"),
     (Unfinished(reason=HandBackReason.SETUP), Release(), "handed_back"),
     (Unfinished(reason=HandBackReason.SUSPECT), Release(), "handed_back"),
+    (Unfinished(reason=HandBackReason.UNKNOWN_MODEL), Release(), "handed_back"),
     (AlreadyDone(), Complete(), "already_done"),
     (Faulted(), Abandon(), "faulted"),
     (Lost(), Lapse(), "lock_lost"),

@@ -1,11 +1,12 @@
 # `make demo` shows it working; `make test` proves it. Both need Python 3.11+; the tests of Blob storage need Node.js 20+.
-.PHONY: help environment demo azurite chart test-deploy test-rules image dashboard dashboard-picture test-monitoring test test-embedded foreign fuzz lint bench format lock clean
+.PHONY: help environment demo azurite chart test-deploy test-rules image dashboard dashboard-picture test-monitoring unit test test-embedded foreign fuzz lint bench format lock clean
 .DEFAULT_GOAL := help
 
 bin := .venv/bin
 
 help:
 	@echo "make demo    a real batch through the worker on an embedded Azure, start to end, in half a minute"
+	@echo "make unit    tests/unit alone, in about a minute: for while you write"
 	@echo "make test    everything that is checked: style, types, imports, tests, the deployment"
 	@echo "make test-embedded  the tests of the embedded Azure alone"
 	@echo "make test-deploy  the chart, the manifests and the Azure side with Helm 4 and 3, validators and scanners"
@@ -70,6 +71,9 @@ test-rules: environment
 	else \
 		echo "ALERTS AND DASHBOARD WERE NOT TESTED: promtool comes from Debian's package prometheus." >&2; \
 	fi
+
+unit: environment
+	$(bin)/pytest -q -n 4 --dist worksteal tests/unit
 
 test: lint azurite test-deploy test-rules
 	$(bin)/pytest -n 4 --dist worksteal

@@ -38,7 +38,7 @@ SERVICES: Mapping[str, str] = {
 }
 BLOB_STORAGE: Mapping[str, str] = {"blob": "embedded_azure.blob.azurite"}
 """Beside the others where it is asked for: it needs Node.js."""
-_START_PATIENCE = 20.0
+_START_PATIENCE = 60.0
 _STOP_GRACE = 5.0
 _HEADER = "# Written by the embedded Azure; replaced at its next start."
 

@@ -35,8 +35,8 @@ class Source(Protocol):
     async def settle(self, delivery: Delivery, settlement: Settlement) -> None:
         """Tell the broker, exactly once, and return when it has confirmed.
 
-        Many may wait at once; a confirmation takes tens of milliseconds, throughput does not suffer, and no
-        wait is longer than half a minute.
+        Many may wait at once; a confirmation takes tens of milliseconds, and throughput does not suffer. Where
+        nothing is confirmed all waiting ends within half a minute.
         Raises LockLost, or SourceUnavailable when no confirmation came: the message may come again.
         """
 

@@ -8,6 +8,10 @@ from typing import Self
 
 from worker.errors import Interrupted
 
+EARLY = 0.001
+"""Seconds by which a timer may ring before its time: uvloop's clock has milliseconds. Who looks at the clock after
+a wait must let such a rest pass, or it looks again and again until the clock moves."""
+
 
 def release_frames(error: BaseException) -> None:
     """Let go of what the ended functions on an error's way held; the trace itself stays, for the log.
@@ -39,7 +43,7 @@ class Bell:
                 waiter.set_result(None)
 
     async def wait(self, until: float = math.inf) -> None:
-        """Return when it rings, or when the loop's clock reaches `until`."""
+        """Return when it rings, or when the loop's clock reaches `until`, give or take EARLY."""
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[None] = loop.create_future()
         timer = loop.call_at(until, _finish, waiter) if until < math.inf else None

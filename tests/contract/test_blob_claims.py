@@ -1,6 +1,10 @@
 """Claim checks: one set of promises for the fake and for Azurite, and urls that nobody may make us fetch."""
 
+import asyncio
+import contextlib
+import gc
 import hashlib
+import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
@@ -176,6 +180,33 @@ async def test_a_result_that_nobody_would_fetch_is_too_large_for_ever(claims: Bl
     job = make_job()
     with pytest.raises(ResultTooLarge, match="1,048,576"):
         await ClaimedResults(SmallQueue(1_000), claims).write(job, make_line(job, said="x" * LARGEST))
+
+
+class SmallQueueOfFutures(SmallQueue):
+    """It fails by a future, as the queue of results does: the future keeps the error, and that its frames."""
+
+    async def write(self, job: Job, line: bytes, *, content_type: str = "application/json") -> bool:
+        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        if len(line) > self._largest:
+            done.set_exception(ResultTooLarge(size=len(line), allowed=self._largest))
+        else:
+            done.set_result(True)
+        return await done
+
+
+@pytest.mark.parametrize("letters", [5_000, LARGEST])
+async def test_a_result_too_large_for_the_queue_is_not_left_to_the_garbage_collector(
+    claims: BlobClaims, letters: int
+) -> None:
+    line = make_line(make_job(), said="x" * letters)
+    held = sys.getrefcount(line)
+    gc.disable()
+    try:
+        with contextlib.suppress(ResultTooLarge):
+            await ClaimedResults(SmallQueueOfFutures(1_000), claims).write(make_job(), line)
+        assert sys.getrefcount(line) == held
+    finally:
+        gc.enable()
 
 
 async def test_a_store_that_is_down_is_a_sink_that_is_down(blob_storage: BlobService) -> None:

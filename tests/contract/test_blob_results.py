@@ -12,7 +12,7 @@ from embedded_azure.world import default_world
 from tests.support.azurite import BlobService
 from tests.support.blob_jobs import make_job, make_line
 from tests.support.local_azure import Authority, SignedCredential
-from worker.azure.blob.container import LARGEST_PUT, BlobContainer
+from worker.azure.blob.container import LARGEST_PUT, PIECE, BlobContainer
 from worker.azure.blob.names import batch_folder, counting
 from worker.azure.blob.results import BlobResults
 from worker.errors import ResultTooLarge, SinkUnavailable, TokenUnavailable
@@ -257,12 +257,15 @@ async def test_a_result_that_is_there_is_no_failure_however_the_service_says_it(
             assert not await BlobResults(container).write(make_job(), make_line(make_job()))
 
 
-async def test_a_rejected_token_is_replaced_once(authority: Authority) -> None:
+@pytest.mark.parametrize("letters", [1, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE + 12_345])
+async def test_a_rejected_token_is_replaced_once_and_all_is_sent_again(authority: Authority, letters: int) -> None:
+    line = make_line(make_job(), said="x" * letters)
     seen: list[str] = []
 
     async def accept_newer(request: web.Request) -> web.Response:
         seen.append(request.headers["authorization"])
-        assert await request.read() == make_line(make_job())
+        assert request.headers["content-length"] == str(len(line)), "Put Blob wants to know it beforehand"
+        assert await request.read() == line
         if seen[-1] == "Bearer token-0":
             return web.Response(status=401, headers={"www-authenticate": "Bearer authorization_uri=https://x/"})
         return web.Response(status=201, headers={"etag": '"0x1"'})
@@ -271,8 +274,16 @@ async def test_a_rejected_token_is_replaced_once(authority: Authority) -> None:
         service(authority, accept_newer) as url,
         BlobContainer(url, credential(authority), ca_file=authority.ca_file) as container,
     ):
-        assert await BlobResults(container).write(make_job(), make_line(make_job()))
+        assert await BlobResults(container).write(make_job(), line)
     assert seen == ["Bearer token-0", "Bearer token-1"]
+
+
+async def test_a_large_result_is_written_as_it_is(container: BlobContainer, results: BlobResults) -> None:
+    line = make_line(make_job(), said="".join(f"{number}," for number in range(300_000)))
+    assert await results.write(make_job(), line)
+    assert not await results.write(make_job(), line)
+    [name] = await names_of(container)
+    assert await container.read(name, at_most=len(line)) == line
 
 
 async def test_without_a_token_the_sink_is_down(authority: Authority) -> None:

@@ -32,6 +32,7 @@ from azure.servicebus.exceptions import (
 from embedded_azure.servicebus.server import ServiceBus
 from tests.contract.test_source_and_sink import HELD, a_job, jobs_queue, settings_for
 from tests.support.local_azure import Bus
+from tests.support.patience import PATIENCE
 from worker.azure.servicebus.jobs_queue import connect
 from worker.azure.servicebus.results_queue import ResultsQueue
 from worker.errors import LockLost, SinkUnavailable, SourceUnavailable
@@ -64,7 +65,7 @@ async def send(bus: Bus, *bodies: bytes, queue: str = "jobs", **options: Any) ->
 
 async def take_one(bus: Bus, **options: Any) -> bytes:
     async with bus.client(**options) as client, client.get_queue_receiver("jobs") as receiver:
-        messages = await receiver.receive_messages(1, max_wait_time=5)
+        messages = await receiver.receive_messages(1, max_wait_time=PATIENCE)
         for message in messages:
             await receiver.complete_message(message)
         return b"".join(b"".join(message.body) for message in messages)
@@ -144,7 +145,7 @@ async def test_a_refused_settlement_leaves_the_message_locked(bus: Bus) -> None:
     fault = {"kind": "refuse", "on": "settle", "condition": "com.microsoft:message-lock-lost", "count": 1}
     disturb(bus, fault)
     async with bus.client(**ONCE) as client, client.get_queue_receiver("jobs") as receiver:
-        (message,) = await receiver.receive_messages(1, max_wait_time=5)
+        (message,) = await receiver.receive_messages(1, max_wait_time=PATIENCE)
         with pytest.raises(MessageLockLostError):
             await receiver.complete_message(message)
     assert active(bus) == 1
@@ -162,7 +163,7 @@ async def test_one_operation_of_management_is_refused_and_the_others_are_not(bus
     operation = "com.microsoft:renew-lock"
     disturb(bus, {"kind": "refuse", "on": "management", "operation": operation})
     async with bus.client(**ONCE) as client, client.get_queue_receiver("jobs") as receiver:
-        (message,) = await receiver.receive_messages(1, max_wait_time=5)
+        (message,) = await receiver.receive_messages(1, max_wait_time=PATIENCE)
         with pytest.raises(ServiceBusServerBusyError):
             await receiver.renew_message_lock(message)
         assert len(await receiver.peek_messages(1, sequence_number=1)) == 1
@@ -178,8 +179,8 @@ async def test_a_settlement_whose_answer_is_lost_is_settled_by_the_sdk_over_mana
     """Applied already: the second try finds no lock. Never applied: the second try settles it."""
     await send(bus, b"x")
     disturb(bus, {"kind": "lose_answer", "on": "settle", "applied": applied, "count": 1})
-    async with bus.client(**ONCE) as client, client.get_queue_receiver("jobs", timeout=0.3) as receiver:
-        (message,) = await receiver.receive_messages(1, max_wait_time=5)
+    async with bus.client(**ONCE) as client, client.get_queue_receiver("jobs", timeout=1.5) as receiver:
+        (message,) = await receiver.receive_messages(1, max_wait_time=PATIENCE)
         outcome = await asyncio.gather(receiver.complete_message(message), return_exceptions=True)
     assert [type(error) for error in outcome] == [MessageLockLostError if applied else type(None)]
     assert active(bus) == 0
@@ -190,7 +191,7 @@ async def test_a_send_whose_answer_is_lost_has_been_stored_or_not(bus: Bus, appl
     disturb(bus, {"kind": "lose_answer", "on": "send", "applied": applied, "count": 1})
     async with bus.client(**ONCE) as client, client.get_queue_sender("jobs") as sender:
         with pytest.raises(OperationTimeoutError):
-            await sender.send_messages(ServiceBusMessage(b"x"), timeout=0.3)
+            await sender.send_messages(ServiceBusMessage(b"x"), timeout=1.5)
     assert active(bus) == int(applied)
 
 
@@ -212,7 +213,7 @@ async def test_a_link_is_detached_at_once_and_the_sdk_attaches_anew(bus: Bus) ->
         assert await receiver.receive_messages(1, max_wait_time=0.2) == []
         disturb(bus, {"kind": "detach", "entity": "jobs"})
         await send(bus, b"x")
-        (message,) = await receiver.receive_messages(1, max_wait_time=5)
+        (message,) = await receiver.receive_messages(1, max_wait_time=PATIENCE)
         await receiver.complete_message(message)
 
 
@@ -240,7 +241,7 @@ async def test_a_delivery_cut_off_mid_frame_is_delivered_again(bus: Bus, after_b
 
 
 def _with_short_locks(spec: Any) -> Any:
-    return replace(spec, lock_duration=0.3)
+    return replace(spec, lock_duration=1.5)
 
 
 async def test_a_frame_cut_off_on_its_way_in_is_not_taken_and_the_sdk_sends_again(bus: Bus) -> None:
@@ -269,7 +270,7 @@ async def test_a_slow_line_carries_everything_in_order_and_late(bus: Bus) -> Non
         started = loop.time()
         bodies: list[bytes] = []
         while len(bodies) < 5:
-            for message in await receiver.receive_messages(5, max_wait_time=5):
+            for message in await receiver.receive_messages(5, max_wait_time=PATIENCE):
                 bodies.append(b"".join(message.body))
                 await receiver.complete_message(message)
         assert bodies == [b"%d" % number for number in range(5)]
@@ -302,7 +303,7 @@ async def results(bus: Bus) -> Any:
 
 async def receive_until_there(source: Any) -> Sequence[Delivery]:
     """As the consumer does: an unavailable source is asked again."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         while True:
             with suppress(SourceUnavailable):
                 if deliveries := await source.receive(10, wait=1):
@@ -347,7 +348,7 @@ async def test_the_jobs_queue_gets_over_it(bus: Bus, fault: dict[str, Any]) -> N
         await source.settle(warm, Complete())
         await send(bus, job_line("b"), queue=HELD)
         disturb(bus, fault)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while active(bus, HELD):
                 await take_and_complete(source)
         disturb(bus)
@@ -396,10 +397,10 @@ async def test_before_a_silent_broker_a_hundred_settlements_end_together(
     monkeypatch.setattr("worker.azure.servicebus.links.SETTLE_TIMEOUT", 0.4)
     monkeypatch.setattr("worker.azure.servicebus.links.SETTLE_WITHIN", 4.0)
     await send(bus, *[job_line(f"{number}") for number in range(100)])
-    async with asyncio.timeout(40), jobs_queue(bus) as source:
+    async with asyncio.timeout(PATIENCE), jobs_queue(bus) as source:
         deliveries = await take(source, 100)
         disturb(bus, *faults)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             assert await settle_all(source, deliveries) == {SourceUnavailable}
     disturb(bus)
 
@@ -412,7 +413,7 @@ async def test_what_a_mute_link_does_not_confirm_is_settled_by_the_lock(
     async with jobs_queue(bus) as source:
         deliveries = await take(source, 100)
         disturb(bus, UNCONFIRMED | {"applied": False})
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             assert await settle_all(source, deliveries) == {type(None)}
     assert active(bus) == 0
 
@@ -435,7 +436,7 @@ async def test_the_results_queue_tells_that_it_is_unavailable_and_takes_the_same
 ) -> None:
     async with results(bus) as sink:
         disturb(bus, fault)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while not await written(sink):
                 pass
     assert active(bus, "chat") == 1

@@ -20,6 +20,7 @@ from azure.servicebus.amqp import AmqpAnnotatedMessage, AmqpMessageProperties
 from embedded_azure.servicebus.broker.broker import Broker
 from embedded_azure.servicebus.server import ServiceBus
 from tests.support.local_azure import Bus
+from tests.support.patience import PATIENCE
 from worker.admission.intake import Intake
 from worker.azure.servicebus.jobs_queue import SOCKET_TIMEOUT, JobsQueue, connect
 from worker.azure.servicebus.links import SETTLE_TIMEOUT, LockedMessage
@@ -312,7 +313,7 @@ async def test_lost_locks_are_found_among_many_told_once_and_the_others_are_kept
         # the broker takes some away, as it does when a queue is failed over
         for number in taken:
             broker_of(bus).entity(HELD).complete(token_of(deliveries[number]))
-        async with asyncio.timeout(50):
+        async with asyncio.timeout(PATIENCE):
             await all_known.wait()
             while not any(event.lost for event in events.of(LocksRenewed)):
                 await events.next()
@@ -337,7 +338,7 @@ async def test_after_its_connection_was_lost_the_source_receives_again(bus: Bus)
         service_of(bus).drop_connections()
         await send(bus, JOBS, job_line("a"))
         received: Sequence[Delivery] = []
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while not received:
                 try:
                     received = await receive(source)
@@ -479,7 +480,7 @@ async def test_after_its_connection_was_lost_the_sink_writes_again(bus: Bus) -> 
     async with results_queue(bus) as sink:
         await sink.write(a_job("a"), b"1")
         service_of(bus).drop_connections()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while True:
                 try:
                     await sink.write(a_job("b"), b"2")

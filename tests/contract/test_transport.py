@@ -18,6 +18,7 @@ from aiohttp import web
 from embedded_azure.state import StateDirectory
 from embedded_azure.supervisor import prepare_state
 from tests.support.model_service import WORLD, Handler, serve
+from tests.support.patience import PATIENCE
 from worker.azure.openai.transport import MAX_ANSWER, MAX_REFUSAL, LeanClient, take_in
 from worker.errors import AnswerTooLarge, RefusedByService
 
@@ -215,7 +216,7 @@ async def test_an_answer_that_is_given_up_frees_its_connection(state: StateDirec
     async with (
         server(state, answer_without_end) as endpoint,
         client(state, connections=1, max_answer=100) as lean,
-        asyncio.timeout(10),
+        asyncio.timeout(PATIENCE),
     ):
         for _ in range(3):
             with pytest.raises(AnswerTooLarge, match="more than the 100 bytes") as caught:

@@ -21,6 +21,7 @@ from tests.contract.test_servicebus_faults import disturb, service
 from tests.contract.test_source_and_sink import HELD, JOBS, RESULTS, a_job, send, stored
 from tests.support.connect_proxy import connect_proxy
 from tests.support.local_azure import Authority, Bus, bus_world
+from tests.support.patience import PATIENCE
 from worker.azure.servicebus.jobs_queue import SOCKET_TIMEOUT, JobsQueue, connect
 from worker.azure.servicebus.results_queue import ResultsQueue
 from worker.cli.advice import explain
@@ -189,7 +190,7 @@ async def test_the_jobs_queue_gets_over_it(front: Front, fault: dict[str, Any]) 
         [warm] = await source.receive(1, wait=2)
         await source.settle(warm, Complete())
         disturb(front.bus, fault)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while front.active(HELD):
                 await take_and_complete(source)
         disturb(front.bus)
@@ -208,7 +209,7 @@ async def test_results_are_written_and_written_again_after_the_connection_was_lo
     async with front.sink() as sink:
         await sink.write(a_job("a"), b"1")
         service(front.bus).drop_connections()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while not await is_written(sink, large):
                 await asyncio.sleep(0.1)
     assert sorted(await stored(front.bus)) == [b"1", large]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from embedded_azure.entities_file import put_entities
 from embedded_azure.world import default_world
+from tests.support.patience import PATIENCE
 from tests.support.processes import azure, world_for_tests
 
 PAGE = Path(__file__).parents[2] / "docs" / "embedded-azure.md"
@@ -20,7 +21,7 @@ def block(language: str) -> str:
 
 
 def test_the_example_sends_and_receives() -> None:
-    run = subprocess.run([sys.executable, "-c", block("python")], capture_output=True, text=True, timeout=50)
+    run = subprocess.run([sys.executable, "-c", block("python")], capture_output=True, text=True, timeout=PATIENCE)
     assert (run.stdout, run.returncode) == ("hello\n", 0), run.stderr
 
 

@@ -17,8 +17,8 @@ from aiohttp import ClientSession
 from embedded_azure.state import StateDirectory
 from embedded_azure.supervisor import prepare_state
 from embedded_azure.world import default_world
+from tests.support.patience import PATIENCE
 
-PATIENCE = 20.0
 VARIABLES = {
     "AZURE_CLIENT_ID",
     "AZURE_TENANT_ID",

@@ -16,6 +16,7 @@ from embedded_azure.entra.tokens import AccessTokens, TokenIssuer
 from embedded_azure.openai.account import Account
 from embedded_azure.openai.app import build_app
 from embedded_azure.world import Deployment, Identity, World, default_world
+from tests.support.patience import PATIENCE
 
 KEY = make_signing_key()
 DEPLOYMENTS = (
@@ -243,7 +244,7 @@ async def until(
     read: Callable[[], Awaitable[dict[str, Any]]], good: Callable[[dict[str, Any]], bool]
 ) -> dict[str, Any]:
     """The server learns of a closed connection in its own time: ask it again, each question a turn of the loop."""
-    async with asyncio.timeout(5.0):
+    async with asyncio.timeout(PATIENCE):
         while not good(document := await read()):
             pass
         return document

@@ -23,6 +23,7 @@ from embedded_azure.openai.sending import Streamed, break_off, send_paced
 from embedded_azure.openai.streams import Piece, StreamOptions
 from embedded_azure.world import Deployment
 from tests.embedded.test_openai_service_app import KEY, WORLD, Client, bearer, open_client, token
+from tests.support.patience import PATIENCE
 
 STAMP = Stamp(identifier="1", created=1, model="m")
 STREAMED = tuple(operation for operation in OPERATIONS if operation.pieces is not None)
@@ -230,7 +231,7 @@ async def test_a_stream_that_hangs_in_its_midst_ends_when_its_client_gives_up() 
         ) as response:
             received = b"".join([part async for part in until_it_hangs(response)])
         assert len(said_in(documents_in(received))[0]) == 8
-        async with asyncio.timeout(5.0):
+        async with asyncio.timeout(PATIENCE):
             while (await client.stats())["in_flight"]:
                 pass
         assert (await client.stats())["by_status"] == {"499": 1}

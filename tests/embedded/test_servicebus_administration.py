@@ -35,6 +35,7 @@ from embedded_azure.certificates import make_signing_key, private_pem
 from embedded_azure.entra.tokens import AccessTokens, issuer_of
 from embedded_azure.servicebus.server import serve
 from tests.support.local_azure import Authority, Bus, bus_world
+from tests.support.patience import PATIENCE
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ async def test_the_counts_that_keda_scales_by_are_true(front: Front) -> None:
         await sender.send_messages([ServiceBusMessage(b"x" * 100) for _ in range(5)])
         await sender.schedule_messages(ServiceBusMessage(b"later"), datetime.now(UTC) + timedelta(hours=1))
         async with client.get_queue_receiver("jobs") as receiver:
-            dead, deferred, locked = await receiver.receive_messages(3, max_wait_time=5)
+            dead, deferred, locked = await receiver.receive_messages(3, max_wait_time=PATIENCE)
             await receiver.dead_letter_message(dead)
             await receiver.defer_message(deferred)
             async with front.client() as administration:
@@ -435,7 +436,7 @@ async def test_the_sdk_sends_and_receives_over_websockets(front: Front) -> None:
     async with front.over_websockets() as client, client.get_queue_receiver("jobs") as receiver:
         async with client.get_queue_sender("jobs") as sender:
             await sender.send_messages(ServiceBusMessage(body))
-        (message,) = await receiver.receive_messages(1, max_wait_time=5)
+        (message,) = await receiver.receive_messages(1, max_wait_time=PATIENCE)
         assert b"".join(message.body) == body
         await receiver.renew_message_lock(message)
         await receiver.complete_message(message)

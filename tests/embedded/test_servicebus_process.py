@@ -14,6 +14,7 @@ import pytest
 from azure.servicebus import ServiceBusMessage
 
 from tests.support.local_azure import Authority, Bus, bus_world
+from tests.support.patience import PATIENCE
 
 
 @asynccontextmanager
@@ -46,7 +47,7 @@ async def test_a_message_goes_through_the_process_and_it_ends_with_its_parent(
         async with bus.client() as client, client.get_queue_sender("jobs") as sender:
             await sender.send_messages(ServiceBusMessage(b"x"))
             async with client.get_queue_receiver("jobs") as receiver:
-                (message,) = await receiver.receive_messages(1, max_wait_time=5)
+                (message,) = await receiver.receive_messages(1, max_wait_time=PATIENCE)
                 await receiver.complete_message(message)
         assert running.stdin is not None
         running.stdin.close()

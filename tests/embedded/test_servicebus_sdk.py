@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from embedded_azure.certificates import private_pem
 from embedded_azure.servicebus.server import ServiceBus
 from tests.support.local_azure import Bus
+from tests.support.patience import PATIENCE
 
 WAIT: dict[str, Any] = {"max_wait_time": 5}
 NOTHING: dict[str, Any] = {"max_wait_time": 0.2}
@@ -362,7 +363,7 @@ async def test_a_session_is_held_by_one_and_keeps_its_state(bus: Bus) -> None:
 
 async def test_the_next_available_session_is_waited_for(bus: Bus) -> None:
     async with bus.client() as client:
-        receiver = client.get_queue_receiver("chat", session_id=NEXT_AVAILABLE_SESSION, max_wait_time=5)
+        receiver = client.get_queue_receiver("chat", session_id=NEXT_AVAILABLE_SESSION, max_wait_time=PATIENCE)
         opening = asyncio.ensure_future(receiver.__aenter__())
         while not any(dispatch._waiting for dispatch in service(bus)._dispatches.values()):
             await asyncio.sleep(0)
@@ -395,7 +396,7 @@ async def test_a_session_lost_by_time_is_taken_from_a_receiver_that_does_nothing
     async with bus.client() as client, AsyncExitStack() as stack:
         idle = await stack.enter_async_context(client.get_queue_receiver("brief-chat", session_id="s"))
         next_one = await stack.enter_async_context(
-            client.get_queue_receiver("brief-chat", session_id=NEXT_AVAILABLE_SESSION, max_wait_time=5)
+            client.get_queue_receiver("brief-chat", session_id=NEXT_AVAILABLE_SESSION, max_wait_time=PATIENCE)
         )
         assert next_one.session.session_id == "s"
         (dispatch,) = service(bus)._dispatches.values()

@@ -18,9 +18,8 @@ from embedded_azure.state import StateDirectory
 from embedded_azure.supervisor import prepare_state
 from embedded_azure.world import World, default_world
 from tests.support.local_azure import SignedCredential
+from tests.support.patience import PATIENCE
 from worker.azure.blob.container import BlobContainer
-
-PATIENCE = 30.0
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,7 @@ from typing import Any
 from aiohttp import ClientSession
 
 from embedded_azure.world import Deployment, QueueSpec, RoleAssignment, World, default_world
-
-PATIENCE = 40.0
-"""Seconds in which anything must have happened; a bound for a failing test, never a pace for a passing one."""
+from tests.support.patience import PATIENCE
 
 MODELS = json.dumps({"gpt-4o-mini": ["gpt-4o-mini"]})
 

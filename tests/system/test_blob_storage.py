@@ -16,8 +16,8 @@ from azure.servicebus.aio import ServiceBusClient
 from embedded_azure.state import StateDirectory
 from tests.embedded.test_local_supervisor import mentions, process_end, process_ids
 from tests.support.local_azure import SignedCredential
+from tests.support.patience import PATIENCE
 from tests.support.processes import (
-    PATIENCE,
     Azure,
     assert_one_result_each,
     azure,
@@ -148,7 +148,7 @@ async def receive_write_and_abandon(cloud: Azure, *, count: int, written: int) -
     ):
         messages: list[ServiceBusReceivedMessage] = []
         while len(messages) < count:
-            messages += await receiver.receive_messages(count, max_wait_time=5)
+            messages += await receiver.receive_messages(count, max_wait_time=PATIENCE)
         for message in messages[:written]:
             await write_result(BlobResults(container), message)
         for message in messages:
@@ -180,7 +180,11 @@ async def test_azurite_ends_when_what_started_it_is_killed(tmp_path: Path) -> No
     async with azure(tmp_path, world_for_tests(), "--blob") as cloud:
         certificate = StateDirectory(cloud.state).server_certificate
         [azurite] = [pid for pid in process_ids() if mentions(pid, certificate)]
-        [starter] = [pid for pid in process_ids() if mentions(pid, "blob.azurite") and mentions(pid, cloud.state)]
+        [starter] = [
+            pid
+            for pid in process_ids()
+            if mentions(pid, "embedded_azure.blob.azurite") and mentions(pid, cloud.state)
+        ]
         os.kill(starter, signal.SIGKILL)
         async with asyncio.timeout(PATIENCE):
             await process_end(azurite)

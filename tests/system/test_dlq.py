@@ -17,6 +17,7 @@ from azure.servicebus.amqp import AmqpAnnotatedMessage, AmqpMessageBodyType
 
 from embedded_azure.world import Identity, QueueSpec, Role, RoleAssignment, World
 from tests.support.local_azure import SignedCredential
+from tests.support.patience import PATIENCE
 from tests.support.processes import Azure, azure, command, process, results_in, worker, world_for_tests, write_batch
 from worker.jobs.job import make_job_id
 from worker.testing import job_line
@@ -74,7 +75,7 @@ async def dlq(cloud: Azure, *arguments: str, identity: str = "operator") -> Said
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(PATIENCE):
         out, err = await child.communicate()
     return Said(code=child.returncode or 0, out=out, err=err.decode())
 
@@ -112,7 +113,7 @@ async def bury(client: ServiceBusClient, *messages: Any, reason: str = "InvalidJ
             await sender.send_messages(message)
         left = len(messages)
         while left:
-            received = await receiver.receive_messages(left, max_wait_time=5)
+            received = await receiver.receive_messages(left, max_wait_time=PATIENCE)
             assert received, "what was sent did not come"
             for message in received:
                 await receiver.dead_letter_message(message, reason=reason, error_description="mend it")
@@ -136,7 +137,7 @@ async def dead(client: ServiceBusClient) -> list[str]:
 
 async def dead_lettered(client: ServiceBusClient, message_id: str) -> None:
     """Look until it is there: another process dead-letters it."""
-    async with asyncio.timeout(30), client.get_queue_receiver("jobs", sub_queue="deadletter") as receiver:
+    async with asyncio.timeout(PATIENCE), client.get_queue_receiver("jobs", sub_queue="deadletter") as receiver:
         while message_id not in [letter.message_id for letter in await receiver.peek_messages(250)]:
             await asyncio.sleep(0.1)
 
@@ -217,7 +218,7 @@ async def test_what_expired_or_names_a_past_deadline_can_be_given_time_again(tmp
             brief = letter("b/brief")
             brief.time_to_live = timedelta(seconds=0.1)
             await sender.send_messages(brief)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while not await dead(client):
                 await asyncio.sleep(0.1)  # in another process: its time to live passes
         await bury(client, letter("b/late", deadline=past))
@@ -244,7 +245,7 @@ async def test_the_result_of_a_replayed_job_supersedes_the_error_that_was_there(
         code, output = await command(cloud, "submit", batch, "--batch", "b")
         assert code == 0, output
         async with client.get_queue_receiver("jobs") as receiver:
-            (job,) = await receiver.receive_messages(1, max_wait_time=5)
+            (job,) = await receiver.receive_messages(1, max_wait_time=PATIENCE)
             await receiver.abandon_message(job)
         async with client.get_queue_sender("results") as results:
             await results.send_messages(
@@ -254,7 +255,7 @@ async def test_the_result_of_a_replayed_job_supersedes_the_error_that_was_there(
         assert found["reason"] == "MaxDeliveryCountExceeded"
         assert (await dlq(cloud, "replay", str(found["sequence_number"]))).code == 0
         async with worker(cloud):
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE):
                 while await waiting(client):
                     await asyncio.sleep(0.1)  # in another process: the worker answers
             out = tmp_path / "out.jsonl"
@@ -285,13 +286,13 @@ async def test_killed_between_sending_and_taking_away_a_replay_is_still_one_mess
         await cloud.control("/local/faults", unsettled, servicebus=True)
         arguments = ("-m", "worker", "dlq", "replay", "--all")
         async with process(*arguments, environment=cloud.environment("operator")) as dying:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE):
                 while not await waiting(client):
                     await asyncio.sleep(0.1)  # in another process: it sends
             dying.child.kill()
             await dying.ended()
         await cloud.control("/local/faults", [], servicebus=True)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while not await dead(client):
                 await asyncio.sleep(0.1)  # in another process: the dead one's lock lapses
         again = await dlq(cloud, "replay", "--all")

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.patience import PATIENCE
 from tests.support.processes import (
-    PATIENCE,
     Worker,
     assert_one_result_each,
     azure,
@@ -113,7 +113,6 @@ async def until(reached: Callable[[], Awaitable[bool]]) -> None:
             await asyncio.sleep(0.05)
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("step", STEPS, ids=str)
 async def test_a_worker_killed_at_this_step_loses_and_doubles_no_result(step: Step, tmp_path: Path) -> None:
     async with azure(tmp_path, world_for_tests(lock_duration=5.0)) as cloud:

@@ -9,6 +9,7 @@ from pathlib import Path
 from aiohttp import web
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from tests.support.patience import PATIENCE
 from tests.support.processes import azure, command, worker, world_for_tests, write_batch
 
 
@@ -42,7 +43,7 @@ async def test_every_job_and_every_call_has_a_span_that_is_sent_before_the_worke
         ):
             code, output = await command(cloud, "submit", str(write_batch(tmp_path / "in.jsonl", 20)))
             assert code == 0, output
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE):
                 while await one.metric("aoai_worker_jobs_total") < 20:
                     await asyncio.sleep(0.05)  # another process: it tells by its metrics only
             one.process.child.send_signal(signal.SIGTERM)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.patience import PATIENCE
 from tests.support.processes import (
     MODELS,
-    PATIENCE,
     Azure,
     Worker,
     assert_one_result_each,

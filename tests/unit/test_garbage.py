@@ -2,9 +2,12 @@
 
 import asyncio
 import gc
+import subprocess
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -135,6 +138,32 @@ def _garbage(bench: Bench | None) -> Counter[str]:
         bench.queue.dead.clear()
     gc.collect()
     return Counter(type(one).__name__ for one in gc.garbage if isinstance(one, OF_A_JOB))
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="THE C LIBRARY'S BLOCKS ARE NOT TESTED: no /proc"
+)
+def test_large_blocks_that_are_freed_leave_no_holes_between_small_ones() -> None:
+    """Connections come and go, each with a reserve of 256 KiB, and what is small is allocated between them."""
+    code = """
+from pathlib import Path
+from worker.app import give_large_blocks_back
+
+def resident_mib():
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS")]
+    return int(line.split()[1]) / 1024
+
+give_large_blocks_back()
+before, small, large = resident_mib(), [], []
+del bytearray(256 << 10)[:]
+for _ in range(401):
+    large.append(bytearray(b"x" * (256 << 10)))
+    small.append(bytearray(b"x" * 5_000))
+large.clear()
+print(resident_mib() - before)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert float(ran.stdout) < 20, "of 100 MiB that were freed"
 
 
 async def test_what_others_leave_in_cycles_is_freed_from_time_to_time() -> None:

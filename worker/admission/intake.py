@@ -4,6 +4,7 @@ Arithmetic and time only; times are those of the event loop's clock. Every wait 
 ended by the bell, never by polling.
 """
 
+import asyncio
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -14,7 +15,7 @@ from typing import Self
 from worker.errors import HandedBack
 from worker.interfaces import IntakeClosed, IntakeOpened, Observer
 from worker.jobs.outcomes import HandBackReason
-from worker.waits import Bell, loop_time
+from worker.waits import EARLY, Bell, loop_time
 
 FIRST_SHYNESS = 1.0
 LAST_SHYNESS = 30.0
@@ -67,7 +68,10 @@ class Intake:
         self._typical_bytes = 0.0
         self._bell = Bell()
         self._room_bell = Bell()
-        """Rings when memory is freed, for jobs that wait for it."""
+        """Rings when memory is freed."""
+        # who holds one is the first in a line and waits for the bell alone: were all woken for what is freed by
+        # each job, a job would cost as much as there are that wait
+        self._reserving, self._growing = asyncio.Lock(), asyncio.Lock()
         self._answers = 0
         """Slots that have room for an answer."""
         self._outgrown: Slot | None = None
@@ -123,13 +127,13 @@ class Intake:
 
     async def settled(self, until: float) -> bool:
         """Wait until nothing is held any more, at most until `until`; whether that is so."""
-        while self.held + self.aside and loop_time() < until:
+        while self.held + self.aside and loop_time() + EARLY < until:
             await self._bell.wait(until)
         return self.held + self.aside == 0
 
     async def stopping(self, until: float) -> bool:
         """Wait until it is stopping, at most until `until`; whether that is so."""
-        while not self.is_stopping and loop_time() < until:
+        while not self.is_stopping and loop_time() + EARLY < until:
             await self._bell.wait(until)
         return self.is_stopping
 
@@ -152,7 +156,7 @@ class Intake:
             may_probe = lane.is_hungry or not any(other.is_hungry for other in self.lanes)
             return (0 if self.in_flight or reserved or not may_probe else 1), math.inf
         wanted = lane.wanted()
-        if wanted.at > now:
+        if wanted.at > now + EARLY:
             return 0, wanted.at
         if wanted.is_probe:
             is_probing = any(mate.in_flight or mate.reserved for mate in self.lanes if mate.queue == lane.queue)
@@ -332,20 +336,23 @@ class Slot(AbstractContextManager["Slot"]):
         return self._reserved
 
     async def reserve(self, size: int, *, until: float) -> None:
-        """Return once an answer of `size` bytes may be asked for: it fits, or no other answer is held.
+        """Return once an answer of `size` bytes may be asked for: it fits, or no other answer is held. First come,
+        first served, so that many small answers never keep a large one waiting.
 
         Raises HandedBack at `until`, a time of the loop.
         """
         intake, copies = self._intake, COPIES * self._size
-        while not intake._fits(size + copies) and intake._answers:
-            if loop_time() >= until:
-                raise HandedBack(HandBackReason.PARKED)
-            await intake._room_bell.wait(until)
-        intake._answers += 1
-        self._has_room = True
-        self._copies = copies
-        intake.in_flight_bytes += copies
-        self._add(size)
+        try:
+            async with asyncio.timeout_at(until if until < math.inf else None), intake._reserving:
+                while not intake._fits(size + copies) and intake._answers:
+                    await intake._room_bell.wait()
+                intake._answers += 1
+                self._has_room = True
+                self._copies = copies
+                intake.in_flight_bytes += copies
+                self._add(size)
+        except TimeoutError:
+            raise HandedBack(HandBackReason.PARKED) from None
 
     async def grow(self, size: int) -> None:
         """Return once an answer of `size` bytes, in all, may be held: it fits, or no other goes beyond the limit.
@@ -353,10 +360,12 @@ class Slot(AbstractContextManager["Slot"]):
         Who waits here keeps what it has, so one must always be let through: the others wait for it to be written.
         """
         intake = self._intake
-        while not intake._fits(size - self._reserved) and intake._outgrown not in (None, self):
-            await intake._room_bell.wait()
-        if not intake._fits(size - self._reserved):
-            intake._outgrown = self
+        if intake._outgrown is not self:
+            async with intake._growing:
+                while not intake._fits(size - self._reserved) and intake._outgrown is not None:
+                    await intake._room_bell.wait()
+                if not intake._fits(size - self._reserved):
+                    intake._outgrown = self
         self._add(size - self._reserved)
 
     def unreserve(self) -> None:

@@ -179,6 +179,7 @@ class Processor:
                 self.intake.close("sink", str(error))
                 await self._wait_for_store(failures)
             except ResultTooLarge as error:
+                release_frames(error)
                 if isinstance(outcome, Failed):
                     raise
                 outcome = Failed(code=FailureCode.ANSWER_TOO_LARGE, message=str(error))

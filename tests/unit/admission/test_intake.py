@@ -4,7 +4,7 @@ import asyncio
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.admission.intake import COPIES, Intake, Lane, Slot, Wanted
@@ -30,6 +30,24 @@ async def test_nothing_is_received_while_every_gate_is_closed() -> None:
     lane = Intake(4, EventList()).lane("jobs", lambda: Wanted(at=5.0))
     assert await lane.room() == 4
     assert loop_time() == 5
+
+
+@pytest.mark.parametrize(("now", "pause"), [(0.05, 0.01), (0.1, 0.2), (0.7, 0.1), (1.1, 2.2), (3.3, 0.007)])
+async def test_a_timer_that_rings_a_little_early_makes_nobody_look_again_and_again(
+    now: float, pause: float
+) -> None:
+    """0.05 + 0.01 is a little more than the 0.06 of a clock that has no finer steps."""
+    looks: list[float] = []
+
+    def wanted() -> Wanted:
+        looks.append(loop_time())
+        assert len(looks) < 20, "it looks again and again"
+        return Wanted(at=now + pause)
+
+    lane = Intake(4, EventList()).lane("jobs", wanted)
+    await asyncio.sleep(now)
+    assert await lane.room() == 4
+    assert loop_time() == pytest.approx(now + pause)
 
 
 async def test_room_is_what_slots_are_free() -> None:
@@ -341,6 +359,57 @@ async def test_an_attempt_without_an_answer_frees_its_room() -> None:
     assert intake.in_flight_bytes == 10 + 20 + 300
 
 
+async def test_a_large_answer_is_not_kept_waiting_by_small_ones_that_come_later() -> None:
+    intake = Intake(300, EventList(), bytes_limit=10 * MIB)
+    lane, order = intake.lane("jobs"), list[str]()
+
+    async def answer(name: str, size: int, comes_at: float) -> None:
+        await asyncio.sleep(comes_at)
+        with lane.slot() as slot:
+            await slot.reserve(size, until=math.inf)
+            order.append(name)
+            await asyncio.sleep(1.1)
+
+    small = [answer("small", MIB, number * 0.1) for number in range(97)]
+    await asyncio.gather(*small, answer("large", 9 * MIB, 1.05))
+    assert order.index("large") == 11, "those that came before it, and none that came later"
+
+
+async def test_what_is_freed_wakes_only_the_first_in_line() -> None:
+    """However many wait, else each job would cost as much as there are that wait."""
+    intake = Intake(1_000, EventList(), bytes_limit=MIB)
+    lane = intake.lane("jobs")
+    holder = lane.slot()
+    await holder.reserve(MIB, until=math.inf)
+    waiting = [asyncio.create_task(lane.slot().reserve(MIB, until=1_000.0)) for _ in range(237)]
+    await asyncio.sleep(1)
+    assert len(intake._room_bell._waiting) == 1
+    holder.free()
+    await asyncio.sleep(1)
+    assert sum(task.done() for task in waiting) == 1
+    for task in waiting:
+        task.cancel()
+    await asyncio.wait(waiting)
+
+
+async def test_who_is_cancelled_in_line_or_waited_too_long_holds_up_nobody() -> None:
+    intake = Intake(100, EventList(), bytes_limit=MIB)
+    lane = intake.lane("jobs")
+    holder, first, second, third = (lane.slot() for _ in range(4))
+    await holder.reserve(MIB, until=math.inf)
+    cancelled = asyncio.create_task(first.reserve(MIB, until=math.inf))
+    impatient = asyncio.create_task(second.reserve(MIB, until=5.0))
+    patient = asyncio.create_task(third.reserve(MIB, until=math.inf))
+    at(3, cancelled.cancel)
+    at(7, holder.free)
+    with pytest.raises(HandedBack):
+        await impatient
+    assert loop_time() == 5
+    await patient
+    assert loop_time() == 7
+    assert cancelled.cancelled()
+
+
 async def test_answers_that_outgrow_their_estimates_are_read_on_one_at_a_time() -> None:
     """None would ever end if each waited for the others."""
     limit, sizes = 10 * MIB, [size * MIB + 77 * size for size in (9, 3, 30, 8, 17, 5, 11, 2, 23)]
@@ -364,16 +433,18 @@ async def test_answers_that_outgrow_their_estimates_are_read_on_one_at_a_time() 
     assert max(peaks) <= limit + 2 * max(sizes) // 1_000 + max(sizes)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5_000), st.integers(0, 5_000), st.floats(0, 3)), max_size=40))
-async def test_whatever_answers_turn_out_to_be_none_waits_for_ever_and_all_is_freed(
+async def test_whatever_answers_turn_out_to_be_they_come_in_turn_none_waits_for_ever_and_all_is_freed(
     answers: list[tuple[int, int, float]],
 ) -> None:
     intake = Intake(100, EventList(), bytes_limit=4_000)
-    lane = intake.lane("jobs")
+    lane, order = intake.lane("jobs"), list[int]()
 
-    async def answer(estimate: int, size: int, seconds: float) -> None:
+    async def answer(number: int, estimate: int, size: int, seconds: float) -> None:
         with lane.slot(7) as slot:
             await slot.reserve(estimate, until=math.inf)
+            order.append(number)
             await asyncio.sleep(round(seconds, 3))
             if size > slot.reserved:
                 await slot.grow(size)
@@ -385,5 +456,6 @@ async def test_whatever_answers_turn_out_to_be_none_waits_for_ever_and_all_is_fr
                 slot.keep(size)
 
     async with asyncio.timeout(1_000):
-        await asyncio.gather(*[answer(*one) for one in answers])
+        await asyncio.gather(*[answer(number, *one) for number, one in enumerate(answers)])
+    assert order == sorted(order), "first come, first served"
     assert (intake.in_flight_bytes, intake.held) == (0, 0)

@@ -13,6 +13,7 @@ from worker.azure.blob.names import CLAIMS, batch_folder
 from worker.errors import ClaimUnavailable, ResultTooLarge, SinkUnavailable
 from worker.jobs.claims import encode_claim, invalid_claim, make_claim
 from worker.jobs.job import CLAIM_TYPE, Claim, Job
+from worker.waits import release_frames
 
 _PLAIN_NAME = re.compile(r"(?:(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+/)*(?!\.{1,2}$)[A-Za-z0-9._~-]+")
 """Segments that mean the same to every reader of urls: no quoting, no query, no dots that lead elsewhere."""
@@ -84,7 +85,8 @@ class ClaimedResults:
     async def write(self, job: Job, line: bytes) -> bool:
         try:
             return await self._results.write(job, line)
-        except ResultTooLarge:
+        except ResultTooLarge as error:
+            release_frames(error)  # the sender's future keeps it, and they hold the line
             if len(line) > self._claims.largest:
                 raise ResultTooLarge(size=len(line), allowed=self._claims.largest) from None
         try:

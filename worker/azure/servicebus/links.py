@@ -3,6 +3,7 @@ settle it."""
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 from azure.servicebus import ServiceBusReceivedMessage
@@ -19,7 +20,8 @@ from worker.jobs.outcomes import Settlement
 from worker.waits import Bell, loop_time
 
 SETTLE_WITHIN = 30.0
-"""Seconds for a settlement in all, whatever it waits for; a `Source` promises half a minute."""
+"""Seconds for a settlement from when its turn comes. Its turn comes as long as the link confirms others; a link
+that confirms nothing lets the whole line through at once."""
 
 SETTLE_TIMEOUT = 8.0
 """Seconds for each of its three tries: on the link, over the management link, and over that of a new connection.
@@ -146,10 +148,9 @@ class Link:
         self._bell.ring()
 
     async def settle(self, locked: LockedMessage, settlement: Settlement) -> None:
-        """Raises LockLost or SourceUnavailable, the latter half a minute from now at the latest."""
+        """Raises LockLost or SourceUnavailable, the latter half a minute after its turn at the latest."""
         try:
-            async with asyncio.timeout(SETTLE_WITHIN):
-                await self._settle_once(locked, settlement)
+            await self._settle_once(locked, settlement)
         except MessageLockLostError as error:
             raise LockLost(f"lock lost before {type(settlement).__name__}") from error
         except FAULTS as error:
@@ -160,14 +161,17 @@ class Link:
                 self._bell.ring()
 
     async def _settle_once(self, locked: LockedMessage, settlement: Settlement) -> None:
+        gives_up_at = math.inf
         try:
             async with self._settling:
-                await self._settle_on_link(locked.message, settlement)
+                gives_up_at = loop_time() + SETTLE_WITHIN
+                async with asyncio.timeout_at(gives_up_at):
+                    await self._settle_on_link(locked.message, settlement)
         except MessageLockLostError:
             raise
         except FAULTS:
             # the link is gone or mute; over the management link the lock's token still counts
-            async with self._management:
+            async with asyncio.timeout_at(gives_up_at), self._management:
                 await self._settle_by_token(locked.message, settlement)
 
     async def _settle_on_link(self, message: ServiceBusReceivedMessage, settlement: Settlement) -> None:

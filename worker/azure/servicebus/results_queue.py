@@ -111,11 +111,15 @@ class ResultsQueue:
             await self._wanted.wait()
             await asyncio.sleep(LINGER)
             self._wanted.clear()
-            pending = [entry for entry in self._pending if not entry.done.done()]
-            self._pending.clear()
-            # the messages of one batch must be of one session
-            for _, group in groupby(sorted(pending, key=_session), key=_session):
-                await self._send(list(group))
+            await self._send_pending()
+
+    async def _send_pending(self) -> None:
+        """A function of its own, so that what was sent is not held until there is more to send."""
+        pending = [entry for entry in self._pending if not entry.done.done()]
+        self._pending.clear()
+        # the messages of one batch must be of one session
+        for _, group in groupby(sorted(pending, key=_session), key=_session):
+            await self._send(list(group))
 
     async def _send(self, entries: list[_Pending]) -> None:
         try:

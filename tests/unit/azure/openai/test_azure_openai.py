@@ -1,10 +1,11 @@
 """What is sent to Azure OpenAI."""
 
+import tracemalloc
 from typing import Any
 
 import pytest
 
-from worker.azure.openai.model import request_body
+from worker.azure.openai.model import encode_request, request_body
 from worker.errors import AnswerTooLarge, NotAJob
 from worker.flow.caller import last_word
 from worker.flow.retry import Course
@@ -100,3 +101,17 @@ def test_an_answer_that_is_too_large_to_be_taken_in_is_an_error_of_its_own() -> 
     assert concluded == Failed(
         code=FailureCode.ANSWER_TOO_LARGE, message="the answer has more than the 65,536 bytes that are taken in"
     )
+
+
+@pytest.mark.parametrize("letters", [1_999, 25_000, 300_001, 2_500_000])
+def test_a_request_holds_no_more_memory_than_its_bytes(letters: int) -> None:
+    """It is held until its answer has come, a thousand at once."""
+    body = {"messages": [{"role": "user", "content": "x" * letters}]}
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        request = encode_request(body)
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < len(request) + 500

@@ -1,5 +1,6 @@
 """No batch is larger on the wire than the queue takes, whatever is in it. The SDK's own encoder is the oracle."""
 
+import tracemalloc
 from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -159,6 +160,22 @@ async def test_what_fits_no_batch_is_refused_alone_and_the_order_of_the_others_i
     packed, refused = await pack_all(messages, STANDARD)
     assert refused == [messages[1]]
     assert [one.entries for one in packed] == [[messages[0]], messages[2:]]
+
+
+async def test_a_body_that_alone_is_too_large_is_refused_without_being_encoded() -> None:
+    """A result of 60 MB would be there three times."""
+    messages = [
+        make_job(number, size, custom_id=9, batch_id=9) for number, size in enumerate((1_000, 7_000_001, 3))
+    ]
+    tracemalloc.start()
+    try:
+        packed, refused = await pack_all(messages, STANDARD)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert refused == [messages[1]]
+    assert_packed([messages[0], messages[2]], packed, STANDARD)
+    assert peak < 1_000_000
 
 
 async def test_nothing_is_packed_into_nothing() -> None:

@@ -1,6 +1,7 @@
 """What the results queue does when the SDK fails in ways nobody foresaw. With a broker: `tests/contract`."""
 
 import asyncio
+import sys
 from typing import Any, cast
 
 import pytest
@@ -113,6 +114,24 @@ async def test_a_result_that_only_the_queue_finds_too_large_is_told_apart_and_th
         )
     assert [type(outcome) for outcome in outcomes] == [bool, ResultTooLarge, bool]
     assert sender.taken == [b"small", b"other"]
+
+
+class Takes(HasABug):
+    """A sender whose queue takes everything."""
+
+    async def create_message_batch(self, max_size_in_bytes: int | None = None) -> Any:
+        return Lenient()
+
+    async def send_messages(self, batch: "Lenient") -> None: ...
+
+
+async def test_a_result_that_is_sent_is_not_held_until_the_next() -> None:
+    job, line = await a_job(), bytes(bytearray(b"x" * 777))
+    held = sys.getrefcount(line)
+    async with ResultsQueue(cast(ServiceBusClient, OneSender(Takes())), "results") as sink:
+        await sink.write(job, line)
+        await asyncio.sleep(1)
+        assert sys.getrefcount(line) == held
 
 
 async def test_one_lost_confirmation_costs_seconds_and_no_writer_hears_of_it() -> None:

@@ -92,6 +92,7 @@ class Broker:
         self.opened = 0
         self.is_closed = False
         self.receive_takes = 0.0
+        self.confirming_takes = 0.0
         self._handler = self._amqp_transport = self
 
     def get_queue_receiver(self, queue: str, **options: Any) -> "Broker":
@@ -111,6 +112,7 @@ class Broker:
 
     async def settle_messages_async(self, *settlement: Any, outcome_timeout: float, **options: Any) -> None:
         self.asked_on_link += 1
+        await asyncio.sleep(self.confirming_takes)
         if not self.confirms:
             await asyncio.sleep(outcome_timeout)
             raise ServiceBusError("unconfirmed")
@@ -154,6 +156,17 @@ async def test_settlements_before_a_silent_broker_end_within_half_a_minute_howev
         assert loop_time() == 4 * SETTLE_TIMEOUT  # for the renewal that was under way
         assert (broker.asked_on_link, broker.asked_by_token) == (SETTLE_TOGETHER, 2)
     assert len(events.of(ReceiverRestarted)) == 1
+
+
+async def test_a_slow_broker_that_confirms_is_waited_for_however_many_settlements_wait() -> None:
+    broker, events = Broker(messages=2_000, confirms=True, answers_after=0), EventList()
+    broker.confirming_takes = 1.0
+    async with jobs_queue(broker, events) as source:
+        deliveries = await source.receive(2_000, wait=1.0)
+        assert set(await settle_all(source, deliveries)) == {None}
+        assert loop_time() == 63 > SETTLE_WITHIN
+    assert broker.asked_by_token == 0
+    assert events.of(ReceiverRestarted) == []
 
 
 async def test_a_link_that_confirms_nothing_receives_nothing_more() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import kubernetes_validate
 
 from scripts.chart.values import Value, read_values
+from worker.model_names import MODEL
 from worker.settings import PREFIX, WorkerSettings
 
 ROOT = Path(__file__).parents[2]
@@ -125,7 +126,17 @@ def _documented_settings() -> dict[str, str]:
 def _setting(name: str, schema: Schema, definitions: Schema) -> Schema:
     resolved = _inline(schema, definitions)
     resolved = {key: part for key, part in resolved.items() if key not in ("description", "title")}
+    if name == "models":
+        resolved["anyOf"] = [_keyed_by(MODEL.pattern, part) for part in resolved["anyOf"]]
     return _with_pattern(name, resolved)
+
+
+def _keyed_by(pattern: str, schema: Schema) -> Schema:
+    """A mapping whose names match all of the pattern."""
+    values = schema.pop("additionalProperties", None)
+    if values is None:
+        return schema
+    return {"additionalProperties": False, "patternProperties": {f"^{pattern}$": values}, **schema}
 
 
 def _inline(node: Any, definitions: Schema) -> Any:

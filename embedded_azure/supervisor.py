@@ -33,7 +33,7 @@ from embedded_azure.world import Identity, World, default_world
 
 SERVICES: Mapping[str, str] = {
     "servicebus": "embedded_azure.servicebus",
-    "entra": "embedded_azure.entra.service",
+    "entra": "embedded_azure.entra",
     "openai": "embedded_azure.openai",
 }
 BLOB_STORAGE: Mapping[str, str] = {"blob": "embedded_azure.blob.azurite"}

@@ -1,6 +1,6 @@
 """The embedded Entra: one tenant's token endpoint, for workload identity federation and nothing else.
 
-    python -m embedded_azure.entra.service --state DIR [--port 0]
+    python -m embedded_azure.entra --state DIR [--port 0]
 
 `POST /{tenant}/oauth2/v2.0/token` trades a projected service-account token for an access token, in Entra's
 words and status codes. A client secret never works here. For the local Azure only, and unknown to the worker:
@@ -8,14 +8,12 @@ words and status codes. A client secret never works here. For the local Azure on
 IMDS, in plaintext as the real one (`imds.py`), and the cluster's token proxy (`identity_binding.py`).
 """
 
-import argparse
 import asyncio
 import re
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -30,7 +28,6 @@ from embedded_azure.entra.refusals import TokenDenied
 from embedded_azure.entra.tokens import TokenIssuer
 from embedded_azure.faults import NO_FAULT, AnswerFault, Faults, add_fault_routes
 from embedded_azure.http_faults import BodyFault, ConnectionFault, break_connection, send_broken
-from embedded_azure.process import run_to_the_end
 from embedded_azure.state import StateDirectory
 from embedded_azure.world import Identity, World
 
@@ -249,18 +246,3 @@ def load_entra(state: StateDirectory, clock: Callable[[], float] = time.time) ->
 def load_issuer(state: StateDirectory, world: World, clock: Callable[[], float] = time.time) -> TokenIssuer:
     """Raises OSError or ValueError when the key is missing or wrong."""
     return TokenIssuer(state.entra_private_key.read_bytes(), world.tenant_id, world.token_lifetime, clock)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m embedded_azure.entra.service", description="Embedded Entra.")
-    parser.add_argument("--state", type=Path, required=True, help="state directory, made by the supervisor")
-    parser.add_argument("--port", type=int, default=0, help="port on loopback; 0 takes a free one")
-    arguments = parser.parse_args()
-    # here, as the doors are built on this module
-    from embedded_azure.entra.endpoints import open_doors
-
-    run_to_the_end(lambda: open_doors(StateDirectory(arguments.state), arguments.port))
-
-
-if __name__ == "__main__":
-    main()

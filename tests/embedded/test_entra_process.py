@@ -21,7 +21,7 @@ async def test_entra_imds_and_the_token_proxy_answer_at_the_announced_ports(tmp_
     prepare_state(state, replace(default_world(), node_identities=("worker",), bound_identities=("worker",)))
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "embedded_azure.entra.service", "--state", str(tmp_path)),
+        *("-m", "embedded_azure.entra", "--state", str(tmp_path)),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )

@@ -191,9 +191,7 @@ async def test_its_processes_end_when_it_is_killed(tmp_path: Path) -> None:
         assert azure.children() == []
 
 
-@pytest.mark.parametrize(
-    "module", ["embedded_azure.entra.service", "embedded_azure.servicebus", "embedded_azure.openai"]
-)
+@pytest.mark.parametrize("module", ["embedded_azure.entra", "embedded_azure.servicebus", "embedded_azure.openai"])
 async def test_a_dying_process_ends_it_all_with_a_message(tmp_path: Path, module: str) -> None:
     async with running(tmp_path) as azure:
         (victim,) = [pid for pid in azure.children() if mentions(pid, module)]
@@ -207,7 +205,7 @@ async def test_a_dying_process_ends_it_all_with_a_message(tmp_path: Path, module
 
 async def test_a_process_stopped_from_elsewhere_says_by_which_signal(tmp_path: Path) -> None:
     async with running(tmp_path) as azure:
-        (entra,) = [pid for pid in azure.children() if mentions(pid, "embedded_azure.entra.service")]
+        (entra,) = [pid for pid in azure.children() if mentions(pid, "embedded_azure.entra")]
         os.kill(entra, signal.SIGTERM)
         async with asyncio.timeout(PATIENCE):
             _, errors = await azure.process.communicate()
@@ -222,7 +220,7 @@ async def test_a_process_whose_messages_nobody_reads_still_stops_at_a_signal(tmp
     reader, writer = os.pipe()
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "embedded_azure.entra.service", "--state", str(tmp_path)),
+        *("-m", "embedded_azure.entra", "--state", str(tmp_path)),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=writer,

@@ -199,7 +199,7 @@ def status(
 
     Exit code 1 where nothing of such a batch is there: nothing was submitted under this id.
     """
-    with readable_errors():
+    with readable_errors(), Heartbeat(f"a token and an answer about batch {batch}"):
         found = asyncio.run(_status(batch))
     typer.echo(json.dumps(_as_document(found)) if as_json else describe(found))
     if found.is_unknown:
@@ -231,8 +231,8 @@ def collect(
     and jobs failed; 130 interrupted.
     """
     seconds = parse_seconds(timeout, "--timeout")
-    with readable_errors(interrupted=GOES_ON):
-        collection = asyncio.run(_collect(batch, out, errors, follow, seconds))
+    with readable_errors(interrupted=GOES_ON), Heartbeat("a token") as heartbeat:
+        collection = asyncio.run(_collect(batch, out, errors, follow, seconds, heartbeat))
     complain(describe_collection(collection, out, errors, timeout))
     if not collection.complete:
         raise typer.Exit(INCOMPLETE)
@@ -293,12 +293,27 @@ async def _status(batch_id: str) -> "BatchStatus":
         return await client.status(batch_id)
 
 
-async def _collect(batch_id: str, out: Path, errors: Path | None, follow: bool, timeout: float) -> "Collection":
+async def _collect(
+    batch_id: str, out: Path, errors: Path | None, follow: bool, timeout: float, heartbeat: Heartbeat
+) -> "Collection":
     from worker.client import JobClient
 
     async with JobClient.from_environment() as client:
-        with _progress("collected") as report:
-            return await client.collect(batch_id, out, errors, follow=follow, timeout=timeout, on_progress=report)
+        with _progress("collected", heartbeat) as report:
+
+            def note(now: "Progress") -> None:
+                heartbeat.note_said()  # there was an answer; `report` says when nothing new comes
+                report(now)
+
+            return await client.collect(
+                batch_id,
+                out,
+                errors,
+                follow=follow,
+                timeout=timeout,
+                on_progress=note,
+                on_waiting=heartbeat.wait_for,
+            )
 
 
 def describe(status: "BatchStatus") -> str:

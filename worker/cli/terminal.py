@@ -127,6 +127,7 @@ class Heartbeat:
         self._thread.join()
 
     def wait_for(self, what: str) -> None:
+        """An empty text: a pause of our own, of which nothing is said."""
         self._waiting_for = what
 
     def note_said(self) -> None:
@@ -138,5 +139,7 @@ class Heartbeat:
 
     def _watch(self) -> None:
         while not self._ended.wait(max(0.0, self._last_said + SILENCE - time.monotonic())):
-            if time.monotonic() >= self._last_said + SILENCE:
+            if not self._waiting_for:
+                self.note_said()
+            elif time.monotonic() >= self._last_said + SILENCE:
                 self.say(f"waiting for {self._waiting_for}")

@@ -88,7 +88,8 @@ def read_batch_file(path: Path, *, name: str | None = None) -> BatchFile:
     digest = hashlib.sha256()
     identities: array[int] = array("q")
     large: list[tuple[int, int]] = []
-    with _opened(path, name) as (file, status):
+    with _opened(path, name) as (file, raw):
+        status = os.fstat(raw.fileno())
         _refuse_utf16(name, file)
         lines = _JobLines(file)
         for number, line in lines:
@@ -155,20 +156,24 @@ def check_unchanged(batch: BatchFile) -> None:
 
 
 def read_jobs(batch: BatchFile) -> Iterator[tuple[str, bytes]]:
-    """custom_id and line of each job. Raises InvalidBatch if the file is no longer the one read."""
-    with _opened(batch.path, batch.name) as (file, status):
-        _require_unchanged(batch, status)
+    """custom_id and line of each job. Raises InvalidBatch if the file is no longer the one read.
+
+    A file that is put in its place by renaming does no harm: the old one is read to its end.
+    """
+    with _opened(batch.path, batch.name) as (file, raw):
         for number, line in _JobLines(file):
+            # after the line was read: no line that was not checked is a job of this batch
+            _require_unchanged(batch, os.fstat(raw.fileno()))
             try:
                 yield parse_line(line).custom_id, line
             except NotAJob as error:
                 raise InvalidBatch(batch.name, [LineProblem(line=number, problem=error.description)]) from error
-        check_unchanged(batch)
+        _require_unchanged(batch, os.fstat(raw.fileno()))
 
 
 @contextmanager
-def _opened(path: Path, name: str) -> Iterator[tuple[BinaryIO, os.stat_result]]:
-    """The file, decompressed as it is read, and what the file system says of it."""
+def _opened(path: Path, name: str) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """The file, decompressed as it is read, and as it lies there."""
     if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for somebody to write into it
         problem = "this is not a regular file, and it is read twice; copy it into one"
         raise InvalidBatch(name, [LineProblem(line=0, problem=problem)])
@@ -176,7 +181,7 @@ def _opened(path: Path, name: str) -> Iterator[tuple[BinaryIO, os.stat_result]]:
         compressed = raw.peek(len(GZIP)).startswith(GZIP)
         file = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if compressed else raw
         try:
-            yield file, os.fstat(raw.fileno())
+            yield file, raw
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             problem = f"the gzip data is damaged or cut off: {error}; compress the file again"
             raise InvalidBatch(name, [LineProblem(line=0, problem=problem)]) from error

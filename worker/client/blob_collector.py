@@ -5,7 +5,7 @@ time, as often as they like. In memory are a page of names, a few results, and o
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from itertools import islice
 from typing import Protocol
 
@@ -102,7 +102,13 @@ class BlobCollector:
     """One collection, from a batch's folder into files. `follow`: until the batch is whole."""
 
     def __init__(
-        self, container: Container, prefix: str, batch_id: str, files: ResultOutput, report: OnProgress
+        self,
+        container: Container,
+        prefix: str,
+        batch_id: str,
+        files: ResultOutput,
+        report: OnProgress,
+        waiting: Callable[[str], None],
     ) -> None:
         self.total: int | None = None
         self.timed_out = False
@@ -111,6 +117,7 @@ class BlobCollector:
         self._batch_id = batch_id
         self._files = files
         self._report = report
+        self._waiting = waiting
         self._ranks = {bytes.fromhex(job_key(job_id)): rank for job_id, rank in files.ranks()}
 
     async def gather(self, *, follow: bool, timeout: float = FOLLOW_TIMEOUT) -> None:
@@ -124,6 +131,8 @@ class BlobCollector:
         idle_rounds, worked = 0, False
         news_at = clock()
         delays = iter(REPEAT_DELAYS)
+        waiting_for = f"Blob storage to answer about batch {self._batch_id}"
+        self._waiting(waiting_for)
         while True:
             begun, had_manifest = clock(), self.total is not None
             try:
@@ -132,6 +141,7 @@ class BlobCollector:
                 delay = next(delays, None)
                 if not worked or not error.is_passing or delay is None:
                     raise  # it never worked: an answer now is better than patience
+                self._waiting(f"{waiting_for}, again after {delay:g} s; the last try failed: {error}")
                 await asyncio.sleep(delay)
                 continue
             worked, delays = True, iter(REPEAT_DELAYS)
@@ -146,7 +156,9 @@ class BlobCollector:
             if left <= 0:
                 self.timed_out = True
                 return None
+            self._waiting("")
             await asyncio.sleep(min(left, pause_after(clock() - begun, idle_rounds)))
+            self._waiting(waiting_for)
 
     async def _round(self) -> int:
         """List once, and take what is new. Returns how many results came."""

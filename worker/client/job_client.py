@@ -51,7 +51,7 @@ from worker.client.batches import (
 )
 from worker.client.blob_collector import BlobCollector, UnusableBlob, put_manifest
 from worker.client.queue_collector import BeingCollected, ClaimsNotConfigured, QueueCollector, UncheckedBatch
-from worker.client.result_files import OutputGone, ResultOutput, UnusableOutput, output_of
+from worker.client.result_files import OutputGone, ResultOutput, UnusableOutput, UnwritableOutput, output_of
 from worker.client.submission import Stamp, SubmissionInterrupted, make_manifest, send_jobs, send_manifest
 from worker.settings import ConnectionSettings, load
 
@@ -75,6 +75,7 @@ __all__ = [
     "UncheckedBatch",
     "UnusableBlob",
     "UnusableOutput",
+    "UnwritableOutput",
     "make_batch_id",
     "read_batch_file",
 ]
@@ -178,6 +179,7 @@ class JobClient:
         follow: bool = False,
         timeout: float = FOLLOW_TIMEOUT,
         on_progress: OnProgress | None = None,
+        on_waiting: Callable[[str], None] | None = None,
     ) -> Collection:
         """Bring the batch's results into `out`, those that failed into `errors` if named. The queue then has them
         no longer; Blob storage keeps them.
@@ -186,13 +188,17 @@ class JobClient:
         next collection into the same files goes on. It takes what was there when it began; with `follow` it waits
         until the batch is whole, or until no manifest and no new result has come for `timeout` seconds, 15 minutes
         by default. `Path("-")` is standard output: a result is settled once it is written there, and what an
-        interrupted collection wrote does not come again.
+        interrupted collection wrote does not come again. `on_waiting` is told whose answer is waited for, and why
+        again; an empty text is a pause between two looks. `on_progress` is called at least every few seconds while
+        answers come.
         Raises BeingCollected, AlreadyCollected where other files have all of it, UnusableOutput, OutputGone,
-        UnusableBlob, ClaimUnavailable, BlobFailed, OSError, or the SDK's ServiceBusError.
+        UnwritableOutput, UnusableBlob, ClaimUnavailable, BlobFailed, OSError, or the SDK's ServiceBusError.
         """
         require_timeout(timeout)
         with output_of(require_batch_id(batch_id), out, errors) as files:
-            collector = await self._collect_into(files, batch_id, follow, timeout, on_progress or _ignore)
+            collector = await self._collect_into(
+                files, batch_id, follow, timeout, on_progress or _ignore, on_waiting or _ignore
+            )
             return Collection(
                 batch_id=batch_id,
                 total=len(files) if files.published else collector.total,
@@ -203,21 +209,29 @@ class JobClient:
             )
 
     async def _collect_into(
-        self, files: ResultOutput, batch_id: str, follow: bool, timeout: float, report: OnProgress
+        self,
+        files: ResultOutput,
+        batch_id: str,
+        follow: bool,
+        timeout: float,
+        report: OnProgress,
+        waiting: Callable[[str], None],
     ) -> BlobCollector | QueueCollector:
         links, settings = self._open_links, self._settings
         if links.storage.results:
-            blobs = BlobCollector(links.storage.results, settings.blob_prefix, batch_id, files, report)
+            blobs = BlobCollector(links.storage.results, settings.blob_prefix, batch_id, files, report, waiting)
             await blobs.gather(follow=follow, timeout=timeout)
             return blobs
         queue = QueueCollector(files, follow=follow, timeout=timeout, report=report, claims=links.storage.claims)
-        await queue_collector.take_all(links.sessions, settings.results_queue, batch_id, queue)
+        await queue_collector.take_all(links.sessions, settings.results_queue, batch_id, queue, waiting)
         return queue
 
     async def _announce(self, batch: BatchFile, batch_id: str, waiting: Callable[[str], None]) -> str | None:
         """When the batch was submitted before. Raises OtherBatch, AlreadyCollected or UncheckedBatch."""
         links, settings = self._open_links, self._settings
         manifest = make_manifest(batch, batch_id)
+        place = "Blob storage" if links.storage.results else f"queue {settings.results_queue!r}"
+        waiting(f"{place} to tell whether batch id {batch_id} is taken")
         if links.storage.results:
             return await put_manifest(links.storage.results, settings.blob_prefix, manifest)
         async with RetryingSender(links.senders, settings.results_queue, waiting) as sender:

@@ -22,6 +22,7 @@ from azure.servicebus.exceptions import (
     SessionLockLostError,
 )
 
+from worker.azure.servicebus.faults import describe_fault
 from worker.client.batches import (
     FOLLOW_TIMEOUT,
     AlreadyCollected,
@@ -35,7 +36,7 @@ from worker.client.batches import (
     is_whole,
     require_submittable,
 )
-from worker.client.result_files import ResultOutput
+from worker.client.result_files import ResultOutput, UnusableOutput
 from worker.errors import NotAJob, WorkerError
 from worker.interfaces import Claims
 from worker.jobs.job import (
@@ -210,11 +211,19 @@ async def _open_patiently(
             await asyncio.sleep(min(SUBMIT_DELAY, patience))
 
 
-async def take_all(client: ServiceBusClient, queue: str, batch_id: str, collector: "QueueCollector") -> None:
-    """Open the session as often as it takes; give up when it fails again and again."""
+async def take_all(
+    client: ServiceBusClient,
+    queue: str,
+    batch_id: str,
+    collector: "QueueCollector",
+    waiting: Callable[[str], None],
+) -> None:
+    """Open the session as often as it takes; give up when it fails again and again. `waiting` is told what for."""
+    waiting_for = f"queue {queue!r} to answer about batch {batch_id}"
     clock = asyncio.get_running_loop().time
     delays = iter(REOPEN_DELAYS)
     opened: float | None = None
+    waiting(waiting_for)
     while True:
         try:
             async with open_session(client, queue, batch_id) as session:
@@ -225,7 +234,7 @@ async def take_all(client: ServiceBusClient, queue: str, batch_id: str, collecto
                 raise
             collector.report_held()
             await asyncio.sleep(HELD_DELAY)
-        except SESSION_FAILURES:
+        except SESSION_FAILURES as error:
             if opened is None:
                 raise  # it never worked: an answer now is better than patience
             if clock() - opened > 60:
@@ -233,6 +242,7 @@ async def take_all(client: ServiceBusClient, queue: str, batch_id: str, collecto
             delay = next(delays, None)
             if delay is None:
                 raise
+            waiting(f"{waiting_for}, again after {delay:g} s; the last try failed: {describe_fault(error)}")
             await asyncio.sleep(delay)
 
 
@@ -293,11 +303,13 @@ class QueueCollector:
 
         A result is on the disk before it is completed. The manifest is completed last of all, after the record of
         this collection is written: at any moment one of the two says how many results there are.
-        Raises AlreadyCollected.
+        Raises AlreadyCollected, or UnusableOutput where OUT is the whole of an earlier submission.
         """
         record = await session.read_record()
-        if record is not None and not self._files.published:
+        if record is not None and not self._has_all_of(record):
             await self._require_anew(session, record)
+        if self._files.published and not self._files.is_stream:
+            await self._require_same_submission(session, record)
         if not self.follow and self._snapshot is None:
             self._snapshot = await session.newest()  # else a live batch would go on bringing more
         manifests: list[Received] = []
@@ -319,6 +331,10 @@ class QueueCollector:
                 self.timed_out = True
                 return None
 
+    def _has_all_of(self, record: CollectionRecord) -> bool:
+        """OUT alone does not, where the failed jobs went to another file that is not named this time."""
+        return self._files.published and len(self._files) >= record.succeeded + record.failed
+
     async def _require_anew(self, session: ResultSession, record: CollectionRecord) -> None:
         """Raises AlreadyCollected unless the batch was submitted again since it was collected."""
         later = 0
@@ -335,6 +351,17 @@ class QueueCollector:
         else:
             left = "Nothing is left in the queue. Next: read that file, or submit again with another --batch"
         raise AlreadyCollected(self._files.batch_id, record, left)
+
+    async def _require_same_submission(self, session: ResultSession, record: CollectionRecord | None) -> None:
+        """OUT is whole; else it would pass for the whole of a later batch of the same id. Raises UnusableOutput."""
+        manifest = await _first_manifest(session)
+        if manifest is None or (record.is_of(manifest) if record else len(self._files) >= manifest.total):
+            return  # without a record: its collector died before it was written
+        raise UnusableOutput(
+            f"{self._files.name} holds {counted(len(self._files), 'result')} of an earlier batch "
+            f"{self._files.batch_id}; the one of {counted(manifest.total, 'job')} that was submitted at "
+            f"{manifest.submitted_at} is another. Next: move the file away, or collect into another name"
+        )
 
     async def _write_record(self, session: ResultSession, before: CollectionRecord | None) -> None:
         failed = self._files.failed

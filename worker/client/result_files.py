@@ -8,7 +8,9 @@ they are opened again, and OUT under its own name is always whole.
 import fcntl
 import os
 import stat
+import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, NamedTuple, Protocol, Self
@@ -16,6 +18,8 @@ from typing import BinaryIO, NamedTuple, Protocol, Self
 from worker.errors import WorkerError
 from worker.jobs.job import ResultLine, decode_result, result_rank
 
+PARTIAL, REWRITTEN = ".partial", ".partial.new"
+"""Suffixes of a file that grows, and of what replaces it where lines are left out."""
 STANDARD_OUTPUT = (Path("-"), Path("/dev/stdout"))
 
 
@@ -25,6 +29,16 @@ class UnusableOutput(WorkerError):
 
 class OutputGone(WorkerError):
     """The file that results were written to is no longer under its name, so they must stay in the queue."""
+
+
+class UnwritableOutput(WorkerError):
+    """The system did not take a write: the disk is full, a limit is reached, the device failed."""
+
+    def __init__(self, name: Path | str, error: OSError) -> None:
+        super().__init__(
+            f"{name} cannot be written: {error.strerror}. The results that are not in it stay where they are and "
+            "come again. Next: make room for it, then the same command again"
+        )
 
 
 class _Kept(NamedTuple):
@@ -61,7 +75,7 @@ class ResultOutput(Protocol):
         """Each job whose result is here, and the rank of that result."""
 
     def add(self, lines: Sequence[ResultLine]) -> None:
-        """Returns when what is new is where it can be settled. Raises OutputGone."""
+        """Returns when what is new is where it can be settled. Raises OutputGone or UnwritableOutput."""
 
     def publish(self) -> None:
         """All of the batch is there."""
@@ -73,7 +87,11 @@ def output_of(batch_id: str, out: Path, errors: Path | None) -> ResultOutput:
         raise UnusableOutput(
             "standard output takes all results, the errors too. Next: `-o -` without --errors, or two files"
         )
-    return ResultStream(batch_id) if out in STANDARD_OUTPUT else ResultFiles(batch_id, out, errors)
+    if out not in STANDARD_OUTPUT:
+        return ResultFiles(batch_id, out, errors)
+    if sys.stdout is None:  # it was closed from the start, so its descriptor may be a connection's by now
+        raise UnusableOutput("standard output is closed. Next: leave out `>&-`, or collect into a file")
+    return ResultStream(batch_id)
 
 
 class _Verdicts:
@@ -133,18 +151,16 @@ class ResultStream:
         return self._verdicts.ranks()
 
     def add(self, lines: Sequence[ResultLine]) -> None:
-        """Returns when the pipe has taken every byte, or the disk where it is a file. Raises OutputGone."""
-        rest = memoryview(b"".join(line.raw + b"\n" for line in lines if self._verdicts.note(line)))
+        """Returns when the pipe has taken every byte, or the disk where it is a file. Raises OutputGone or
+        UnwritableOutput."""
+        news = b"".join(line.raw + b"\n" for line in lines if self._verdicts.note(line))
         try:
-            while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
+            _write_all(self._descriptor, self.name, news)
         except BrokenPipeError as error:
             raise OutputGone(
                 "standard output was closed by the program that reads it. The results that it had not taken are "
                 "still in the queue. Next: the same command again brings them"
             ) from error
-        if stat.S_ISREG(os.fstat(self._descriptor).st_mode):
-            os.fsync(self._descriptor)
 
     def publish(self) -> None:
         self.published = True
@@ -167,6 +183,11 @@ class ResultFiles:
                 )
         if errors and errors.resolve() == out.resolve():
             raise UnusableOutput(f"{out} cannot take both the answers and the errors; name two files, or only one")
+        if errors and _names_while_growing(out) & _names_while_growing(errors):
+            raise UnusableOutput(
+                f"{out} and {errors}: while they grow, one would have the name of the other. "
+                f"Next: another name than {errors} for the errors"
+            )
         for path in (out, errors):
             if path and not path.parent.is_dir():
                 raise UnusableOutput(f"{path}: there is no folder {path.parent}. Next: make it, or name another")
@@ -208,7 +229,8 @@ class ResultFiles:
     def add(self, lines: Sequence[ResultLine]) -> None:
         """Returns once every line that is new is on the disk.
 
-        Raises OutputGone where a file was removed or replaced: what it was to hold must not be settled.
+        Raises OutputGone where a file was removed or replaced, or UnwritableOutput: what it was to hold must not
+        be settled.
         """
         self._require_in_place()  # a file that is gone would be begun anew, without the lines it had
         news = [line for line in lines if self._verdicts.note(line)]
@@ -286,6 +308,27 @@ class ResultFiles:
         return line
 
 
+def _write_all(descriptor: int, name: Path | str, content: bytes) -> None:
+    """Return when a pipe has taken it, or the disk if it is a file. Raises BrokenPipeError or UnwritableOutput."""
+    with _naming(name):
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.fsync(descriptor)
+
+
+@contextmanager
+def _naming(name: Path | str) -> Iterator[None]:
+    """Errors of writing do not say which file it was."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UnwritableOutput(name, error) from error
+
+
 class _Identity(NamedTuple):
     """Which file a name means, whatever the name."""
 
@@ -297,13 +340,18 @@ def _identity(found: os.stat_result) -> _Identity:
     return _Identity(found.st_dev, found.st_ino)
 
 
+def _names_while_growing(path: Path) -> set[Path]:
+    names = (path.name, f"{path.name}{PARTIAL}", f"{path.name}{REWRITTEN}")
+    return {path.parent.resolve() / name for name in names}
+
+
 class _GrowingFile:
     """`path`, while it grows under the name `path.partial`; one process at a time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._partial = path.with_name(f"{path.name}.partial")
-        self._rewritten = path.with_name(f"{path.name}.partial.new")
+        self._partial = path.with_name(f"{path.name}{PARTIAL}")
+        self._rewritten = path.with_name(f"{path.name}{REWRITTEN}")
         self._file: BinaryIO | None = None
         self._is_needed = True
         self._name = self._partial
@@ -347,10 +395,7 @@ class _GrowingFile:
     def append(self, lines: Sequence[bytes]) -> None:
         if lines:
             self._is_needed = True
-            file = self._opened
-            file.write(b"".join(line + b"\n" for line in lines))
-            file.flush()
-            os.fsync(file.fileno())
+            _write_all(self._opened.fileno(), self._partial, b"".join(line + b"\n" for line in lines))
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
         """Numbered from 1, without newlines, as far as the file goes now."""
@@ -375,7 +420,7 @@ class _GrowingFile:
 
     def _open_partial(self) -> int:
         """Open it and lock it. Returns how many bytes of whole lines it has."""
-        self._file = self._partial.open("a+b")
+        self._file = self._partial.open("a+b", buffering=0)  # what a full disk refused must not come at the end
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -396,7 +441,7 @@ class _GrowingFile:
             return False
 
     def _replace(self, lines: Iterable[bytes]) -> _Identity:
-        with self._rewritten.open("wb") as file:
+        with _naming(self._rewritten), self._rewritten.open("wb") as file:
             file.writelines(lines)
             file.flush()
             os.fsync(file.fileno())  # before it takes the name: a name without content would hide what was there

@@ -1,10 +1,12 @@
 """The command: exit codes, what goes to standard output, and readable errors."""
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -152,6 +154,47 @@ def test_whoever_waits_is_told_for_what_and_why(
         wait_until_said(capsys, "waiting for the check of jobs.jsonl")
         heartbeat.wait_for("queue 'jobs' to confirm 812 messages")
         wait_until_said(capsys, "waiting for queue 'jobs' to confirm 812 messages")
+
+
+class SlowClient(FakeClient):
+    """Says what it waits for, and answers half a second later."""
+
+    async def status(self, batch_id: str) -> Any:
+        await asyncio.sleep(0.5)
+        return self._answer
+
+    async def collect(self, *_: Any, on_waiting: Callable[[str], None], **__: Any) -> Any:
+        on_waiting("queue 'results' to answer about batch b1")
+        await asyncio.sleep(0.5)
+        return self._answer
+
+
+@pytest.mark.parametrize(
+    ("command", "answer", "told"),
+    [
+        ("status b1", BatchStatus(batch_id="b1", total=1), "waiting for a token and an answer about batch b1"),
+        ("collect b1 -o -", collection(complete=True), "waiting for queue 'results' to answer about batch b1"),
+    ],
+)
+def test_whoever_looks_or_collects_is_told_too_what_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, command: str, answer: Any, told: str
+) -> None:
+    monkeypatch.setattr("worker.cli.terminal.SILENCE", 0.05)
+    monkeypatch.setattr(worker.client, "JobClient", SlowClient(answer))
+    result = call(*command.split())
+    assert result.exit_code == 0
+    assert told in result.stderr
+
+
+def test_a_pause_of_our_own_is_not_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("worker.cli.terminal.SILENCE", 0.01)
+    with Heartbeat("") as heartbeat:
+        time.sleep(0.2)
+        assert capsys.readouterr().err == ""
+        heartbeat.wait_for("the next look")
+        wait_until_said(capsys, "waiting for the next look")
 
 
 def wait_until_said(capsys: pytest.CaptureFixture[str], text: str) -> None:
@@ -424,7 +467,7 @@ def test_help_shows_flags_without_a_value_and_whole_paragraphs(command: str) -> 
 
 def test_help_loads_neither_azure_nor_the_settings() -> None:
     script = (
-        "import sys, worker.cli.commands\n"
+        "import sys, worker.cli\n"
         "heavy = {'azure.servicebus', 'azure.identity', 'azure.storage', 'openai', 'pydantic', 'aiohttp'}\n"
         "heavy |= {'embedded_azure'}\n"
         "print(sorted(heavy & set(sys.modules)))"

@@ -214,6 +214,30 @@ def test_a_file_that_changes_after_the_check_is_not_sent(tmp_path: Path, changed
         list(read_jobs(batch))
 
 
+@pytest.mark.parametrize("how", ["appended", "overwritten"])
+def test_a_line_that_was_not_checked_is_not_sent_when_the_file_changes_meanwhile(tmp_path: Path, how: str) -> None:
+    path = write(tmp_path / "jobs.jsonl", [make_line(f"checked-{number}") for number in range(3_001)])
+    batch = read_batch_file(path)
+    jobs = read_jobs(batch)
+    sent = [next(jobs)[0] for _ in range(1_009)]
+    with path.open("ab" if how == "appended" else "r+b") as file:
+        file.write(b"".join(make_line(f"other-{number}") + b"\n" for number in range(7_001)))
+    with pytest.raises(InvalidBatch, match="has changed"):
+        sent.extend(custom_id for custom_id, _ in jobs)
+    assert sent == [f"checked-{number}" for number in range(len(sent))]
+
+
+def test_a_file_that_is_replaced_by_renaming_is_read_to_its_end(tmp_path: Path) -> None:
+    names = [f"{number}" for number in range(3_001)]
+    path = write(tmp_path / "jobs.jsonl", [make_line(name) for name in names])
+    batch = read_batch_file(path)
+    other = write(tmp_path / "other.jsonl", [make_line("other")])
+    jobs = read_jobs(batch)
+    sent = [next(jobs)[0] for _ in range(1_009)]
+    other.replace(path)
+    assert [*sent, *(custom_id for custom_id, _ in jobs)] == names
+
+
 @settings(max_examples=50, deadline=None)
 @given(names=st.lists(st.text(min_size=1, max_size=3), min_size=1, max_size=12))
 def test_a_file_is_refused_exactly_if_a_custom_id_is_repeated(

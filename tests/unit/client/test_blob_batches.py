@@ -72,10 +72,12 @@ async def collect(
     *,
     follow: bool = False,
     told: list[Progress] | None = None,
+    waited_for: list[str] | None = None,
 ) -> ResultFiles:
     with ResultFiles("b1", folder / "out", folder / "err") as files:
         report = (lambda _: None) if told is None else told.append
-        await BlobCollector(container, "results", "b1", files, report).gather(follow=follow)
+        waiting = (lambda _: None) if waited_for is None else waited_for.append
+        await BlobCollector(container, "results", "b1", files, report, waiting).gather(follow=follow)
     return files
 
 
@@ -144,7 +146,7 @@ async def test_following_ends_when_nothing_new_has_come_for_the_timeout(
 
     container.before_listing = arrive
     with ResultFiles("b1", tmp_path / "out", None) as files:
-        collector = BlobCollector(container, "results", "b1", files, lambda _: None)
+        collector = BlobCollector(container, "results", "b1", files, lambda _: None, lambda _: None)
         await collector.gather(follow=True)
     assert (collector.timed_out, collector.total, files.published) == (True, 3 if announced else None, False)
     assert ends_at <= loop_time() < ends_at + (60 if announced else 1)
@@ -195,8 +197,17 @@ async def test_a_service_that_fails_for_a_while_is_waited_for_once_it_has_worked
             container.put("a")
 
     container.before_listing = fail
-    assert (await collect(container, tmp_path, follow=True)).published
+    waited_for: list[str] = []
+    assert (await collect(container, tmp_path, follow=True, waited_for=waited_for)).published
     assert [round(moment, 3) for moment in container.listed] == [0, 1.5, 2.0, 3.0]
+    answer = "Blob storage to answer about batch b1"
+    assert waited_for == [
+        answer,
+        "",
+        answer,
+        f"{answer}, again after 0.5 s; the last try failed: the service failed",
+        f"{answer}, again after 1 s; the last try failed: the service failed",
+    ]
 
 
 @pytest.mark.looptime

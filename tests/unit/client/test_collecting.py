@@ -3,14 +3,19 @@
 import asyncio
 import json
 import os
+import resource
+import sys
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import cycle
 from pathlib import Path
+from typing import cast
 
 import pytest
+from azure.servicebus.aio import ServiceBusClient
+from azure.servicebus.exceptions import OperationTimeoutError, SessionLockLostError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,8 +29,15 @@ from worker.client.batches import (
     require_submittable,
     require_timeout,
 )
-from worker.client.queue_collector import QueueCollector, Received, find_last
-from worker.client.result_files import OutputGone, ResultFiles, ResultStream, UnusableOutput, output_of
+from worker.client.queue_collector import QueueCollector, Received, find_last, take_all
+from worker.client.result_files import (
+    OutputGone,
+    ResultFiles,
+    ResultStream,
+    UnusableOutput,
+    UnwritableOutput,
+    output_of,
+)
 from worker.jobs.job import Manifest, decode_result, encode_manifest
 from worker.waits import loop_time
 
@@ -280,6 +292,38 @@ async def test_following_ends_where_no_manifest_comes(tmp_path: Path) -> None:
     assert names(tmp_path) == set()
 
 
+@pytest.mark.looptime
+async def test_a_lost_session_is_opened_again_and_whoever_waits_is_told_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = [manifest(307), *[result(f"{number}") for number in range(307)]]
+    failures = iter([OperationTimeoutError(message="no answer"), SessionLockLostError(message="the lock is lost")])
+
+    class Loses(FakeSession):
+        async def receive(self) -> Sequence[Received]:
+            if len(self._taken) > 100 and (failure := next(failures, None)):
+                raise failure
+            return await super().receive()
+
+    @asynccontextmanager
+    async def open_session(*_: object) -> AsyncIterator[FakeSession]:
+        yield Loses(queue, group=61)
+
+    monkeypatch.setattr("worker.client.queue_collector.open_session", open_session)
+    waited_for: list[str] = []
+    client = cast(ServiceBusClient, None)  # only the session would use it
+    with ResultFiles("b1", tmp_path / "out", None) as files:
+        collector = QueueCollector(files, follow=False, report=lambda _: None)
+        await take_all(client, "results", "b1", collector, waited_for.append)
+    assert (files.published, len(files), queue) == (True, 307, [])
+    answer = "queue 'results' to answer about batch b1"
+    assert waited_for == [
+        answer,
+        f"{answer}, again after 0.5 s; the last try failed: no answer",
+        f"{answer}, again after 1 s; the last try failed: the lock is lost",
+    ]
+
+
 @pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan")])
 def test_a_timeout_is_a_number_of_seconds_that_ends(timeout: float) -> None:
     with pytest.raises(ValueError, match="above 0, and not infinite"):
@@ -340,6 +384,51 @@ def test_standard_output_is_not_shared_with_a_file_for_errors(out: str, errors: 
         output_of("b1", Path(out), Path(errors))
 
 
+def test_a_standard_output_that_was_closed_is_refused_before_its_descriptor_is_anything_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(UnusableOutput, match="standard output is closed"):
+        output_of("b1", Path("-"), None)
+
+
+@contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """No file of this process grows beyond so many bytes: a full disk, as far as a test can have one."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("room", [1, 20_011, 60_013])
+async def test_a_full_disk_is_told_by_the_files_name_and_what_it_did_not_take_stays_in_the_queue(
+    tmp_path: Path, room: int
+) -> None:
+    session = FakeSession([manifest(500), *[result(f"{number}") for number in range(500)]], group=97)
+    told = r"/out\.partial cannot be written: File too large\. .*make room"
+    with pytest.raises(UnwritableOutput, match=told), room_for(room):
+        await collect(session, tmp_path / "out")
+    written = (tmp_path / "out.partial").read_bytes()
+    assert len(written) == room
+    assert written.count(b"\n") + len(session.queue) >= 501  # what is settled is there
+    files = await collect(session, tmp_path / "out")
+    assert (files.published, session.queue) == (True, [])
+    assert sorted(read_ids(tmp_path / "out")) == sorted(f"{number}" for number in range(500))
+
+
+async def test_a_full_device_behind_standard_output_is_told_and_nothing_is_settled() -> None:
+    session = FakeSession([manifest(500), *[result(f"{number}") for number in range(500)]], group=97)
+    told = "standard output cannot be written: No space left on device"
+    full = os.open("/dev/full", os.O_WRONLY)
+    with pytest.raises(UnwritableOutput, match=told):
+        await stream(session, full)
+    os.close(full)
+    assert len(session.queue) == 501
+
+
 def test_a_folder_or_a_device_is_no_output_file(tmp_path: Path) -> None:
     for path in (tmp_path, Path(os.devnull)):
         with pytest.raises(UnusableOutput, match="not a regular file"):
@@ -397,6 +486,22 @@ async def test_a_second_collector_is_told_when_and_where_to_the_batch_was_collec
     assert names(tmp_path) == {"out"}
 
 
+@pytest.mark.parametrize("errors", [None, "another"])
+async def test_a_batch_whose_errors_are_in_a_file_that_is_not_named_is_not_taken_for_one_without_errors(
+    tmp_path: Path, errors: str | None
+) -> None:
+    results = [result(f"{number}", status=400 if number % 83 == 5 else 200) for number in range(307)]
+    session = FakeSession([manifest(307), *results])
+    await collect(session, tmp_path / "out", tmp_path / "err")
+    record = session.record
+    with pytest.raises(AlreadyCollected, match=r"into out and err: 307 results \(303 succeeded, 4 failed\)"):
+        await collect(session, tmp_path / "out", tmp_path / errors if errors else None)
+    assert session.record == record
+    assert names(tmp_path) == {"out", "err"}
+    files = await collect(session, tmp_path / "out", tmp_path / "err")
+    assert (len(files), files.failed, files.published) == (307, 4, True)
+
+
 async def test_a_later_result_is_left_to_the_files_of_its_batch_and_the_record_follows(tmp_path: Path) -> None:
     session = FakeSession([manifest(2), result("a", status=0), result("b")])
     await collect(session, tmp_path / "out", tmp_path / "err")
@@ -418,6 +523,21 @@ async def test_a_batch_submitted_anew_after_it_was_collected_is_collected_anew(t
     assert (files.published, session.queue, read_ids(tmp_path / "other")) == (True, [], ["a"])
     assert session.record
     assert session.record.submitted_at == EVENING
+
+
+@pytest.mark.parametrize("remembered", [True, False])
+async def test_a_whole_file_of_an_earlier_submission_does_not_pass_for_a_later_batch_of_the_same_id(
+    tmp_path: Path, remembered: bool
+) -> None:
+    session = FakeSession([manifest(37), *[result(f"{number}") for number in range(37)]])
+    await collect(session, tmp_path / "out")
+    # the queue may have been made anew in between
+    record = session.record if remembered else None
+    later = FakeSession([manifest(103, submitted_at=EVENING), result("a")], record=record)
+    with pytest.raises(UnusableOutput, match=r"out holds 37 results of an earlier batch b1; the one of 103 jobs"):
+        await collect(later, tmp_path / "out")
+    assert len(later.queue) == 2
+    assert len(read_ids(tmp_path / "out")) == 37
 
 
 def test_only_a_new_batch_or_one_that_is_still_to_be_collected_may_be_submitted() -> None:
@@ -626,6 +746,18 @@ async def test_a_partial_file_with_nothing_in_it_does_not_hide_the_whole_one(
 def test_answers_and_errors_need_two_files(tmp_path: Path) -> None:
     with pytest.raises(UnusableOutput, match="name two files"):
         ResultFiles("b1", tmp_path / "out", tmp_path / "x" / ".." / "out")
+
+
+@pytest.mark.parametrize(
+    ("out", "errors"),
+    [("o", "o.partial"), ("o.partial", "o"), ("o", "o.partial.new"), ("o", "x/../o.partial")],
+)
+def test_the_errors_have_no_name_that_the_answers_have_while_they_grow(
+    tmp_path: Path, out: str, errors: str
+) -> None:
+    (tmp_path / "x").mkdir()
+    with pytest.raises(UnusableOutput, match="while they grow"):
+        ResultFiles("b1", tmp_path / out, tmp_path / errors)
 
 
 @contextmanager

@@ -78,7 +78,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.azure.servicebus.sending.PATIENCE", 0.5)
     monkeypatch.setattr("worker.azure.servicebus.sending.FIRST_PATIENCE", 0.2)
     monkeypatch.setattr("worker.azure.servicebus.sending.CLOSE_TIMEOUT", 0.5)
-    monkeypatch.setattr("worker.client.CLOSE_TIMEOUT", 1.0)
+    monkeypatch.setattr("worker.client.job_client.CLOSE_TIMEOUT", 1.0)
 
 
 @pytest.fixture

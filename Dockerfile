@@ -20,7 +20,7 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
 COPY pyproject.toml README.md LICENSE ./
 COPY worker worker
 RUN PYTHONPATH=/build-tools python3 -m pip install --no-index --no-deps --no-build-isolation --no-compile --target /app/lib . \
-    && rm -rf /app/lib/bin /app/lib/worker/local \
+    && rm -rf /app/lib/bin \
     && python3 -m compileall -q --invalidation-mode unchecked-hash -s /app -p /opt/aoai-worker /app/lib/worker \
     && printf '#!/usr/bin/python3.13\nfrom worker.__main__ import main\n\nmain()\n' >/app/aoai-worker \
     && chmod 0755 /app/aoai-worker

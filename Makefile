@@ -1,5 +1,5 @@
 # `make demo` shows it working; `make test` proves it. Both need Python 3.11+; the tests of Blob storage need Node.js 20+.
-.PHONY: help environment demo azurite chart test-deploy test-rules image dashboard dashboard-picture test-monitoring unit test foreign fuzz lint bench format lock clean
+.PHONY: help environment demo azurite chart test-deploy test-rules image dashboard dashboard-picture test-monitoring unit test test-embedded foreign fuzz lint bench format lock clean
 .DEFAULT_GOAL := help
 
 bin := .venv/bin
@@ -8,6 +8,7 @@ help:
 	@echo "make demo    a real batch through the worker on an embedded Azure, start to end, in half a minute"
 	@echo "make unit    tests/unit alone, in about a minute: for while you write"
 	@echo "make test    everything that is checked: style, types, imports, tests, the deployment"
+	@echo "make test-embedded  the tests of the embedded Azure alone"
 	@echo "make test-deploy  the chart, the manifests and the Azure side with Helm 4 and 3, validators and scanners"
 	@echo "make chart   write what is derived from the chart: schema, README, k8s/base, Azure's alerts"
 	@echo "make image   build the container image, scan it, and run it hardened against the embedded Azure (Docker or root)"
@@ -77,6 +78,9 @@ unit: environment
 test: lint azurite test-deploy test-rules
 	$(bin)/pytest -n 4 --dist worksteal
 
+test-embedded: environment azurite
+	$(bin)/pytest -n 4 --dist worksteal tests/embedded
+
 SECONDS ?= 60
 packages = $(shell $(bin)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 fuzz: environment
@@ -108,4 +112,4 @@ lock: environment
 
 clean:
 	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-output \
-		worker/local/azurite/node_modules .tools .foreign .fuzz image-output
+		embedded_azure/blob/node/node_modules .tools .foreign .fuzz image-output

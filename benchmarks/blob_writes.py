@@ -23,11 +23,11 @@ from azure.core.credentials import AccessToken
 from azure.core.pipeline.transport import AioHttpTransport
 from azure.storage.blob.aio import BlobServiceClient
 
-from worker.blob_results import BlobResults
-from worker.blobs import BlobContainer
-from worker.jobs import Job, JobLine, Operation
-from worker.local.certificates import make_server_identity
-from worker.tls import trust
+from embedded_azure.certificates import make_server_identity
+from worker.azure.blob.container import BlobContainer
+from worker.azure.blob.results import BlobResults
+from worker.azure.network import trust
+from worker.jobs.job import Job, JobLine, Operation
 
 ROUNDS, WRITES, AT_ONCE = 5, 3_000, 32
 CREATED = b'HTTP/1.1 201 Created\r\nContent-Length: 0\r\nETag: "0x8DC"\r\nx-ms-version: 2023-11-03\r\n\r\n'

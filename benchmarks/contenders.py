@@ -31,7 +31,7 @@ from benchmarks.processes import (
     peak_rss_mib,
 )
 from benchmarks.traffic import Results, collect, connect, submit
-from worker.local.world import Deployment, World, default_world
+from embedded_azure.world import Deployment, World, default_world
 
 CONTENDERS = {
     "worker": ([sys.executable, "-m", "worker", "run"], '"event":"started"'),

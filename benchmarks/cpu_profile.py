@@ -31,17 +31,17 @@ COMPONENTS: Sequence[tuple[str, str]] = (
     (r"openai/", "openai client"),
     (r"httpx2/|httpcore2/", "httpx2"),
     (r"(aiohttp|multidict|yarl|aiosignal|frozenlist|aiohappyeyeballs|propcache)/", "aiohttp"),
-    (r"(azure/)?(identity|core)/|msal/|worker/identity\.py", "tokens"),
-    (r"prometheus_client/|logging/|worker/(metrics|logs)\.py", "metrics and logs"),
-    (r"worker/transport\.py", "the bridge from httpx2 to aiohttp"),
-    (r"worker/(?!(app|cli|__main__)\.py)", OWN),
+    (r"(azure/)?(identity|core)/|msal/|worker/azure/identity\.py", "tokens"),
+    (r"prometheus_client/|logging/|worker/telemetry/", "metrics and logs"),
+    (r"worker/azure/openai/transport\.py", "the bridge from httpx2 to aiohttp"),
+    (r"worker/(?!app\.py|cli/|__main__\.py)", OWN),
 )
 """The beginning of a file's name to its component; the first that fits."""
 IN_A_THREAD = "_worker (concurrent/futures/thread.py:"
 """The frame of a pool's thread; with none within, it waits for work."""
 SERVICE_BUS = r"(azure/)?servicebus/"
 SERVICE_BUS_USES = (
-    (r"\(worker/results_queue\.py:", "Service Bus: build and send results"),
+    (r"\(worker/azure/servicebus/results_queue\.py:", "Service Bus: build and send results"),
     (r"_settle", "Service Bus: settle"),
     (r"_renew", "Service Bus: renew locks"),
 )

@@ -6,7 +6,7 @@ from statistics import median
 
 from benchmarks.contenders import CONTENDERS, LATENCY, Load, Run, make_world, measure
 from benchmarks.report import at_least, at_most, describe_disturbance, table
-from worker.local.world import World
+from embedded_azure.world import World
 
 JOBS = {64: 2_000, 256: 4_000, 1_000: 4_000}
 """By what is in flight: enough for a run of several seconds."""

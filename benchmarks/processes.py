@@ -18,7 +18,7 @@ from typing import Any
 
 from aiohttp import ClientSession
 
-from worker.local.world import World
+from embedded_azure.world import World
 
 START_PATIENCE = 40.0
 STOP_PATIENCE = 15.0

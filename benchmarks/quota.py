@@ -13,13 +13,13 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from worker.budgets import Cost
+from embedded_azure.openai.quota import Estimate, Quota
+from worker.admission.budgets import Cost
+from worker.admission.gates import Gates
 from worker.errors import Throttled
-from worker.gates import Gates
-from worker.headroom import Headroom
 from worker.interfaces import Target
-from worker.local.openai_service.quota import Estimate, Quota
-from worker.outcomes import Response
+from worker.jobs.outcomes import Response
+from worker.rate_limits import Headroom
 
 MODEL = "gpt-4o-mini"
 WARM_UP, MEASURED = 600.0, 600.0

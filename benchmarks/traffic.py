@@ -12,7 +12,7 @@ from azure.servicebus import ServiceBusMessage, ServiceBusReceiveMode, Transport
 from azure.servicebus.aio import ServiceBusClient
 
 from benchmarks.processes import BenchmarkFailed
-from worker.packing import pack
+from worker.azure.servicebus.packing import pack
 
 JOB_BYTES = 2_048
 BATCH = "benchmark"

@@ -7,7 +7,7 @@ import asyncio
 
 import pytest
 
-from tests.durations import Durations, note_timeouts
+from tests.support.durations import Durations, note_timeouts
 
 
 def pytest_configure(config: pytest.Config) -> None:

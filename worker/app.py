@@ -15,24 +15,24 @@ from typing import Any
 
 import uvloop
 
-from worker.calls import Caller
+from worker.admission.gates import Gates
+from worker.admission.intake import Intake
+from worker.admission.quarantine import Quarantine
+from worker.azure.identity import check_environment
 from worker.connections import open_connections, scopes, targets
-from worker.consumer import Consumer, Receiver
-from worker.gates import Gates
-from worker.health import serve_health
-from worker.identity import check_environment
-from worker.intake import Intake
+from worker.flow.caller import Caller
+from worker.flow.consumer import Consumer, Receiver
+from worker.flow.processor import Processor
+from worker.flow.retry import RetryPolicy
+from worker.flow.rollouts import Rollouts
+from worker.flow.startup import prove
+from worker.flow.sweeper import Sweeper
 from worker.interfaces import Event, Observer, Started, Target, TokenRefreshed
-from worker.logs import EventLog, set_up_logging
-from worker.metrics import Metrics
-from worker.processor import Processor
-from worker.retry import RetryPolicy
-from worker.rollouts import Rollouts
 from worker.settings import WorkerSettings
-from worker.startup import prove
-from worker.summary import Summary
-from worker.suspects import Quarantine
-from worker.sweeper import Sweeper
+from worker.telemetry.health import serve_health
+from worker.telemetry.logs import EventLog, set_up_logging
+from worker.telemetry.metrics import Metrics
+from worker.telemetry.summary import Summary
 from worker.waits import loop_time
 
 COLLECT_EVERY = 300.0
@@ -108,7 +108,7 @@ def tracing(stack: ExitStack, logger: logging.Logger) -> Sequence[Observer]:
     if not wanted:
         return []
     try:
-        from worker.traces import Traces, open_provider
+        from worker.telemetry.traces import Traces, open_provider
     except ImportError:
         hint = "the extra is not installed: pip install 'aoai-worker[otel]'"
         logger.warning("no_traces", extra={"variable": wanted[0], "detail": hint})

@@ -10,23 +10,23 @@ from urllib.parse import urlsplit
 
 from azure.servicebus.aio import ServiceBusClient
 
-from worker.azure_openai import AzureOpenAI
-from worker.azure_roles import (
+from worker.azure.blob.claims import BlobClaims, ClaimedResults
+from worker.azure.blob.container import STORAGE_SCOPE
+from worker.azure.blob.results import BlobResults
+from worker.azure.blob.storage import Storage, open_storage
+from worker.azure.identity import TokenBroker, open_broker
+from worker.azure.openai.model import AzureOpenAI
+from worker.azure.servicebus.jobs_queue import SERVICEBUS_SCOPE, JobsQueue, connect
+from worker.azure.servicebus.results_queue import ResultsQueue
+from worker.flow.startup import Check
+from worker.interfaces import Observer, Sink, Target
+from worker.roles import (
     BLOB_DATA_CONTRIBUTOR,
     OPENAI_USER,
     SERVICE_BUS_DATA_RECEIVER,
     SERVICE_BUS_DATA_SENDER,
 )
-from worker.blob_claims import BlobClaims, ClaimedResults
-from worker.blob_results import BlobResults
-from worker.blobs import STORAGE_SCOPE
-from worker.identity import TokenBroker, open_broker
-from worker.interfaces import Observer, Sink, Target
-from worker.results_queue import ResultsQueue
-from worker.servicebus import SERVICEBUS_SCOPE, JobsQueue, connect
 from worker.settings import Deployment, WorkerSettings
-from worker.startup import Check
-from worker.storage import Storage, open_storage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,7 @@ Errors carry what the handler needs; the original is chained as cause.
 from collections.abc import Sequence
 from enum import StrEnum
 
-from worker.headroom import Headroom, ThrottleKind
+from worker.rate_limits import Headroom, ThrottleKind
 
 
 class WorkerError(Exception):

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from worker.headroom import ThrottleKind
-from worker.jobs import Claim, Envelope, Job
-from worker.outcomes import Outcome, Response, Settlement, Usage
+from worker.jobs.job import Claim, Envelope, Job
+from worker.jobs.outcomes import Outcome, Response, Settlement, Usage
+from worker.rate_limits import ThrottleKind
 
 
 class Delivery(Protocol):

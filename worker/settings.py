@@ -32,7 +32,7 @@ from pydantic_settings import (
 )
 
 from worker.errors import InvalidSettings
-from worker.model_names import MODEL, MODEL_ALPHABET
+from worker.jobs.model_names import MODEL, MODEL_ALPHABET
 
 PREFIX = "AOAI_WORKER_"
 

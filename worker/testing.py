@@ -12,11 +12,11 @@ from typing import TypeVar
 
 import orjson
 
-from worker.claims import invalid_claim, make_claim
 from worker.errors import ClaimUnavailable, LockLost, ResultTooLarge, SinkUnavailable, SourceUnavailable
 from worker.interfaces import Delivery, Event, Room, Target
-from worker.jobs import Claim, Envelope, Job, result_id
-from worker.outcomes import Abandon, Complete, DeadLetter, Release, Response, Settlement, Usage
+from worker.jobs.claims import invalid_claim, make_claim
+from worker.jobs.job import Claim, Envelope, Job, result_id
+from worker.jobs.outcomes import Abandon, Complete, DeadLetter, Release, Response, Settlement, Usage
 from worker.waits import Bell, loop_time
 
 

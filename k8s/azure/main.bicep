@@ -71,7 +71,7 @@ param producerPrincipalId string = ''
 @allowed(['Group', 'User', 'ServicePrincipal'])
 param producerPrincipalType string = 'Group'
 
-// ------------------------------------------------------------------------------ roles (worker/azure_roles.py)
+// ------------------------------------------------------------------------------ roles (worker/roles.py)
 
 var serviceBusDataReceiver = '4f6d3b9b-027b-4f4c-9142-0e5a2a2247e0'
 var serviceBusDataSender = '69a216fc-b8fb-44d8-bc22-1f3c2cd27a39'

@@ -10,7 +10,7 @@ from typing import Any
 import kubernetes_validate
 
 from scripts.chart.values import Value, read_values
-from worker.model_names import MODEL
+from worker.jobs.model_names import MODEL
 from worker.settings import PREFIX, WorkerSettings
 
 ROOT = Path(__file__).parents[2]

@@ -18,8 +18,8 @@ from pycep import BicepParser
 
 from scripts.chart.alerts import iso_duration
 from tests.chart.helm import CHART, ROOT
-from worker import azure_roles
-from worker.azure_roles import GRANTS, INFERENCE_ONLY_DATA_ACTIONS, ROLES
+from worker import roles as azure_roles
+from worker.roles import GRANTS, INFERENCE_ONLY_DATA_ACTIONS, ROLES
 
 AZURE = ROOT / "k8s/azure"
 GUID = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.chart.helm import MATRIX, notes
-from worker.azure_roles import GRANTS, ROLES
+from worker.roles import GRANTS, ROLES
 
 
 @pytest.mark.parametrize("values", MATRIX)

@@ -10,15 +10,13 @@ from typing import Any
 import pytest
 from azure.servicebus import ServiceBusMessage, ServiceBusReceivedMessage
 
-from tests.azurite import BlobService
-from tests.blob_jobs import make_job, make_line
-from tests.local_azure import Bus
-from worker.batches import BatchStatus, Progress
-from worker.blob_claims import BlobClaims
-from worker.blob_names import manifest_name
-from worker.blob_results import BlobResults
-from worker.blobs import BlobContainer
-from worker.claims import encode_claim
+from tests.support.azurite import BlobService
+from tests.support.blob_jobs import make_job, make_line
+from tests.support.local_azure import Bus
+from worker.azure.blob.claims import BlobClaims
+from worker.azure.blob.container import BlobContainer
+from worker.azure.blob.names import manifest_name
+from worker.azure.blob.results import BlobResults
 from worker.client import (
     ClaimsNotConfigured,
     InvalidBatch,
@@ -28,7 +26,9 @@ from worker.client import (
     make_batch_id,
     read_batch_file,
 )
-from worker.jobs import CLAIM_TYPE, make_job_id, parse_claim
+from worker.client.batches import BatchStatus, Progress
+from worker.jobs.claims import encode_claim
+from worker.jobs.job import CLAIM_TYPE, make_job_id, parse_claim
 from worker.settings import ConnectionSettings
 
 RESULTS = "chat"
@@ -180,7 +180,7 @@ async def test_status_counts_each_job_once_and_stays(
 async def test_a_listing_of_many_pages_counts_and_collects_each_job_once(
     client: JobClient, container: BlobContainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.blobs.PAGE", 3)
+    monkeypatch.setattr("worker.azure.blob.container.PAGE", 3)
     names = [str(number) for number in range(20)]
     await client.submit(read_batch_file(small_batch(tmp_path / "jobs.jsonl", names)), batch_id="b1")
     await answer(container, *names, failed=True)

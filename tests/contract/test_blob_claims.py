@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from tests.azurite import BlobService
-from tests.blob_jobs import make_job, make_line
-from worker.blob_claims import BlobClaims, ClaimedResults
-from worker.blobs import BlobContainer, BlobFailed
-from worker.claims import make_claim
+from tests.support.azurite import BlobService
+from tests.support.blob_jobs import make_job, make_line
+from worker.azure.blob.claims import BlobClaims, ClaimedResults
+from worker.azure.blob.container import BlobContainer, BlobFailed
 from worker.errors import ClaimUnavailable, DeadLetterReason, NotAJob, ResultTooLarge, SinkUnavailable
 from worker.interfaces import Claims
-from worker.jobs import CLAIM_TYPE, Claim, Job, parse_claim
+from worker.jobs.claims import make_claim
+from worker.jobs.job import CLAIM_TYPE, Claim, Job, parse_claim
 from worker.testing import FakeClaims, job_line
 
 LARGEST = 1 << 20

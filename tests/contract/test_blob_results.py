@@ -8,15 +8,15 @@ import pytest
 from aiohttp import web
 from azure.core.credentials import AccessToken
 
-from tests.azurite import BlobService
-from tests.blob_jobs import make_job, make_line
-from tests.local_azure import Authority, SignedCredential
-from worker.blob_names import batch_folder, counting
-from worker.blob_results import BlobResults
-from worker.blobs import LARGEST_PUT, PIECE, BlobContainer
+from embedded_azure.world import default_world
+from tests.support.azurite import BlobService
+from tests.support.blob_jobs import make_job, make_line
+from tests.support.local_azure import Authority, SignedCredential
+from worker.azure.blob.container import LARGEST_PUT, PIECE, BlobContainer
+from worker.azure.blob.names import batch_folder, counting
+from worker.azure.blob.results import BlobResults
 from worker.errors import ResultTooLarge, SinkUnavailable, TokenUnavailable
 from worker.interfaces import Sink
-from worker.local.world import default_world
 from worker.testing import FakeSink
 
 PREFIX = "results"

@@ -16,8 +16,8 @@ from azure.servicebus.exceptions import (
     SessionLockLostError,
 )
 
-from tests.local_azure import Bus
-from worker.advice import explain
+from tests.support.local_azure import Bus
+from worker.cli.advice import explain
 from worker.client import (
     AlreadyCollected,
     BatchStatus,
@@ -31,8 +31,8 @@ from worker.client import (
     make_batch_id,
     read_batch_file,
 )
-from worker.jobs import Manifest, decode_manifest
-from worker.queue_batches import announce
+from worker.client.queue_collector import announce
+from worker.jobs.job import Manifest, decode_manifest
 from worker.settings import ConnectionSettings
 
 RESULTS = "chat"
@@ -234,13 +234,13 @@ async def test_a_session_lost_between_the_disk_and_the_queue_loses_and_doubles_n
             raise SessionLockLostError()
         await complete(session, received)
 
-    monkeypatch.setattr("worker.queue_batches.BusSession.complete", lose_first)
+    monkeypatch.setattr("worker.client.queue_collector.BusSession.complete", lose_first)
     assert (await client.collect("b1", tmp_path / "out")).complete
     assert read_ids(tmp_path / "out") == ["a", "b"]
 
 
 def client_module_complete() -> Any:
-    from worker.queue_batches import BusSession
+    from worker.client.queue_collector import BusSession
 
     return BusSession.complete
 
@@ -323,7 +323,7 @@ async def test_what_was_collected_is_not_submitted_again_and_another_id_runs_it_
 async def test_a_collector_that_waited_for_another_is_told_that_it_has_collected(
     bus: Bus, client: JobClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.queue_batches.HELD_DELAY", 0.05)
+    monkeypatch.setattr("worker.client.queue_collector.HELD_DELAY", 0.05)
     names = [f"{number}" for number in range(833)]
     await client.submit(read_batch_file(write_batch(tmp_path / "jobs.jsonl", names)), batch_id="b1")
     is_held = asyncio.Event()

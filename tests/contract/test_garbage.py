@@ -8,11 +8,11 @@ from pathlib import Path
 import httpx2
 import openai
 
-from tests.contract.model_service import embedded_service, job
-from worker.azure_openai import Call
+from tests.support.model_service import embedded_service, job
+from worker.azure.openai.model import Call
 from worker.errors import CallFailed
-from worker.jobs import Job
-from worker.outcomes import Response
+from worker.jobs.job import Job
+from worker.jobs.outcomes import Response
 
 CALLS = 100
 OF_A_CALL = (Job, Call, Response, httpx2.Request, httpx2.Response, openai.APIError, CallFailed)

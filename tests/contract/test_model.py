@@ -1,6 +1,6 @@
 """The worker's model adapter before the embedded Azure OpenAI: what each answer of the service becomes.
 
-What a job then does about it is `tests/unit/test_processor.py`; streams are in `test_model_streams.py`.
+What a job then does about it is `tests/unit/flow/test_processor.py`; streams are in `test_model_streams.py`.
 """
 
 import asyncio
@@ -11,12 +11,12 @@ import orjson
 import pytest
 from aiohttp import web
 
-from tests.contract.model_service import SCOPE, ScriptedTokens, Service, embedded_service, job, job_of, scripted
-from worker.azure_openai import AzureOpenAI
+from tests.support.model_service import SCOPE, ScriptedTokens, Service, embedded_service, job, job_of, scripted
+from worker.azure.openai.model import AzureOpenAI
 from worker.errors import AnswerTooLarge, RefusedByService, SetupWrong, Throttled, Unavailable
-from worker.headroom import Headroom, ThrottleKind
 from worker.interfaces import Target
-from worker.jobs import Job
+from worker.jobs.job import Job
+from worker.rate_limits import Headroom, ThrottleKind
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Streamed jobs over a real connection: before the embedded Azure OpenAI, and servers that fail in mid stream.
 
-How events are put together is `tests/unit/test_streams.py`.
+How events are put together is `tests/unit/azure/openai/test_streams.py`.
 """
 
 import asyncio
@@ -12,13 +12,13 @@ import orjson
 import pytest
 from aiohttp import web
 
-import worker.azure_openai
-from tests.contract.model_service import SCOPE, ScriptedTokens, Service, embedded_service, job, job_of, scripted
-from worker.azure_openai import AzureOpenAI
+import worker.azure.openai.model
+from tests.support.model_service import SCOPE, ScriptedTokens, Service, embedded_service, job, job_of, scripted
+from worker.azure.openai.model import AzureOpenAI
 from worker.errors import AnswerTooLarge, RefusedByService, SetupWrong, Throttled, Unavailable
-from worker.headroom import ThrottleKind
-from worker.jobs import Job, JsonObject
-from worker.outcomes import Response
+from worker.jobs.job import Job, JsonObject
+from worker.jobs.outcomes import Response
+from worker.rate_limits import ThrottleKind
 
 QUESTION = "What is 17 + 25? [[tokens:30]]"
 CHUNK = b'data: {"choices":[{"index":0,"delta":{"content":"42"},"finish_reason":"stop"}]}\n\n'
@@ -155,7 +155,7 @@ async def begin(request: web.Request, **headers: str) -> web.StreamResponse:
 async def test_the_connection_of_a_stream_is_used_again(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     connections: set[object] = set()
     is_whole = asyncio.Event()
-    exhaust = worker.azure_openai._exhaust
+    exhaust = worker.azure.openai.model._exhaust
 
     async def exhaust_openly(chunks: AsyncIterator[bytes]) -> None:
         is_whole.set()
@@ -169,7 +169,7 @@ async def test_the_connection_of_a_stream_is_used_again(service: Service, monkey
         await is_whole.wait()  # so the stream ends after the answer
         return response
 
-    monkeypatch.setattr(worker.azure_openai, "_exhaust", exhaust_openly)
+    monkeypatch.setattr(worker.azure.openai.model, "_exhaust", exhaust_openly)
     async with scripted(service.state, answer) as target, service.model() as model:
         for _ in range(3):
             await model.complete(job("Hi", stream=True), target)
@@ -196,7 +196,7 @@ async def test_a_stream_that_failed_gives_its_connection_back(service: Service) 
 async def test_an_answer_is_whole_even_if_its_stream_never_ends(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker.azure_openai, "LINGER", 0.01)
+    monkeypatch.setattr(worker.azure.openai.model, "LINGER", 0.01)
 
     async def answer(request: web.Request) -> web.StreamResponse:
         response = await begin(request)

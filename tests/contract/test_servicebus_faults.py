@@ -29,15 +29,15 @@ from azure.servicebus.exceptions import (
     SessionLockLostError,
 )
 
+from embedded_azure.servicebus.server import ServiceBus
 from tests.contract.test_source_and_sink import HELD, a_job, jobs_queue, settings_for
-from tests.local_azure import Bus
-from tests.patience import PATIENCE
+from tests.support.local_azure import Bus
+from tests.support.patience import PATIENCE
+from worker.azure.servicebus.jobs_queue import connect
+from worker.azure.servicebus.results_queue import ResultsQueue
 from worker.errors import LockLost, SinkUnavailable, SourceUnavailable
 from worker.interfaces import Delivery
-from worker.local.servicebus.server import ServiceBus
-from worker.outcomes import Complete
-from worker.results_queue import ResultsQueue
-from worker.servicebus import connect
+from worker.jobs.outcomes import Complete
 from worker.testing import job_line
 
 BUSY = "com.microsoft:server-busy"
@@ -358,7 +358,7 @@ async def test_the_jobs_queue_gets_over_it(bus: Bus, fault: dict[str, Any]) -> N
 async def test_a_jobs_settlement_whose_answer_is_lost_ends_settled(
     bus: Bus, applied: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.servicebus_links.SETTLE_TIMEOUT", 0.3)
+    monkeypatch.setattr("worker.azure.servicebus.links.SETTLE_TIMEOUT", 0.3)
     await send(bus, job_line("a"))
     async with jobs_queue(bus) as source:
         [delivery] = await receive_until_there(source)
@@ -394,8 +394,8 @@ async def test_before_a_silent_broker_a_hundred_settlements_end_together(
     bus: Bus, faults: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One after the other they would take three minutes, at time-outs that are a twentieth of the real ones."""
-    monkeypatch.setattr("worker.servicebus_links.SETTLE_TIMEOUT", 0.4)
-    monkeypatch.setattr("worker.servicebus_links.SETTLE_WITHIN", 4.0)
+    monkeypatch.setattr("worker.azure.servicebus.links.SETTLE_TIMEOUT", 0.4)
+    monkeypatch.setattr("worker.azure.servicebus.links.SETTLE_WITHIN", 4.0)
     await send(bus, *[job_line(f"{number}") for number in range(100)])
     async with asyncio.timeout(PATIENCE), jobs_queue(bus) as source:
         deliveries = await take(source, 100)
@@ -408,7 +408,7 @@ async def test_before_a_silent_broker_a_hundred_settlements_end_together(
 async def test_what_a_mute_link_does_not_confirm_is_settled_by_the_lock(
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.servicebus_links.SETTLE_TIMEOUT", 0.4)
+    monkeypatch.setattr("worker.azure.servicebus.links.SETTLE_TIMEOUT", 0.4)
     await send(bus, *[job_line(f"{number}") for number in range(100)])
     async with jobs_queue(bus) as source:
         deliveries = await take(source, 100)

@@ -1,6 +1,6 @@
 """One set of promises, kept by the fakes and by the adapters before the embedded Service Bus.
 
-Lock loss is brought about by the broker here; what the worker does about it is `tests/unit/test_processor.py`.
+Lock loss is brought about by the broker here; what the worker does about it is `tests/unit/flow/test_processor.py`.
 """
 
 import asyncio
@@ -17,20 +17,20 @@ import pytest
 from azure.servicebus import ServiceBusMessage
 from azure.servicebus.amqp import AmqpAnnotatedMessage, AmqpMessageProperties
 
-from tests.local_azure import Bus
-from tests.patience import PATIENCE
+from embedded_azure.servicebus.broker.broker import Broker
+from embedded_azure.servicebus.server import ServiceBus
+from tests.support.local_azure import Bus
+from tests.support.patience import PATIENCE
+from worker.admission.intake import Intake
+from worker.azure.servicebus.jobs_queue import SOCKET_TIMEOUT, JobsQueue, connect
+from worker.azure.servicebus.links import SETTLE_TIMEOUT, LockedMessage
+from worker.azure.servicebus.results_queue import ResultsQueue
 from worker.errors import DeadLetterReason, LockLost, ResultTooLarge, SinkUnavailable, SourceUnavailable
-from worker.intake import Intake
+from worker.flow.sweeper import Sweeper
 from worker.interfaces import Delivery, LocksRenewed, Sink, Source
-from worker.jobs import Envelope, Job, decode
-from worker.local.servicebus.broker import Broker
-from worker.local.servicebus.server import ServiceBus
-from worker.outcomes import Abandon, Complete, DeadLetter, Release
-from worker.results_queue import ResultsQueue
-from worker.servicebus import SOCKET_TIMEOUT, JobsQueue, connect
-from worker.servicebus_links import SETTLE_TIMEOUT, LockedMessage
+from worker.jobs.job import Envelope, Job, decode
+from worker.jobs.outcomes import Abandon, Complete, DeadLetter, Release
 from worker.settings import ConnectionSettings
-from worker.sweeper import Sweeper
 from worker.testing import EventList, FakeQueue, FakeSink, job_line
 from worker.waits import loop_time
 

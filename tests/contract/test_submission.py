@@ -12,10 +12,10 @@ from azure.servicebus.exceptions import ServiceBusError
 
 from tests.contract.test_client import RESULTS, settings
 from tests.contract.test_servicebus_faults import disturb, service
-from tests.local_azure import Bus
-from worker.advice import explain
+from tests.support.local_azure import Bus
+from worker.cli.advice import explain
 from worker.client import InvalidBatch, JobClient, Progress, SubmissionInterrupted, read_batch_file
-from worker.jobs import make_job_id
+from worker.jobs.job import make_job_id
 
 
 def make_lines(megabytes: float, *, longest: int) -> Iterator[tuple[str, bytes]]:
@@ -74,17 +74,17 @@ LOST: dict[str, Any] = {"kind": "lose_answer", "on": "send"}
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """The times of `sending`, shorter by a factor; what is expected here takes milliseconds."""
-    monkeypatch.setattr("worker.sending.TRY_TIMEOUT", 3.0)
-    monkeypatch.setattr("worker.sending.PATIENCE", 0.5)
-    monkeypatch.setattr("worker.sending.FIRST_PATIENCE", 0.2)
-    monkeypatch.setattr("worker.sending.CLOSE_TIMEOUT", 0.5)
-    monkeypatch.setattr("worker.client.CLOSE_TIMEOUT", 1.0)
+    monkeypatch.setattr("worker.azure.servicebus.sending.TRY_TIMEOUT", 3.0)
+    monkeypatch.setattr("worker.azure.servicebus.sending.PATIENCE", 0.5)
+    monkeypatch.setattr("worker.azure.servicebus.sending.FIRST_PATIENCE", 0.2)
+    monkeypatch.setattr("worker.azure.servicebus.sending.CLOSE_TIMEOUT", 0.5)
+    monkeypatch.setattr("worker.client.job_client.CLOSE_TIMEOUT", 1.0)
 
 
 @pytest.fixture
 def tries_again(hurried: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.sending.TRY_TIMEOUT", 2.0)
-    monkeypatch.setattr("worker.sending.PATIENCE", 50.0)
+    monkeypatch.setattr("worker.azure.servicebus.sending.TRY_TIMEOUT", 2.0)
+    monkeypatch.setattr("worker.azure.servicebus.sending.PATIENCE", 50.0)
 
 
 @pytest.mark.usefixtures("tries_again")
@@ -151,7 +151,7 @@ async def test_a_file_that_has_changed_since_the_check_is_refused_before_anythin
 async def test_a_file_that_changes_on_the_way_ends_the_submission_saying_what_was_sent(
     bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.submission.READ_AHEAD", 123_456)
+    monkeypatch.setattr("worker.client.submission.READ_AHEAD", 123_456)
     jobs = list(make_lines(1.5, longest=3_000))
     batch = read_batch_file(write_lines(tmp_path / "jobs.jsonl", jobs))
     async with JobClient(settings(bus), bus.credential()) as client:

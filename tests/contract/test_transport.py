@@ -15,12 +15,12 @@ import httpx2
 import pytest
 from aiohttp import web
 
-from tests.contract.model_service import WORLD, Handler, serve
-from tests.patience import PATIENCE
+from embedded_azure.state import StateDirectory
+from embedded_azure.supervisor import prepare_state
+from tests.support.model_service import WORLD, Handler, serve
+from tests.support.patience import PATIENCE
+from worker.azure.openai.transport import MAX_ANSWER, MAX_REFUSAL, LeanClient, take_in
 from worker.errors import AnswerTooLarge, RefusedByService
-from worker.local.state import StateDirectory
-from worker.local.supervisor import prepare_state
-from worker.transport import MAX_ANSWER, MAX_REFUSAL, LeanClient, take_in
 
 TOKEN = {"Authorization": "Bearer secret"}
 

@@ -14,20 +14,20 @@ import pytest
 from azure.servicebus import TransportType
 from azure.servicebus._pyamqp.aio._client_async import AMQPClientAsync
 
-from tests.connect_proxy import connect_proxy
+from embedded_azure.entra.tokens import AccessTokens, issuer_of
+from embedded_azure.servicebus.access import Access
+from embedded_azure.servicebus.server import serve
 from tests.contract.test_servicebus_faults import disturb, service
 from tests.contract.test_source_and_sink import HELD, JOBS, RESULTS, a_job, send, stored
-from tests.local_azure import Authority, Bus, bus_world
-from tests.patience import PATIENCE
-from worker.advice import explain
+from tests.support.connect_proxy import connect_proxy
+from tests.support.local_azure import Authority, Bus, bus_world
+from tests.support.patience import PATIENCE
+from worker.azure.servicebus.jobs_queue import SOCKET_TIMEOUT, JobsQueue, connect
+from worker.azure.servicebus.results_queue import ResultsQueue
+from worker.cli.advice import explain
 from worker.errors import DeadLetterReason, InvalidSettings, SinkUnavailable, SourceUnavailable
 from worker.interfaces import Delivery, LocksRenewed
-from worker.local.servicebus.access import Access
-from worker.local.servicebus.server import serve
-from worker.local.tokens import AccessTokens, issuer_of
-from worker.outcomes import Abandon, Complete, DeadLetter, Release, Settlement
-from worker.results_queue import ResultsQueue
-from worker.servicebus import SOCKET_TIMEOUT, JobsQueue, connect
+from worker.jobs.outcomes import Abandon, Complete, DeadLetter, Release, Settlement
 from worker.settings import ConnectionSettings
 from worker.testing import EventList, job_line
 from worker.waits import loop_time

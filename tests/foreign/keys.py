@@ -7,11 +7,11 @@ deliveries alike. They pass in Azure.
 import dataclasses
 from pathlib import Path
 
-from tests.local_azure import bus_world
-from worker.local.certificates import make_server_identity, make_signing_key, private_pem, public_pem
-from worker.local.servicebus.access import AUDIENCE
-from worker.local.state import StateDirectory, write_atomically
-from worker.local.tokens import TokenIssuer
+from embedded_azure.certificates import make_server_identity, make_signing_key, private_pem, public_pem
+from embedded_azure.entra.tokens import TokenIssuer
+from embedded_azure.servicebus.access import AUDIENCE
+from embedded_azure.state import StateDirectory, write_atomically
+from tests.support.local_azure import bus_world
 
 _LIFETIME = 86_400.0
 

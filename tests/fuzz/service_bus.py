@@ -1,6 +1,6 @@
 """`make fuzz`: libFuzzer looks for bytes that the embedded Service Bus answers with an exception of its own.
 
-What it finds is written to a file `crash-*`, whose bytes belong into tests/unit/local/test_garbage.py
+What it finds is written to a file `crash-*`, whose bytes belong into tests/embedded/test_garbage.py
 as an example.
 """
 
@@ -11,13 +11,13 @@ from pathlib import Path
 
 import atheris  # type: ignore[import-untyped]  # in .venv-fuzz only
 
-with atheris.instrument_imports(include=["worker.local"]):
-    from tests.garbage import FEEDS
-    from tests.raw_client import Keys
-    from worker.local.amqp.codec import Int, Long
-    from worker.local.amqp.frames import PROTOCOL_AMQP, PROTOCOL_SASL
-    from worker.local.amqp.messages import encode_message
-    from worker.local.amqp.performatives import Begin, Detach, Open, SaslInit, encode_composite
+with atheris.instrument_imports(include=["embedded_azure"]):
+    from embedded_azure.amqp.codec import Int, Long
+    from embedded_azure.amqp.frames import PROTOCOL_AMQP, PROTOCOL_SASL
+    from embedded_azure.amqp.messages import encode_message
+    from embedded_azure.amqp.performatives import Begin, Detach, Open, SaslInit, encode_composite
+    from tests.support.garbage import FEEDS
+    from tests.support.raw_client import Keys
 
 FEED = tuple(FEEDS.values())
 KEYS = Keys()

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.system.harness import MODELS, Azure, Process
+from tests.support.processes import MODELS, Azure, Process
 
 HARDENED = (
     "--rm",

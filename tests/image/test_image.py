@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.image.containers import configuration, run_once, worker_container
-from tests.system.harness import (
+from tests.support.processes import (
     Azure,
     assert_one_result_each,
     azure,
@@ -37,7 +37,7 @@ def test_the_embedded_azure_is_left_out_and_the_command_says_so(image: str) -> N
     assert "not part of this installation" in output
 
 
-@pytest.mark.parametrize("module", ["worker.local", "pip", "ensurepip._bundled", "hatchling"])
+@pytest.mark.parametrize("module", ["embedded_azure", "pip", "ensurepip._bundled", "hatchling"])
 def test_what_production_does_not_need_cannot_be_imported(image: str, module: str) -> None:
     code, output = run_once(image, "-c", f"import {module}", entrypoint=PYTHON)
     assert code == 1
@@ -72,7 +72,7 @@ def test_everything_is_compiled_beforehand(image: str) -> None:
 
 
 def test_a_traceback_shows_our_own_source(image: str) -> None:
-    code, output = run_once(image, "-c", "import worker.jobs; worker.jobs.decode()", entrypoint=PYTHON)
+    code, output = run_once(image, "-c", "import worker.jobs.job; worker.jobs.job.decode()", entrypoint=PYTHON)
     assert code == 1
     assert "TypeError" in output or "AttributeError" in output
 

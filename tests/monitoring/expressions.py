@@ -10,7 +10,7 @@ import promql_parser as promql
 import yaml
 from prometheus_client import CollectorRegistry
 
-from worker.metrics import GATE_GAUGES, PREFIX, Metrics
+from worker.telemetry.metrics import GATE_GAUGES, PREFIX, Metrics
 
 FILES = Path(__file__).resolve().parents[2] / "charts" / "aoai-worker" / "files"
 RULES = FILES / "alerts.yaml"

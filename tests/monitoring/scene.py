@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from embedded_azure.world import Deployment, World
 from tests.monitoring.cluster import NAMESPACE, Cluster, served
 from tests.monitoring.prometheus import Prometheus, Target, prometheus
-from tests.system.harness import Azure, Worker, azure, command, worker, world_for_tests
-from worker.local.world import Deployment, World
+from tests.support.processes import Azure, Worker, azure, command, worker, world_for_tests
 
 MODELS = {
     "gpt-4o-mini": [{"name": "gpt-4o-mini"}],

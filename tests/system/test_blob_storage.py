@@ -13,9 +13,11 @@ import pytest
 from azure.servicebus import ServiceBusReceivedMessage, TransportType
 from azure.servicebus.aio import ServiceBusClient
 
-from tests.local_azure import SignedCredential
-from tests.patience import PATIENCE
-from tests.system.harness import (
+from embedded_azure.state import StateDirectory
+from tests.embedded.test_local_supervisor import mentions, process_end, process_ids
+from tests.support.local_azure import SignedCredential
+from tests.support.patience import PATIENCE
+from tests.support.processes import (
     Azure,
     assert_one_result_each,
     azure,
@@ -25,11 +27,9 @@ from tests.system.harness import (
     world_for_tests,
     write_batch,
 )
-from tests.system.test_local_supervisor import mentions, process_end, process_ids
-from worker.blob_results import BlobResults
-from worker.blobs import BlobContainer
-from worker.jobs import Envelope, decode
-from worker.local.state import StateDirectory
+from worker.azure.blob.container import BlobContainer
+from worker.azure.blob.results import BlobResults
+from worker.jobs.job import Envelope, decode
 
 BATCH = "a-batch"
 LARGE = 300_000
@@ -181,7 +181,9 @@ async def test_azurite_ends_when_what_started_it_is_killed(tmp_path: Path) -> No
         certificate = StateDirectory(cloud.state).server_certificate
         [azurite] = [pid for pid in process_ids() if mentions(pid, certificate)]
         [starter] = [
-            pid for pid in process_ids() if mentions(pid, "worker.local.blob") and mentions(pid, cloud.state)
+            pid
+            for pid in process_ids()
+            if mentions(pid, "embedded_azure.blob.azurite") and mentions(pid, cloud.state)
         ]
         os.kill(starter, signal.SIGKILL)
         async with asyncio.timeout(PATIENCE):

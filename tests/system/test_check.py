@@ -13,11 +13,11 @@ import pytest_asyncio
 from azure.core.credentials_async import AsyncTokenCredential
 from azure.servicebus.aio.management import ServiceBusAdministrationClient
 
-from tests.system.harness import MODELS, Azure, azure, process, world_for_tests
-from worker.azure_roles import OPENAI_USER, SERVICE_BUS_DATA_RECEIVER, SERVICE_BUS_DATA_SENDER, Role
-from worker.check import examine
-from worker.findings import Finding, State
-from worker.local.world import Identity, RoleAssignment, World
+from embedded_azure.world import Identity, RoleAssignment, World
+from tests.support.processes import MODELS, Azure, azure, process, world_for_tests
+from worker.operations.check.checks import examine
+from worker.operations.check.findings import Finding, State
+from worker.roles import OPENAI_USER, SERVICE_BUS_DATA_RECEIVER, SERVICE_BUS_DATA_SENDER, Role
 from worker.settings import ConnectionSettings, WorkerSettings, load
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

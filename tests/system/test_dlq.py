@@ -15,11 +15,11 @@ from azure.servicebus import ServiceBusMessage, TransportType
 from azure.servicebus.aio import ServiceBusClient
 from azure.servicebus.amqp import AmqpAnnotatedMessage, AmqpMessageBodyType
 
-from tests.local_azure import SignedCredential
-from tests.patience import PATIENCE
-from tests.system.harness import Azure, azure, command, process, results_in, worker, world_for_tests, write_batch
-from worker.jobs import make_job_id
-from worker.local.world import Identity, QueueSpec, Role, RoleAssignment, World
+from embedded_azure.world import Identity, QueueSpec, Role, RoleAssignment, World
+from tests.support.local_azure import SignedCredential
+from tests.support.patience import PATIENCE
+from tests.support.processes import Azure, azure, command, process, results_in, worker, world_for_tests, write_batch
+from worker.jobs.job import make_job_id
 from worker.testing import job_line
 
 RECEIVER: Role = "Azure Service Bus Data Receiver"

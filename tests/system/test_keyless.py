@@ -2,7 +2,7 @@
 
 A client ID, a tenant and the endpoints stand in manifests, logs and dashboards. Here they are known to the
 attacker, who talks to the same Entra, Azure OpenAI and Service Bus that the worker talks to, over the wire. How
-expired assertions and tokens are refused is tested with a clock in `tests/unit/local` and `tests/contract`.
+expired assertions and tokens are refused is tested with a clock in `tests/embedded`.
 """
 
 import ssl
@@ -23,7 +23,7 @@ from azure.servicebus.aio import ServiceBusClient
 from azure.servicebus.exceptions import ServiceBusError
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from tests.system.harness import Azure, azure, command, worker, world_for_tests, write_batch
+from tests.support.processes import Azure, azure, command, worker, world_for_tests, write_batch
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.patience import PATIENCE
-from tests.system.harness import (
+from tests.support.patience import PATIENCE
+from tests.support.processes import (
     Worker,
     assert_one_result_each,
     azure,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.harness import Worker, azure, command, worker, world_for_tests
+from embedded_azure.world import Deployment, World
+from tests.support.processes import Worker, azure, command, worker, world_for_tests
 from tests.system.test_blob_storage import BATCH, result_names
-from worker.local.world import Deployment, World
 
 JOBS, INPUTS = 64, 300
 """As many jobs as there are slots; an answer of so many inputs has 10 MB, so all together would be 640 MB."""

@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tests.system.harness import azure, command, results_in, worker, world_for_tests
-from worker.local.world import Deployment
+from embedded_azure.world import Deployment
+from tests.support.processes import azure, command, results_in, worker, world_for_tests
 
 CHAT, INSTRUCT, VECTORS = "gpt-4o-mini", "gpt-35-turbo-instruct", "text-embedding-3-small"
 DEPLOYMENTS = (

@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tests.patience import PATIENCE
-from tests.system.harness import (
+from embedded_azure.world import Deployment, QueueSpec, Role, RoleAssignment, World
+from tests.support.patience import PATIENCE
+from tests.support.processes import (
     Azure,
     assert_one_result_each,
     azure,
@@ -17,7 +18,6 @@ from tests.system.harness import (
     world_for_tests,
     write_batch,
 )
-from worker.local.world import Deployment, QueueSpec, Role, RoleAssignment, World
 
 
 def with_queues(world: World, *queues: QueueSpec) -> World:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.harness import Process, clean_environment
+from tests.support.processes import Process, clean_environment
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

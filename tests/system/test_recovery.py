@@ -5,7 +5,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from tests.system.harness import Worker, azure, command, worker, world_for_tests, write_batch
+from tests.support.processes import Worker, azure, command, worker, world_for_tests, write_batch
 from tests.system.test_worker_process import has_answered, until
 
 RESUMED_WITHIN = 30.0

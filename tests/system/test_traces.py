@@ -9,8 +9,8 @@ from pathlib import Path
 from aiohttp import web
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from tests.patience import PATIENCE
-from tests.system.harness import azure, command, worker, world_for_tests, write_batch
+from tests.support.patience import PATIENCE
+from tests.support.processes import azure, command, worker, world_for_tests, write_batch
 
 
 class Collector:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.connect_proxy import connect_proxy
-from tests.system.harness import (
+from tests.support.connect_proxy import connect_proxy
+from tests.support.processes import (
     Azure,
     assert_one_result_each,
     azure,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.patience import PATIENCE
-from tests.system.harness import (
+from tests.support.patience import PATIENCE
+from tests.support.processes import (
     MODELS,
     Azure,
     Worker,

@@ -44,11 +44,11 @@ MAIN = "run (worker/app.py:42)"
     ("stack", "component"),
     [
         ((MAIN, "run (uvloop/__init__.py:92)", "do_handshake (ssl.py:979)"), "event loop with TLS (uvloop)"),
-        ((MAIN, "process (worker/processor.py:80)", "loads (json/__init__.py:3)"), "our own code"),
+        ((MAIN, "process (worker/flow/processor.py:80)", "loads (json/__init__.py:3)"), "our own code"),
         ((MAIN, "tell (worker/app.py:212)"), "our own code"),
         ((MAIN, "tell (worker/app.py:212)", "inc (prometheus_client/metrics.py:9)"), "metrics and logs"),
         (
-            (MAIN, "post (openai/_base_client.py:1)", "send (worker/transport.py:80)"),
+            (MAIN, "post (openai/_base_client.py:1)", "send (worker/azure/openai/transport.py:80)"),
             "the bridge from httpx2 to aiohttp",
         ),
         (
@@ -60,13 +60,17 @@ MAIN = "run (worker/app.py:42)"
             "name look-ups in threads",
         ),
         (
-            (MAIN, "_ship (worker/results_queue.py:140)", "send (azure/servicebus/aio/_sender.py:3)"),
+            (
+                MAIN,
+                "_ship (worker/azure/servicebus/results_queue.py:140)",
+                "send (azure/servicebus/aio/_sender.py:3)",
+            ),
             "Service Bus: build and send results",
         ),
         (
             (
                 MAIN,
-                "_settle_on_link (worker/servicebus_links.py:120)",
+                "_settle_on_link (worker/azure/servicebus/links.py:120)",
                 "encode (azure/servicebus/_pyamqp/_encode.py:3)",
             ),
             "Service Bus: settle",

@@ -7,11 +7,11 @@ from typing import Any, cast
 
 import pytest
 
+from worker.azure.servicebus.jobs_queue import JobsQueue
 from worker.connections import _queue_checks, targets
 from worker.errors import SourceUnavailable
-from worker.servicebus import JobsQueue
+from worker.flow.startup import failure_of
 from worker.settings import WorkerSettings
-from worker.startup import failure_of
 
 EAST = "https://east.openai.azure.com"
 WEST = "https://west.openai.azure.com"

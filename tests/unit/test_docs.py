@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from pydantic_core import PydanticUndefined
 
+from worker.admission.gates import Gates
+from worker.admission.intake import Intake
 from worker.errors import DeadLetterReason
-from worker.gates import Gates
-from worker.intake import Intake
-from worker.jobs import Manifest
-from worker.logs import LEVELS, event_name
-from worker.metrics import INTAKE_REASONS, OUTCOMES, Metrics
-from worker.outcomes import FailureCode
+from worker.jobs.job import Manifest
+from worker.jobs.outcomes import FailureCode
 from worker.settings import CONNECTION_STRINGS, PREFIX, SMUGGLED_KEYS, ConnectionSettings, WorkerSettings
+from worker.telemetry.logs import LEVELS, event_name
+from worker.telemetry.metrics import INTAKE_REASONS, OUTCOMES, Metrics
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md")])

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.durations import too_slow
-from tests.patience import PATIENCE
+from tests.support.durations import too_slow
+from tests.support.patience import PATIENCE
 
 PLUGINS = ["-p", "pytest_timeout", "-p", "xdist", "-p", "no:cacheprovider"]
 TESTS = """

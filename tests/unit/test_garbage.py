@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.bench import Bench
+from tests.support.bench import Bench
+from worker.admission.intake import Intake
 from worker.app import COLLECT_EVERY, collect_garbage
-from worker.claims import make_claim
 from worker.errors import LockLost, RefusedByService, SetupWrong, Throttled, Unavailable
-from worker.intake import Intake
+from worker.flow.retry import Course
 from worker.interfaces import JobEnded, Target
-from worker.jobs import CLAIM_TYPE, Claim, Envelope, Job, JobLine
-from worker.outcomes import Answered, Response, label_of
-from worker.retry import Course
+from worker.jobs.claims import make_claim
+from worker.jobs.job import CLAIM_TYPE, Claim, Envelope, Job, JobLine
+from worker.jobs.outcomes import Answered, Response, label_of
 from worker.testing import EventList, FakeClaims, FakeDelivery, FakeSink, answer, job_line
 from worker.waits import Interrupt
 

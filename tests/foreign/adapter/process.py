@@ -58,7 +58,7 @@ def running(entities: dict[str, Any]) -> Iterator[None]:
         world = json.loads((state / "world.json").read_text())
         (state / "world.json").write_text(json.dumps({**world, **entities}))
         process = subprocess.Popen(
-            [python_of_the_service(), "-m", "worker.local.servicebus", "--state", str(state)],
+            [python_of_the_service(), "-m", "embedded_azure.servicebus", "--state", str(state)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=os.environ["FOREIGN_SERVICE_ROOT"],

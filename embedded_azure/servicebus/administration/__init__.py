@@ -1,0 +1,1 @@
+"""The administration API: entities as ATOM over HTTPS."""

@@ -1,0 +1,1 @@
+"""Faults on demand: what is refused, lost, slowed down or cut."""

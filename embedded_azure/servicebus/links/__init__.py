@@ -1,0 +1,1 @@
+"""What AMQP links do with the broker: sending, receiving, sessions, management requests, tokens."""

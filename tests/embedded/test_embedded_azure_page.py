@@ -1,0 +1,42 @@
+"""docs/embedded-azure.md: its example runs, and its entities file is one."""
+
+import asyncio
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from embedded_azure.entities_file import put_entities
+from embedded_azure.world import default_world
+from tests.support.patience import PATIENCE
+from tests.support.processes import azure, world_for_tests
+
+PAGE = Path(__file__).parents[2] / "docs" / "embedded-azure.md"
+
+
+def block(language: str) -> str:
+    match = re.search(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert match, f"the page has no block of {language}"
+    return match[1]
+
+
+def test_the_example_sends_and_receives() -> None:
+    run = subprocess.run([sys.executable, "-c", block("python")], capture_output=True, text=True, timeout=PATIENCE)
+    assert (run.stdout, run.returncode) == ("hello\n", 0), run.stderr
+
+
+def test_the_entities_file_can_be_used(tmp_path: Path) -> None:
+    path = tmp_path / "entities.yaml"
+    path.write_text(block("yaml"))
+    world = put_entities(default_world(), path)
+    assert [queue.name for queue in world.queues] == ["orders", "morgue"]
+    assert [subscription.name for subscription in world.topics[0].subscriptions] == ["all", "urgent"]
+
+
+async def test_a_client_of_another_project_gets_to_the_process_as_the_page_says(tmp_path: Path) -> None:
+    async with azure(tmp_path, world_for_tests()) as cloud:
+        client = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", block("py"), env=cloud.environment("producer"), stdout=subprocess.PIPE
+        )
+        said, _ = await client.communicate()
+        assert (said, client.returncode) == (b"sent\n", 0)

@@ -1,0 +1,404 @@
+"""The embedded Azure OpenAI over HTTP: who may call, what a call meets, and what is counted."""
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from aiohttp import ClientConnectionError, ClientSession, ClientTimeout
+from aiohttp.test_utils import TestServer
+
+from embedded_azure.certificates import make_signing_key, private_pem, public_pem
+from embedded_azure.entra.tokens import AccessTokens, TokenIssuer
+from embedded_azure.openai.account import Account
+from embedded_azure.openai.app import build_app
+from embedded_azure.world import Deployment, Identity, World, default_world
+from tests.support.patience import PATIENCE
+
+KEY = make_signing_key()
+DEPLOYMENTS = (
+    Deployment(name="gpt-4o-mini", model="gpt-4o-mini-2024-07-18", latency=0.001),
+    Deployment(name="small", model="gpt-4o", latency=0.001, requests_per_minute=60, tokens_per_minute=1_000),
+    Deployment(name="instruct", model="gpt-35-turbo-instruct", kind="completions", latency=0.001),
+    Deployment(
+        name="vectors",
+        model="text-embedding-3-small",
+        kind="embeddings",
+        latency=0.001,
+        requests_per_minute=60,
+        tokens_per_minute=1_000,
+    ),
+)
+WORLD = replace(default_world(), deployments=DEPLOYMENTS)
+WORKER, STRANGER = WORLD.identity("worker"), WORLD.identity("stranger")
+OPENAI = "https://cognitiveservices.azure.com"
+V1 = "/openai/v1/chat/completions"
+
+
+def token(
+    identity: Identity = WORKER, audience: str = OPENAI, lifetime: float = 60.0, tenant: str = WORLD.tenant_id
+) -> str:
+    issuer = TokenIssuer(private_pem(KEY), tenant, lifetime)
+    return issuer.issue(audience=audience, client_id=identity.client_id, object_id=identity.object_id)
+
+
+def bearer(value: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {value}"}
+
+
+def body(question: str = "Who are you?", **fields: object) -> dict[str, Any]:
+    return {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": question}], **fields}
+
+
+class Client:
+    """Speaks to the app as the worker would."""
+
+    def __init__(self, session: ClientSession) -> None:
+        self.session = session
+
+    async def post(
+        self, path: str = V1, document: object = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, Any, dict[str, str]]:
+        headers = bearer(token()) if headers is None else headers
+        document = body() if document is None else document
+        async with self.session.post(path, json=document, headers=headers) as response:
+            received = {name.lower(): value for name, value in response.headers.items()}
+            return response.status, json.loads(await response.read()), received
+
+    async def ask(self, question: str, **fields: object) -> tuple[int, Any, dict[str, str]]:
+        return await self.post(document=body(question, **fields))
+
+    async def stats(self) -> dict[str, Any]:
+        async with self.session.get("/local/stats") as response:
+            document: dict[str, Any] = await response.json()
+            return document
+
+    async def set_fault(self, **fault: object) -> int:
+        async with self.session.put("/local/faults", json=fault) as response:
+            return response.status
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[Client]:
+    async with open_client(WORLD) as opened:
+        yield opened
+
+
+class open_client:
+    """A client of an account made from `world`."""
+
+    def __init__(self, world: World) -> None:
+        issuer = TokenIssuer(private_pem(KEY), WORLD.tenant_id, 60.0).issuer
+        # The quota's windows stand still: what a test sends falls into one.
+        account = Account(world, AccessTokens(public_pem(KEY), issuer), monotonic=lambda: 1_000.0)
+        self._server = TestServer(build_app(account))
+
+    async def __aenter__(self) -> Client:
+        await self._server.start_server()
+        self._session = ClientSession(self._server.make_url("/"))
+        return Client(self._session)
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
+        await self._server.close()
+
+
+async def test_both_surfaces_answer_a_bearer_of_the_role(client: Client) -> None:
+    status, by_model, _ = await client.post()
+    assert status == 200
+    path = "/openai/deployments/gpt-4o-mini/chat/completions?api-version=2024-10-21"
+    status, by_path, headers = await client.post(path, {"messages": body()["messages"]})
+    assert status == 200
+    assert by_model["choices"] == by_path["choices"]
+    assert by_model["model"] == "gpt-4o-mini-2024-07-18"
+    assert headers["x-ms-deployment-name"] == "gpt-4o-mini"
+    assert headers["apim-request-id"] == headers["x-request-id"]
+
+
+async def test_the_newer_audience_is_accepted_too(client: Client) -> None:
+    status, _, _ = await client.post(headers=bearer(token(audience="https://ai.azure.com")))
+    assert status == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": "Basic eDp5"},
+        {"Authorization": "Bearer "},
+        bearer("rubbish"),
+        bearer(token(audience="https://servicebus.azure.net")),
+        bearer(token(lifetime=-1.0)),
+        bearer(token(tenant="another")),
+    ],
+)
+async def test_a_caller_without_a_good_token_is_refused(client: Client, headers: dict[str, str]) -> None:
+    status, document, _ = await client.post(headers=headers)
+    assert (status, document["error"]["code"]) == (401, "401")
+
+
+async def test_a_caller_without_the_role_is_refused_by_name(client: Client) -> None:
+    status, document, _ = await client.post(headers=bearer(token(STRANGER)))
+    assert (status, document["error"]["code"]) == (401, "PermissionDenied")
+    assert f"The principal `{STRANGER.object_id}` lacks the required data action" in document["error"]["message"]
+
+
+@pytest.mark.parametrize("extra", [{}, bearer(token())])
+async def test_an_api_key_is_refused_even_beside_a_token(client: Client, extra: dict[str, str]) -> None:
+    status, document, _ = await client.post(headers={"api-key": "0" * 32, **extra})
+    assert (status, document["error"]["code"]) == (403, "AuthenticationTypeDisabled")
+
+
+ACCOUNT = "/subscriptions/s/resourceGroups/g/providers/Microsoft.CognitiveServices/accounts/a"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", f"{ACCOUNT}/listKeys", 403),
+        ("POST", f"{ACCOUNT}/regenerateKey", 403),
+        ("PUT", f"{ACCOUNT}/deployments/gpt-4o", 403),
+        ("PUT", "/openai/deployments/gpt-4o", 403),
+        ("DELETE", "/openai/deployments/gpt-4o-mini", 403),
+        ("POST", "/openai/deployments", 403),
+        ("GET", "/openai/deployments", 404),
+        ("GET", "/", 404),
+    ],
+)
+async def test_the_role_neither_lists_keys_nor_changes_deployments(
+    client: Client, method: str, path: str, status: int
+) -> None:
+    async with client.session.request(method, path, headers=bearer(token())) as response:
+        assert response.status == status
+    async with client.session.request(method, path) as response:
+        assert response.status == 401
+    assert (await client.post())[0] == 200
+
+
+async def test_an_unknown_deployment_is_not_found(client: Client) -> None:
+    status, document, _ = await client.ask("hi", model="gpt-9")
+    assert (status, document["error"]["code"]) == (404, "DeploymentNotFound")
+
+
+async def test_a_body_without_a_model_is_refused_on_the_v1_surface(client: Client) -> None:
+    status, document, _ = await client.post(document={"messages": body()["messages"]})
+    assert (status, document["error"]["type"]) == (400, "invalid_request_error")
+
+
+async def test_the_deployments_surface_wants_an_api_version(client: Client) -> None:
+    status, _, _ = await client.post("/openai/deployments/gpt-4o-mini/chat/completions")
+    assert status == 404
+
+
+async def test_a_body_beyond_all_measure_is_refused(client: Client) -> None:
+    huge = io.BytesIO(json.dumps(body("x" * (17 << 20))).encode())
+    async with client.session.post(V1, data=huge, headers=bearer(token())) as response:
+        assert (response.status, (await response.json())["error"]["code"]) == (413, "413")
+
+
+async def test_a_filtered_prompt_is_400_with_the_policy(client: Client) -> None:
+    status, document, _ = await client.ask("[[content-filter]]")
+    error = document["error"]
+    assert (status, error["code"]) == (400, "content_filter")
+    assert error["innererror"]["code"] == "ResponsibleAIPolicyViolation"
+    assert error["innererror"]["content_filter_result"]["hate"]["filtered"] is True
+
+
+async def test_a_filtered_answer_is_200_and_says_so(client: Client) -> None:
+    status, document, _ = await client.ask("[[content-filter-answer]]")
+    choice = document["choices"][0]
+    assert (status, choice["finish_reason"], choice["message"]["content"]) == (200, "content_filter", "")
+
+
+async def test_a_prompt_may_fail_so_many_times_and_then_be_answered(client: Client) -> None:
+    statuses = [(await client.ask("[[status:503x2]] now?"))[0] for _ in range(4)]
+    assert statuses == [503, 503, 200, 200]
+    assert (await client.ask("[[status:503x2]] another?"))[0] == 503
+
+
+async def test_a_prompt_may_always_fail(client: Client) -> None:
+    assert [(await client.ask("[[status:500]]"))[0] for _ in range(3)] == [500] * 3
+
+
+async def test_a_malformed_answer_is_200_without_sense(client: Client) -> None:
+    async with client.session.post(V1, json=body("[[malformed]]"), headers=bearer(token())) as response:
+        assert response.status == 200
+        content = await response.read()
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(content)
+
+
+async def test_a_hanging_call_ends_when_its_client_gives_up(client: Client) -> None:
+    with pytest.raises((TimeoutError, ClientConnectionError)):
+        await client.session.post(
+            V1, json=body("[[hang]]"), headers=bearer(token()), timeout=ClientTimeout(total=0.05)
+        )
+    stats = await until(client.stats, lambda stats: stats["in_flight"] == 0)
+    assert stats["by_status"] == {"499": 1}
+
+
+async def until(
+    read: Callable[[], Awaitable[dict[str, Any]]], good: Callable[[dict[str, Any]], bool]
+) -> dict[str, Any]:
+    """The server learns of a closed connection in its own time: ask it again, each question a turn of the loop."""
+    async with asyncio.timeout(PATIENCE):
+        while not good(document := await read()):
+            pass
+        return document
+
+
+async def test_a_full_quota_is_429_with_azures_headers(client: Client) -> None:
+    assert (await client.ask("hi", model="small"))[0] == 200
+    status, document, headers = await client.ask("hi", model="small")
+    assert (status, document["error"]["code"]) == (429, "429")
+    assert "exceeded call rate limit" in document["error"]["message"]
+    assert (headers["retry-after"], headers["retry-after-ms"]) == ("1", "1000")
+    assert headers["x-ratelimit-limit-requests"] == "60"
+
+
+async def test_tokens_are_charged_on_max_tokens_and_not_on_what_was_used(client: Client) -> None:
+    status, _, headers = await client.ask("hi", model="small", max_tokens=900)
+    assert status == 200
+    assert int(headers["x-ratelimit-remaining-tokens"]) < 100
+
+
+async def test_a_throttle_on_demand_hits_its_deployment_only(client: Client) -> None:
+    assert await client.set_fault(status=429, count=1, retry_after_ms=800, deployment="small") == 200
+    assert (await client.ask("hi"))[0] == 200
+    status, _, headers = await client.ask("hi", model="small")
+    assert (status, headers["retry-after-ms"], headers.get("retry-after")) == (429, "800", None)
+    assert (await client.ask("hi", model="small"))[0] == 200
+
+
+async def test_a_fault_that_makes_no_sense_is_refused(client: Client) -> None:
+    assert await client.set_fault(status=429, deployment="gpt-9") == 400
+    assert (await client.ask("hi"))[0] == 200
+
+
+async def test_counters_show_double_payment_and_the_peak(client: Client) -> None:
+    digests = {(await client.ask("once"))[1]["choices"][0]["message"]["content"].split()[1]}
+    await asyncio.gather(*(client.ask("twice") for _ in range(2)))
+    await client.ask("[[status:503]]")
+    stats = await client.stats()
+    assert stats["by_status"] == {"200": 3, "503": 1}
+    assert sorted(stats["answers"].values()) == [1, 2]
+    assert digests < set(stats["answers"])
+    assert stats["answered_more_than_once"] == 1
+    assert stats["tokens"]["completion"] > 0
+    assert 1 <= stats["concurrent_peak"] <= 2
+
+
+async def test_a_fault_in_the_world_is_there_from_the_start() -> None:
+    world = replace(WORLD, faults={"openai": {"status": 503, "count": 1}})
+    async with open_client(world) as client:
+        assert [(await client.ask("hi"))[0] for _ in range(2)] == [503, 200]
+
+
+HI = [{"role": "user", "content": "hi"}]
+CALLS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("/openai/v1/chat/completions", "gpt-4o-mini", {"messages": HI}),
+    ("/openai/v1/responses", "gpt-4o-mini", {"input": "hi"}),
+    ("/openai/v1/completions", "instruct", {"prompt": "hi"}),
+    ("/openai/v1/embeddings", "vectors", {"input": "hi"}),
+)
+VERSIONED = {
+    "/openai/v1/chat/completions": "/openai/deployments/{}/chat/completions?api-version=2024-10-21",
+    "/openai/v1/responses": "/openai/responses?api-version=2025-04-01-preview",
+    "/openai/v1/completions": "/openai/deployments/{}/completions?api-version=2024-10-21",
+    "/openai/v1/embeddings": "/openai/deployments/{}/embeddings?api-version=2024-10-21",
+}
+UNLIKE = {"id", "created", "created_at"}
+
+
+@pytest.mark.parametrize(("path", "model", "fields"), CALLS)
+async def test_every_operation_is_on_both_surfaces(path: str, model: str, fields: dict[str, Any]) -> None:
+    async with open_client(replace(WORLD, deployments=tuple(map(unlimited, DEPLOYMENTS)))) as client:
+        status, one, headers = await client.post(path, {"model": model, **fields})
+        assert (status, headers["x-ms-deployment-name"]) == (200, model)
+        status, other, _ = await client.post(VERSIONED[path].format(model), {"model": model, **fields})
+        assert status == 200
+        assert (await client.post(VERSIONED[path].format(model).partition("?")[0], {"model": model}))[0] == 404
+    assert without_ids(one) == without_ids(other)
+
+
+def unlimited(deployment: Deployment) -> Deployment:
+    return replace(deployment, requests_per_minute=None, tokens_per_minute=None)
+
+
+def without_ids(document: dict[str, Any]) -> dict[str, Any]:
+    output = [{**item, "id": ""} for item in document.get("output", [])]
+    return {name: value for name, value in document.items() if name not in UNLIKE} | {"output": output}
+
+
+@pytest.mark.parametrize(
+    ("path", "action", "operation"),
+    [
+        (
+            "/openai/v1/chat/completions",
+            "deployments/chat/completions/action",
+            "/openai/deployments/{deployment-id}/chat/completions",
+        ),
+        ("/openai/v1/responses", "responses/write", "/openai/responses"),
+        (
+            "/openai/v1/completions",
+            "deployments/completions/action",
+            "/openai/deployments/{deployment-id}/completions",
+        ),
+        (
+            "/openai/v1/embeddings",
+            "deployments/embeddings/action",
+            "/openai/deployments/{deployment-id}/embeddings",
+        ),
+    ],
+)
+async def test_the_data_action_that_a_caller_lacks_is_that_of_the_operation(
+    client: Client, path: str, action: str, operation: str
+) -> None:
+    status, document, _ = await client.post(path, {}, bearer(token(STRANGER)))
+    assert (status, document["error"]["code"]) == (401, "PermissionDenied")
+    message = document["error"]["message"]
+    assert f"`Microsoft.CognitiveServices/accounts/OpenAI/{action}` to perform `POST {operation}`" in message
+
+
+@pytest.mark.parametrize(
+    ("path", "model", "named"),
+    [
+        ("/openai/v1/chat/completions", "vectors", "chatCompletion"),
+        ("/openai/v1/chat/completions", "instruct", "chatCompletion"),
+        ("/openai/v1/responses", "vectors", "responses"),
+        ("/openai/v1/completions", "gpt-4o-mini", "completion"),
+        ("/openai/v1/embeddings", "gpt-4o-mini", "embeddings"),
+    ],
+)
+async def test_an_operation_that_the_model_is_not_for_is_refused(
+    client: Client, path: str, model: str, named: str
+) -> None:
+    status, document, _ = await client.post(path, {"model": model})
+    assert (status, document["error"]["code"]) == (400, "OperationNotSupported")
+    assert document["error"]["message"].startswith(
+        f"The {named} operation does not work with the specified model, "
+    )
+
+
+@pytest.mark.parametrize(("path", "model", "fields"), CALLS)
+async def test_faults_and_phrases_are_met_by_every_operation(path: str, model: str, fields: dict[str, Any]) -> None:
+    failing = json.loads(json.dumps(fields).replace('"hi"', '"[[status:503x1]] hi"'))
+    async with open_client(replace(WORLD, deployments=tuple(map(unlimited, DEPLOYMENTS)))) as client:
+        await client.set_fault(status=500, count=1, deployment=model)
+        statuses = [(await client.post(path, {"model": model, **failing}))[0] for _ in range(3)]
+        stats = await client.stats()
+    assert statuses == [500, 503, 200]
+    assert stats["by_deployment"] == {model: {"500": 1, "503": 1, "200": 1}}
+    assert sum(stats["answers"].values()) == 1
+
+
+async def test_the_quota_is_charged_for_embeddings_by_their_input_alone(client: Client) -> None:
+    call = {"model": "vectors", "input": "12345678" * 10}
+    status, _, headers = await client.post("/openai/v1/embeddings", call)
+    assert (status, headers["x-ratelimit-remaining-tokens"]) == (200, "980")
+    status, document, _ = await client.post("/openai/v1/embeddings", call)
+    assert status == 429
+    assert document["error"]["message"].startswith("Requests to the Embeddings_Create Operation under")

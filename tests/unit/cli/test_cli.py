@@ -1,0 +1,476 @@
+"""The command: exit codes, what goes to standard output, and readable errors."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+from azure.servicebus.exceptions import ServiceBusAuthorizationError
+from typer.testing import CliRunner, Result
+
+import worker.client
+from worker.azure.blob.container import BlobFailed, describe_refusal
+from worker.cli.commands import _Lines, app
+from worker.cli.terminal import Heartbeat, parse_seconds
+from worker.client import BatchStatus, Collection, CollectionRecord, OtherBatch, Progress, Submission
+from worker.jobs.job import Manifest
+
+GOOD_LINE = (
+    '{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m", "messages": []}}\n'
+)
+
+
+class FakeClient:
+    """Answers as it is told to; an exception is raised instead."""
+
+    def __init__(self, answer: Any) -> None:
+        self._answer = answer
+
+    def from_environment(self) -> Self:
+        return self
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+    async def submit(self, *_: Any, **options: Any) -> Any:
+        options["on_progress"](Progress(done=1, total=1))
+        return self._give()
+
+    async def status(self, *_: Any) -> Any:
+        return self._give()
+
+    async def collect(self, *_: Any, **options: Any) -> Any:
+        options["on_progress"](Progress(done=0, total=None))
+        return self._give()
+
+    def _give(self) -> Any:
+        if isinstance(self._answer, BaseException):
+            raise self._answer
+        return self._answer
+
+
+@pytest.fixture
+def jobs_file(tmp_path: Path) -> Path:
+    path = tmp_path / "jobs.jsonl"
+    path.write_text(GOOD_LINE)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AOAI_WORKER_SERVICEBUS_NAMESPACE", "AZURE_OPENAI_ENDPOINT", "AOAI_WORKER_MODELS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def call(*arguments: str | Path, input: str | None = None) -> Result:
+    # in a thread: asyncio.run would throw away, unclosed, the loop that a plugin has set for the main one
+    with ThreadPoolExecutor(1) as thread:
+        run = partial(CliRunner().invoke, app, [str(argument) for argument in arguments], input=input)
+        return thread.submit(run).result()
+
+
+def answer_with(monkeypatch: pytest.MonkeyPatch, answer: Any) -> None:
+    monkeypatch.setattr(worker.client, "JobClient", FakeClient(answer))
+
+
+def collection(*, failed: int = 0, total: int | None = 3, complete: bool = False) -> Collection:
+    return Collection(batch_id="b1", total=total, succeeded=2, failed=failed, complete=complete)
+
+
+def test_submit_prints_the_batch_id_and_nothing_else_to_standard_output(
+    monkeypatch: pytest.MonkeyPatch, jobs_file: Path
+) -> None:
+    answer_with(monkeypatch, Submission(batch_id="b1", total=1, sha256=""))
+    result = call("submit", jobs_file)
+    assert (result.exit_code, result.stdout) == (0, "b1\n")
+    assert "collect b1" in result.stderr
+
+
+@pytest.mark.parametrize(("total", "told"), [(1, "1 job submitted."), (1_319, "1,319 jobs submitted.")])
+def test_submit_counts_in_english(monkeypatch: pytest.MonkeyPatch, jobs_file: Path, total: int, told: str) -> None:
+    answer_with(monkeypatch, Submission(batch_id="b1", total=total, sha256=""))
+    assert told in call("submit", jobs_file).stderr
+
+
+def test_submit_reads_standard_input_and_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, Submission(batch_id="b1", total=1, sha256=""))
+    assert call("submit", "-", input=GOOD_LINE).stdout == "b1\n"
+    wrong = call("submit", "-", input=GOOD_LINE * 2)
+    assert wrong.exit_code == 2
+    assert wrong.stderr.startswith("standard input cannot be submitted; nothing was sent:\n  line 2: custom_id 'a'")
+
+
+def test_a_file_that_is_not_there_is_refused_as_wrong_input(tmp_path: Path) -> None:
+    result = call("submit", tmp_path / "nowhere.jsonl")
+    assert result.exit_code == 2
+    assert "does not exist" in result.stderr
+
+
+def test_submit_reads_a_pipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    answer_with(monkeypatch, Submission(batch_id="b1", total=1, sha256=""))
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as thread:
+        writing = thread.submit(pipe.write_text, GOOD_LINE)
+        assert call("submit", pipe).stdout == "b1\n"
+        writing.result()
+
+
+def test_submit_says_what_it_skips(monkeypatch: pytest.MonkeyPatch, jobs_file: Path) -> None:
+    answer_with(monkeypatch, Submission(batch_id="b1", total=1, sha256=""))
+    jobs_file.write_bytes(b"\xef\xbb\xbf\n\n" + GOOD_LINE.encode())
+    result = call("submit", jobs_file)
+    assert f"{jobs_file}: skipped 2 blank lines and 1 byte order mark\n" in result.stderr
+    assert result.stdout == "b1\n"
+
+
+@pytest.mark.parametrize("batch_id", ["", "a/b", "b" * 49])
+def test_a_wrong_batch_id_is_refused_before_the_file_is_read(tmp_path: Path, batch_id: str) -> None:
+    path = tmp_path / "jobs.jsonl"
+    path.write_text("{")
+    result = call("submit", path, "--batch", batch_id)
+    assert result.exit_code == 2
+    assert f"batch id '{batch_id}': allowed are 1 to 48 letters" in result.stderr
+    assert "line 1" not in result.stderr
+
+
+def test_whoever_waits_is_told_for_what_and_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("worker.cli.terminal.SILENCE", 0.05)
+    with Heartbeat("the check of jobs.jsonl") as heartbeat:
+        wait_until_said(capsys, "waiting for the check of jobs.jsonl")
+        heartbeat.wait_for("queue 'jobs' to confirm 812 messages")
+        wait_until_said(capsys, "waiting for queue 'jobs' to confirm 812 messages")
+
+
+class SlowClient(FakeClient):
+    """Says what it waits for, and answers half a second later."""
+
+    async def status(self, batch_id: str) -> Any:
+        await asyncio.sleep(0.5)
+        return self._answer
+
+    async def collect(self, *_: Any, on_waiting: Callable[[str], None], **__: Any) -> Any:
+        on_waiting("queue 'results' to answer about batch b1")
+        await asyncio.sleep(0.5)
+        return self._answer
+
+
+@pytest.mark.parametrize(
+    ("command", "answer", "told"),
+    [
+        ("status b1", BatchStatus(batch_id="b1", total=1), "waiting for a token and an answer about batch b1"),
+        ("collect b1 -o -", collection(complete=True), "waiting for queue 'results' to answer about batch b1"),
+    ],
+)
+def test_whoever_looks_or_collects_is_told_too_what_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, command: str, answer: Any, told: str
+) -> None:
+    monkeypatch.setattr("worker.cli.terminal.SILENCE", 0.05)
+    monkeypatch.setattr(worker.client, "JobClient", SlowClient(answer))
+    result = call(*command.split())
+    assert result.exit_code == 0
+    assert told in result.stderr
+
+
+def test_a_pause_of_our_own_is_not_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("worker.cli.terminal.SILENCE", 0.01)
+    with Heartbeat("") as heartbeat:
+        time.sleep(0.2)
+        assert capsys.readouterr().err == ""
+        heartbeat.wait_for("the next look")
+        wait_until_said(capsys, "waiting for the next look")
+
+
+def wait_until_said(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    ends = time.monotonic() + 10
+    while text not in capsys.readouterr().err:
+        assert time.monotonic() < ends, f"{text!r} was not said"
+        time.sleep(0.01)
+
+
+def test_a_wrong_file_is_refused_line_by_line_before_any_setting_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.jsonl"
+    path.write_text(GOOD_LINE + "{\n" + GOOD_LINE)
+    result = call("submit", path)
+    assert result.exit_code == 2
+    assert "line 2: " in result.stderr
+    assert "line 3: custom_id 'a' is already on line 1" in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("command", ["run", "status b1", "collect b1 -o out", "dlq list", "dlq replay --all"])
+def test_wrong_settings_are_all_told_at_once(command: str) -> None:
+    result = call(*command.split())
+    assert result.exit_code == 2
+    assert "AOAI_WORKER_SERVICEBUS_NAMESPACE is missing" in result.stderr
+    assert ("AZURE_OPENAI_ENDPOINT is missing" in result.stderr) == (command == "run")
+
+
+def test_a_key_in_the_environment_is_refused_without_being_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZURE_OPENAI_API_KEY", "very-secret")
+    result = call("status", "b1")
+    assert result.exit_code == 2
+    assert "AZURE_OPENAI_API_KEY" in result.stderr
+    assert "very-secret" not in result.output
+
+
+RECORD = CollectionRecord(
+    total=3,
+    sha256="0" * 64,
+    submitted_at="2026-11-23T18:00:00Z",
+    succeeded=2,
+    failed=1,
+    collected_at="2026-11-23T19:00:00Z",
+    out="out.jsonl",
+)
+
+
+def test_a_batch_that_was_submitted_before_is_said_to_be(monkeypatch: pytest.MonkeyPatch, jobs_file: Path) -> None:
+    answer_with(monkeypatch, Submission(batch_id="b1", total=1, sha256="", submitted_before="2026-11-23T18:00:00Z"))
+    result = call("submit", jobs_file)
+    assert (result.exit_code, result.stdout) == (0, "b1\n")
+    assert "submitted before, at 2026-11-23T18:00:00Z" in result.stderr
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+@pytest.mark.parametrize("stays", [False, True], ids=["queue", "blob"])
+def test_the_status_of_an_unknown_batch_is_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch, options: list[str], stays: bool
+) -> None:
+    answer_with(monkeypatch, BatchStatus(batch_id="b1", stays=stays))
+    result = call("status", "b1", *options)
+    assert result.exit_code == 1
+    assert options or "b1: unknown." in result.stdout
+
+
+def test_nothing_is_ever_said_to_be_above_100_percent(capsys: pytest.CaptureFixture[str]) -> None:
+    report = _Lines("collected")
+    report(Progress(done=5, total=2))
+    assert "100 %" in capsys.readouterr().err
+
+
+def test_status_as_json_is_one_object_on_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, BatchStatus(batch_id="b1", total=3, succeeded=2, failed=1))
+    result = call("status", "b1", "--json")
+    assert json.loads(result.stdout) == {
+        "batch_id": "b1",
+        "total": 3,
+        "succeeded": 2,
+        "failed": 1,
+        "complete": True,
+        "being_collected_by_other": False,
+        "collected": None,
+        "later": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        (BatchStatus(batch_id="b1", total=3, succeeded=1), "1 of 3 results to be collected"),
+        (BatchStatus(batch_id="b1", total=1, failed=1), "complete, 1 result to be collected"),
+        (BatchStatus(batch_id="b1", succeeded=2), "2 results to be collected (2 succeeded, 0 failed); no manifest"),
+        (
+            BatchStatus(batch_id="b1", total=3, succeeded=2, failed=1, collected=RECORD, later=1),
+            "collected at 2026-11-23T19:00:00Z into out.jsonl, 3 results (2 succeeded, 1 failed); 1 later result",
+        ),
+        (BatchStatus(batch_id="b1", being_collected_by_other=True), "being collected by another process"),
+        (BatchStatus(batch_id="b1", total=3, succeeded=1, failed=1, stays=True), "2 of 3 results (1 succeeded"),
+        (BatchStatus(batch_id="b1", total=1, failed=1, stays=True), "complete, 1 result (0 succeeded"),
+    ],
+)
+def test_status_is_told_in_words(monkeypatch: pytest.MonkeyPatch, status: BatchStatus, told: str) -> None:
+    answer_with(monkeypatch, status)
+    assert told in call("status", "b1").stdout
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "told"),
+    [
+        (collection(complete=True), 0, "complete, 2 results (2 succeeded, 0 failed) in out.jsonl"),
+        (collection(failed=1, complete=True), 4, "complete, 3 results (2 succeeded, 1 failed) in out.jsonl"),
+        (collection(failed=1), 3, "3 results so far (2 succeeded, 1 failed)"),
+        (collection(), 3, "1 of 3 are missing"),
+        (collection(total=None), 3, "its manifest has not come"),
+        (replace(collection(total=None), succeeded=0), 3, "Next: check the id, which submit printed"),
+    ],
+)
+def test_collect_tells_by_its_exit_code_whether_the_batch_is_complete(
+    monkeypatch: pytest.MonkeyPatch, answer: Collection, code: int, told: str
+) -> None:
+    answer_with(monkeypatch, answer)
+    result = call("collect", "b1", "-o", "out.jsonl")
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert told in result.stderr
+
+
+def test_a_collection_that_gave_up_says_what_it_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, replace(collection(), timed_out=True))
+    result = call("collect", "b1", "-o", "out.jsonl", "--follow", "--timeout", "90s")
+    assert result.exit_code == 3
+    assert "1 of 3 are missing" in result.stderr
+    assert "Neither a manifest nor a new result came within 90s (--timeout)" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("1", 1), ("90", 90), ("90s", 90), ("15m", 900), ("1.5h", 5_400), ("7d", 604_800)]
+)
+def test_a_timeout_is_given_in_seconds_or_with_a_unit(text: str, seconds: float) -> None:
+    assert parse_seconds(text, "--timeout") == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "inf", "nan", "1e9", "8d", "15 minutes", "٣", "0.5"])
+def test_a_timeout_that_is_none_is_wrong_input(text: str) -> None:
+    result = call("collect", "b1", "-o", "out.jsonl", "--follow", f"--timeout={text}")
+    assert result.exit_code == 2
+    assert "Invalid value for '--timeout'" in result.stderr
+    assert "1s to 7d" in result.stderr
+
+
+def test_a_log_says_what_is_waited_for_when_nothing_comes(capsys: pytest.CaptureFixture[str]) -> None:
+    now = 0.0
+    report = _Lines("collected", clock=lambda: now)
+    for moment, progress in (
+        (0, Progress(done=0, total=None)),
+        (5, Progress(done=30, total=250)),
+        (64, Progress(done=30, total=250)),
+        (65, Progress(done=30, total=250)),
+        (66, Progress(done=30, total=250)),
+        (70, Progress(done=30, total=250, held=True)),
+        (80, Progress(done=250, total=250)),
+    ):
+        now = float(moment)
+        report(progress)
+    assert capsys.readouterr().err.splitlines() == [
+        "waiting for the batch's manifest (0)",
+        "collected: 10 % (30)",
+        "waiting for the other 220 of 250 results (30)",
+        "waiting for another collector to end (30)",
+        "collected: 100 % (250)",
+    ]
+
+
+def test_an_error_of_azure_is_one_message_with_a_next_step_and_no_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answer_with(monkeypatch, ServiceBusAuthorizationError(message="'Listen' claim(s) are required"))
+    result = call("status", "b1")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert 'Next: give this identity the role "Azure Service Bus Data Receiver"' in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_batch_id_that_another_file_has_is_wrong_input(monkeypatch: pytest.MonkeyPatch, jobs_file: Path) -> None:
+    manifest = Manifest(batch_id="b1", total=7, sha256="0" * 64, submitted_at="2026-11-23T18:00:00Z")
+    answer_with(monkeypatch, OtherBatch("b1", manifest))
+    result = call("submit", jobs_file, "--batch", "b1")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "7 jobs" in result.stderr
+
+
+def test_a_container_that_refuses_is_told_with_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusal = describe_refusal("https://a.blob.core.windows.net/r", 403, "AuthorizationPermissionMismatch")
+    answer_with(monkeypatch, BlobFailed(refusal, status=403, code="AuthorizationPermissionMismatch"))
+    result = call("status", "b1")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert 'role "Storage Blob Data Contributor"' in result.stderr
+
+
+def test_local_blob_storage_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    result = call("local", "--blob")
+    assert result.exit_code == 2
+    assert "Node.js 20 or newer. Next: install it, then run scripts/azurite" in result.stderr
+
+
+def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, KeyboardInterrupt())
+    result = call("collect", "b1", "-o", "out", "--follow")
+    assert result.exit_code == 130
+    assert "goes on where this one ended" in result.stderr
+
+
+def test_an_interruption_of_what_goes_on_nowhere_promises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, KeyboardInterrupt())
+    result = call("status", "b1")
+    assert (result.exit_code, result.stderr) == (130, "Interrupted.\n")
+
+
+def test_an_interruption_before_the_command_is_loaded_is_no_traceback() -> None:
+    script = (
+        "import signal, sys\n"
+        "from worker.__main__ import main\n"
+        "class CtrlC:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'azure':\n"
+        "            signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, CtrlC())\n"
+        "main()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (130, "")
+
+
+def test_a_file_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, FileNotFoundError(2, "No such file or directory", "nowhere/out.partial"))
+    result = call("collect", "b1", "-o", "nowhere/out")
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (
+        1,
+        "nowhere/out.partial: No such file or directory",
+    )
+
+
+def test_without_the_local_azure_the_command_says_where_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "embedded_azure", None)
+    result = call("local")
+    assert result.exit_code == 1
+    assert "not part of this installation" in result.stderr
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"aoai-worker {version('aoai-worker')}\n")
+
+
+def test_help_says_of_each_command_in_one_line_what_it_does() -> None:
+    for commands in ([], ["dlq"]):
+        told = CliRunner().invoke(app, [*commands, "--help"], terminal_width=80).stdout
+        listed = told.partition("Commands:\n")[2].splitlines()
+        assert len(listed) >= 4
+        assert [line for line in listed if not line.endswith(".") or line.endswith("...")] == []
+
+
+@pytest.mark.parametrize("command", ["submit", "status", "collect"])
+def test_help_shows_flags_without_a_value_and_whole_paragraphs(command: str) -> None:
+    told = CliRunner().invoke(app, [command, "--help"]).stdout
+    assert "bool" not in told
+    paragraphs = told.partition("\n\n")[2].partition("Arguments:")[0].split("\n\n")
+    for line in (line for paragraph in paragraphs for line in paragraph.splitlines()[:-1]):
+        assert len(line) > 60, "a line that ends in the midst of a paragraph"
+
+
+def test_help_loads_neither_azure_nor_the_settings() -> None:
+    script = (
+        "import sys, worker.cli\n"
+        "heavy = {'azure.servicebus', 'azure.identity', 'azure.storage', 'openai', 'pydantic', 'aiohttp'}\n"
+        "heavy |= {'embedded_azure'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert shown.stdout == "[]\n"

@@ -1,0 +1,116 @@
+"""Start-up's checks: again until they pass, all together, and whom an outage may keep from starting."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from tests.support.bench import target
+from worker.admission.intake import Intake
+from worker.errors import SetupWrong, SourceUnavailable, Unavailable, WorkerError
+from worker.flow.startup import Check, prove
+from worker.interfaces import SetupCheckFailed, Target
+from worker.testing import EventList
+from worker.waits import loop_time
+
+pytestmark = pytest.mark.looptime
+
+FIRST, SECOND = target("first"), target("second")
+
+
+class Proof:
+    """Fails with each of the errors in turn, then passes."""
+
+    def __init__(self, *errors: WorkerError) -> None:
+        self.errors = list(errors)
+        self.calls = 0
+
+    async def __call__(self) -> None:
+        self.calls += 1
+        if self.errors:
+            raise self.errors.pop(0)
+
+
+def check(about: str | Target, proof: Proof) -> Check:
+    name = about if isinstance(about, str) else about.label
+    return Check(what=name, about=about, prove=proof)
+
+
+class Start:
+    """A start-up of a pod whose intake is closed for it."""
+
+    def __init__(self) -> None:
+        self.events = EventList()
+        self.intake = Intake(4, self.events)
+        self.intake.close("start-up", "not proved yet")
+
+    async def run(self, *checks: Check, routes: Mapping[str, Sequence[Target]] | None = None) -> None:
+        await prove(checks, self.intake, self.events, lambda: 1.0, routes=routes)
+
+
+async def test_what_failed_is_looked_at_again_and_nothing_else() -> None:
+    start = Start()
+    good, bad = Proof(), Proof(SourceUnavailable("no role"), SourceUnavailable("no role"))
+    await start.run(check("token", good), check("jobs", bad))
+    assert (good.calls, bad.calls) == (1, 3)
+    assert loop_time() == 2 + 4
+    assert start.intake.closures == {}
+    told = [(event.what, event.detail) for event in start.events.of(SetupCheckFailed)]
+    assert told == [("jobs", "no role")] * 2
+
+
+class NeverAnswers(Proof):
+    """Service Bus behind a network that swallows packets."""
+
+    async def __call__(self) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_a_stop_does_not_wait_for_a_check_that_gets_no_answer() -> None:
+    start = Start()
+    asyncio.get_running_loop().call_later(7, start.intake.stop)
+    await start.run(check("token", Proof()), check("jobs", NeverAnswers()))
+    assert loop_time() == 7
+    assert "start-up" in start.intake.closures
+
+
+async def test_a_stop_ends_the_waiting_and_opens_nothing() -> None:
+    start = Start()
+    asyncio.get_running_loop().call_later(3, start.intake.stop)
+    await start.run(check("jobs", Proof(*[SourceUnavailable("down")] * 99)))
+    assert loop_time() == 3
+    assert start.intake.closures == {"start-up": "jobs: down"}
+
+
+async def test_a_deployment_that_is_out_of_reach_keeps_no_pod_from_starting_that_has_another() -> None:
+    start = Start()
+    down = Proof(*[Unavailable("region down")] * 99)
+    routes = {"gpt-4o": [FIRST, SECOND]}
+    await start.run(check(FIRST, down), check(SECOND, Proof()), routes=routes)
+    assert loop_time() == 0
+    assert start.intake.closures == {}
+    assert [event.what for event in start.events.of(SetupCheckFailed)] == ["first"], "but it is told"
+
+
+async def test_a_model_that_has_no_other_deployment_is_waited_for() -> None:
+    start = Start()
+    down = Proof(*[Unavailable("region down")] * 2)
+    routes = {"gpt-4o": [FIRST, SECOND], "gpt-4o-mini": [FIRST]}
+    await start.run(check(FIRST, down), check(SECOND, Proof()), routes=routes)
+    assert down.calls == 3
+
+
+async def test_a_deployment_that_refuses_us_is_waited_for_though_there_is_another() -> None:
+    start = Start()
+    forbidden = Proof(*[SetupWrong("403")] * 2)
+    routes = {"gpt-4o": [FIRST, SECOND]}
+    await start.run(check(FIRST, forbidden), check(SECOND, Proof()), routes=routes)
+    assert forbidden.calls == 3
+
+
+async def test_deployments_that_are_all_out_of_reach_are_waited_for() -> None:
+    start = Start()
+    first, second = Proof(*[Unavailable("down")] * 9), Proof(*[Unavailable("down")] * 2)
+    routes = {"gpt-4o": [FIRST, SECOND]}
+    await start.run(check(FIRST, first), check(SECOND, second), routes=routes)
+    assert (first.calls, second.calls) == (3, 3)

@@ -1,0 +1,1 @@
+"""Everything that talks to Azure. Each service is a package; none knows another."""

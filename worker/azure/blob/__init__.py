@@ -1,0 +1,1 @@
+"""Blob storage: results, claim checks, and how blobs are named."""

@@ -1,0 +1,315 @@
+"""A container of Blob storage, and the few requests that results and claims need of it.
+
+Blobs are written and read by plain requests through azure-core's pipeline, under the clients of azure-storage-blob:
+an upload by those costs three times the CPU (benchmarks/blob_writes.py). Listing, which is rare, is the
+client's. Nothing is retried here: who asked knows how long to be patient.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self, runtime_checkable
+
+import aiohttp
+from azure.core import AsyncPipelineClient
+from azure.core.credentials_async import AsyncTokenCredential
+from azure.core.exceptions import AzureError, HttpResponseError
+from azure.core.pipeline import PipelineRequest, PipelineResponse
+from azure.core.pipeline.policies import AsyncBearerTokenCredentialPolicy, HeadersPolicy
+from azure.core.pipeline.transport import AioHttpTransport
+from azure.core.rest import AsyncHttpResponse, HttpRequest
+from azure.storage.blob.aio import ContainerClient
+
+from worker.azure.network import has_proxy, trust
+from worker.errors import TokenUnavailable, WorkerError
+
+STORAGE_SCOPE = "https://storage.azure.com/.default"
+ROLE = "Storage Blob Data Contributor"
+API_VERSION = "2023-11-03"
+"""Of the requests made here and by the client alike: old enough for every cloud and for Azurite."""
+CONNECT_TIMEOUT = 10.0
+REQUEST_TIMEOUT = 60.0
+"""Seconds for one request, waiting for a connection included."""
+PAGE = 5_000
+"""Names in one answer of a listing; the most that the service gives."""
+LARGEST_PUT = 5_000 << 20
+"""Bytes that one request may write. Source: Put Blob, learn.microsoft.com/rest/api/storageservices/put-blob."""
+
+
+PIECE = 256 << 10
+"""Bytes of a large body that are handed to TLS at once."""
+
+
+FAULTS = (AzureError, TokenUnavailable, aiohttp.ClientError, OSError, TimeoutError)
+"""What a request may end with instead of an answer."""
+
+
+class BlobFailed(WorkerError):
+    """A request failed. `status` is the HTTP status, None without an answer; `code` is the service's word for it.
+
+    The message names the container and the next step.
+    """
+
+    def __init__(self, message: str, *, status: int | None, code: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+    @property
+    def is_passing(self) -> bool:
+        """Whether waiting may mend it, rather than somebody."""
+        return self.status is None or self.status in (408, 429) or self.status >= 500
+
+
+class BlobContainer:
+    """A container under our identity. Use it as a context manager; at most `connections` requests at once.
+
+    `url`: such as https://my-account.blob.core.windows.net/results. Names must need no quoting in a url.
+    Every method raises BlobFailed.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        credential: AsyncTokenCredential,
+        *,
+        ca_file: Path | None = None,
+        connections: int = 32,
+        timeout: float = REQUEST_TIMEOUT,
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._credential = credential
+        self._ca_file = ca_file
+        self._connections = connections
+        self._timeout = timeout
+        self._session: aiohttp.ClientSession | None = None
+        self._requests: AsyncPipelineClient[HttpRequest, AsyncHttpResponse] | None = None
+        self._lists: ContainerClient | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=trust(self._ca_file), limit=self._connections),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=has_proxy(),
+            auto_decompress=False,  # a body is what was put there, whatever its Content-Encoding claims
+        )
+        # one for each: the pipeline and the client close theirs, and the session is closed here
+        self._requests = AsyncPipelineClient(
+            self.url,
+            policies=[HeadersPolicy({"x-ms-version": API_VERSION}), _Bearer(self._credential)],
+            transport=self._transport(),
+        )
+        self._lists = ContainerClient.from_container_url(
+            self.url,
+            credential=self._credential,
+            transport=self._transport(),
+            api_version=API_VERSION,
+            retry_total=0,
+            permit_redirects=False,
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def create(self, name: str, body: bytes) -> str | None:
+        """Write a blob that is not there yet. Returns its ETag, or None where one of this name is there."""
+        headers = {"x-ms-blob-type": "BlockBlob", "content-type": "application/json", "if-none-match": "*"}
+        content: bytes | _Pieces = body
+        if len(body) > PIECE:
+            content, headers["content-length"] = _Pieces(body), str(len(body))
+        response = await self._send(HttpRequest("PUT", self._url(name), content=content, headers=headers))
+        if response.status_code == 201:
+            return response.headers["etag"]
+        if _error_code(response) in ("BlobAlreadyExists", "ConditionNotMet", "BlobImmutableDueToPolicy"):
+            return None
+        raise self._failure(response)
+
+    async def read(self, name: str, *, at_most: int, etag: str | None = None) -> bytes:
+        """The whole blob. BlobFailed has the code `TooLarge` beyond `at_most` bytes, the status 412 where the
+        ETag is not `etag`."""
+        headers = {"if-match": etag} if etag else {}
+        request = HttpRequest("GET", self._url(name), headers=headers)
+        try:
+            async with asyncio.timeout(self._timeout):
+                response = await self._open_requests.send_request(request, stream=True)
+                async with response:
+                    if response.status_code != 200:
+                        await response.read()
+                        raise self._failure(response)
+                    return await self._body(name, response, at_most)
+        except FAULTS as error:
+            raise self._unreachable(error) from error
+
+    async def etag(self, name: str) -> str | None:
+        """None where there is no such blob."""
+        response = await self._send(HttpRequest("HEAD", self._url(name)))
+        if response.status_code == 404:
+            return None
+        if response.status_code != 200:
+            raise self._failure(response)
+        return response.headers["etag"]
+
+    async def names(self, prefix: str) -> AsyncIterator[Sequence[str]]:
+        """Every name with this prefix, in alphabetical order and a page at a time; one request for each page."""
+        pages = self._open_lists.list_blob_names(name_starts_with=prefix, results_per_page=PAGE).by_page()
+        while True:
+            try:
+                async with asyncio.timeout(self._timeout):
+                    page = await anext(pages, None)
+                    names = [name async for name in page] if page is not None else None
+            except FAULTS as error:
+                raise self._unreachable(error) from error
+            if names is None:
+                return
+            yield names
+
+    async def prove(self, prefix: str) -> None:
+        """Prove that the container is there and that we may list it and write to it. Nothing is written: the
+        condition of the write cannot be met, and it is looked at only once the identity has been."""
+        async for _ in self.names(f"{prefix}/proof"):
+            pass
+        headers = {"x-ms-blob-type": "BlockBlob", "if-match": '"0x0"'}
+        response = await self._send(HttpRequest("PUT", self._url(f"{prefix}/proof"), content=b"", headers=headers))
+        if response.status_code != 412:
+            raise self._failure(response)
+
+    async def _send(self, request: HttpRequest) -> AsyncHttpResponse:
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await self._open_requests.send_request(request)
+        except FAULTS as error:
+            raise self._unreachable(error) from error
+
+    async def _body(self, name: str, response: AsyncHttpResponse, at_most: int) -> bytes:
+        chunks, size = [], 0
+        async for chunk in response.iter_raw():
+            size += len(chunk)
+            if size > at_most:
+                message = f"{self._url(name)} has more than the {at_most:,} bytes that are read"
+                raise BlobFailed(message, status=200, code="TooLarge")
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+    def _transport(self) -> AioHttpTransport:
+        return AioHttpTransport(
+            session=self._session,
+            session_owner=False,
+            connection_timeout=CONNECT_TIMEOUT,
+            read_timeout=self._timeout,
+        )
+
+    def _url(self, name: str) -> str:
+        return f"{self.url}/{name}"
+
+    def _failure(self, response: AsyncHttpResponse) -> BlobFailed:
+        status, code = response.status_code, _error_code(response)
+        return BlobFailed(describe_refusal(self.url, status, code), status=status, code=code)
+
+    def _unreachable(self, error: BaseException) -> BlobFailed:
+        if isinstance(error, BlobFailed):
+            return error
+        if isinstance(error, HttpResponseError) and error.status_code:
+            code = str(getattr(error, "error_code", None) or "no error code")
+            message = describe_refusal(self.url, error.status_code, code)
+            return BlobFailed(message, status=error.status_code, code=code)
+        return BlobFailed(describe_silence(self.url, error), status=None, code="none")
+
+    @property
+    def _open_requests(self) -> "AsyncPipelineClient[HttpRequest, AsyncHttpResponse]":
+        if self._requests is None:
+            raise RuntimeError(f"the container {self.url} is not open: async with BlobContainer(...)")
+        return self._requests
+
+    @property
+    def _open_lists(self) -> ContainerClient:
+        if self._lists is None:
+            raise RuntimeError(f"the container {self.url} is not open: async with BlobContainer(...)")
+        return self._lists
+
+
+class _Pieces:
+    """A body bit by bit, as often as the request is sent. Given whole, TLS would encrypt it whole into a buffer of
+    the connection, which stays that large, and copy that for the socket: three times the body."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for start in range(0, len(self._body), PIECE):
+            yield self._body[start : start + PIECE]
+
+
+@runtime_checkable
+class _Replaces(Protocol):
+    """A credential that can be told that a token was rejected, as our broker can."""
+
+    async def replace(self, scope: str, rejected: str) -> str: ...
+
+
+class _Bearer(AsyncBearerTokenCredentialPolicy[HttpRequest, AsyncHttpResponse]):
+    """Beside a claims challenge it answers a plain rejection too: once, with a newer token."""
+
+    def __init__(self, credential: AsyncTokenCredential) -> None:
+        super().__init__(credential, STORAGE_SCOPE)
+
+    async def on_challenge(
+        self,
+        request: PipelineRequest[HttpRequest],
+        response: PipelineResponse[HttpRequest, AsyncHttpResponse],
+    ) -> bool:
+        if await super().on_challenge(request, response):
+            return True
+        if not isinstance(self._credential, _Replaces):
+            return False
+        rejected = request.http_request.headers["Authorization"].removeprefix("Bearer ")
+        await self._credential.replace(STORAGE_SCOPE, rejected)
+        await self.authorize_request(request, STORAGE_SCOPE)
+        return True
+
+
+def describe_refusal(url: str, status: int, code: str) -> str:
+    """What failed, why, and the next step, for a status that Blob storage answered with."""
+    match status:
+        case 401:
+            why = "it does not accept the token: check that AZURE_TENANT_ID is the tenant of the storage account"
+        case 403:
+            why = (
+                f'give this identity the role "{ROLE}" on the container, which takes effect within minutes; '
+                "or the account's firewall keeps this network out"
+            )
+        case 404:
+            why = "create it, or check its name in AOAI_WORKER_BLOB_CONTAINER or AOAI_WORKER_CLAIMS_CONTAINER"
+        case 429 | 503:
+            why = "the storage account throttles; it is tried again later"
+        case _ if status >= 500:
+            why = "the service failed; it is tried again later"
+        case _:
+            why = "the request was refused"
+    return f"container {url}: HTTP {status} {code}: {why}"
+
+
+def describe_silence(url: str, error: BaseException) -> str:
+    """The same where no answer came."""
+    if isinstance(error, TokenUnavailable):
+        return f"container {url}: {error}"
+    if isinstance(error, TimeoutError):
+        return f"container {url}: no answer in time; it is tried again later"
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    return (
+        f"container {url} cannot be reached: {reason}. Check the name of the account and the network; "
+        "for a private endpoint or TLS inspection set AOAI_WORKER_CA_FILE"
+    )
+
+
+def _error_code(response: AsyncHttpResponse) -> str:
+    code: str = response.headers.get("x-ms-error-code", "no error code")
+    return code

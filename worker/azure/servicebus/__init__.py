@@ -1,0 +1,1 @@
+"""Service Bus: the jobs queue, the results queue, links, locks and settlements."""

@@ -1,0 +1,303 @@
+"""A link to the jobs queue, which is one receiver of the SDK: receive through it, keep the locks of what came, and
+settle it."""
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+from azure.servicebus import ServiceBusReceivedMessage
+from azure.servicebus.aio import ServiceBusReceiver
+from azure.servicebus.exceptions import MessageLockLostError
+
+from worker.azure.servicebus.faults import FAULTS, describe_fault
+from worker.azure.servicebus.messages import end_of_lock, open_envelope
+from worker.azure.servicebus.private import renew_locks, settle_by_token, settle_on_link
+from worker.errors import LockLost, SourceUnavailable
+from worker.interfaces import LocksNotRenewed, LocksRenewed, Observer, ReceiverRestarted
+from worker.jobs.job import Envelope
+from worker.jobs.outcomes import Settlement
+from worker.waits import Bell, loop_time
+
+SETTLE_WITHIN = 30.0
+"""Seconds for a settlement from when its turn comes. Its turn comes as long as the link confirms others; a link
+that confirms nothing lets the whole line through at once."""
+
+SETTLE_TIMEOUT = 8.0
+"""Seconds for each of its three tries: on the link, over the management link, and over that of a new connection.
+What is left of the half minute is for closing the old connection and opening the new one."""
+
+SETTLE_TOGETHER = 32
+"""Settlements of one link that wait for their confirmations at once. Each that waits reads the connection for all
+and wakes all, so the cost of one grows with their number: at 1,000 in flight a job took 2.4 ms of CPU without this
+limit and 1.5 ms with it. A confirmation takes 0.02 s, so 32 are 1,000 a second and more."""
+
+HUNG_AFTER = 30.0
+"""Seconds beyond its wait after which a receive counts as hung and its link as dead: the SDK's keep-alive task can
+die silently, and a connection that NAT has dropped says nothing."""
+
+RENEW_AT = 0.5
+"""Share of a lock's life after which it is renewed; the other half is for trying again."""
+
+SOONEST_RENEWAL = 0.25
+"""Seconds between renewals at the least, whatever the clocks of pod and broker make of a lock's end."""
+
+RENEW_TOGETHER = 100
+"""Locks in one request; 100 take 0.02 s."""
+
+RENEW_AGAIN = 2.0
+"""Seconds before a failed renewal is tried again."""
+
+
+class LockedMessage:
+    """A delivery under a lock that lasts until `locked_until` (Unix seconds, by the broker's clock)."""
+
+    def __init__(self, message: ServiceBusReceivedMessage, link: "Link", queue: str, now: float) -> None:
+        self.message = message
+        self.link = link
+        self.envelope = open_envelope(message, queue)
+        self.token = str(message.lock_token)
+        self.renew_at = 0.0
+        self.is_lost = False
+        self._callback: Callable[[], None] | None = None
+        self.note_renewed(end_of_lock(message), now)
+
+    def when_lost(self, callback: Callable[[], None]) -> None:
+        self._callback = callback
+        if self.is_lost:
+            callback()
+
+    def note_renewed(self, locked_until: float, now: float) -> None:
+        self.locked_until = locked_until
+        self.renew_at = now + max(SOONEST_RENEWAL, (locked_until - now) * RENEW_AT)
+
+    def lose(self) -> None:
+        self.is_lost = True
+        if self._callback is not None:
+            self._callback()
+
+
+class Link:
+    """One receiver of the SDK and the deliveries that came through it.
+
+    One coroutine at a time uses its management link: concurrent requests get the same delivery-id, and the
+    service drops the connection.
+
+    What goes unanswered for the whole of its time is not asked again for each message. A link that does not confirm
+    a settlement is mute: the others go over the management link at once. Where nobody answers there either, the
+    broker is silent: settlements fail, after no more than the renewal under way, until a renewal is answered.
+    """
+
+    def __init__(
+        self, receiver: ServiceBusReceiver, queue: str, observer: Observer, clock: Callable[[], float]
+    ) -> None:
+        self.receiver = receiver
+        self.is_retired = False
+        self._queue = queue
+        self._observer = observer
+        self._clock = clock
+        self._deliveries: dict[str, LockedMessage] = {}
+        self._management = asyncio.Lock()
+        self._settling = asyncio.Semaphore(SETTLE_TOGETHER)
+        self._is_receiving = False
+        self._is_mute = False
+        self._is_silent = False
+        self._bell = Bell()
+
+    async def receive(self, count: int, wait: float) -> Sequence[LockedMessage]:
+        """Raises SourceUnavailable; the link is retired then."""
+        self._is_receiving = True
+        try:
+            async with asyncio.timeout(wait + HUNG_AFTER):
+                messages = await self.receiver.receive_messages(max_message_count=count, max_wait_time=wait)
+        except FAULTS as error:
+            self._give_up(error)
+            raise SourceUnavailable(self._describe(error)) from error
+        else:
+            return self._take(messages)
+        finally:
+            self._is_receiving = False
+            self._bell.ring()
+
+    def _take(self, messages: Iterable[ServiceBusReceivedMessage]) -> Sequence[LockedMessage]:
+        now = self._clock()
+        taken = [LockedMessage(message, self, self._queue, now) for message in messages]
+        self._deliveries.update((locked.token, locked) for locked in taken)
+        return taken
+
+    async def peek(self, following: int, count: int) -> Sequence[Envelope]:
+        """Raises SourceUnavailable; the link is retired then."""
+        # the SDK takes 0 for "after the one received last"
+        first = max(1, following)
+        try:
+            async with self._management:
+                messages = await self.receiver.peek_messages(count, sequence_number=first, timeout=SETTLE_TIMEOUT)
+        except FAULTS as error:
+            self.retire()
+            raise SourceUnavailable(self._describe(error)) from error
+        return [open_envelope(message, self._queue) for message in messages]
+
+    def retire(self) -> None:
+        """Receive nothing more through it; what came is kept until it is settled."""
+        self.is_retired = True
+        self._bell.ring()
+
+    def forget(self) -> None:
+        """Renew nothing more: what is unsettled comes again when its lock lapses."""
+        self._deliveries.clear()
+        self._bell.ring()
+
+    async def settle(self, locked: LockedMessage, settlement: Settlement) -> None:
+        """Raises LockLost or SourceUnavailable, the latter half a minute after its turn at the latest."""
+        try:
+            await self._settle_once(locked, settlement)
+        except MessageLockLostError as error:
+            raise LockLost(f"lock lost before {type(settlement).__name__}") from error
+        except FAULTS as error:
+            raise SourceUnavailable(f"unconfirmed {type(settlement).__name__}: {describe_fault(error)}") from error
+        finally:
+            self._deliveries.pop(locked.token, None)
+            if self.is_retired:
+                self._bell.ring()
+
+    async def _settle_once(self, locked: LockedMessage, settlement: Settlement) -> None:
+        gives_up_at = math.inf
+        try:
+            async with self._settling:
+                gives_up_at = loop_time() + SETTLE_WITHIN
+                async with asyncio.timeout_at(gives_up_at):
+                    await self._settle_on_link(locked.message, settlement)
+        except MessageLockLostError:
+            raise
+        except FAULTS:
+            # the link is gone or mute; over the management link the lock's token still counts
+            async with asyncio.timeout_at(gives_up_at), self._management:
+                await self._settle_by_token(locked.message, settlement)
+
+    async def _settle_on_link(self, message: ServiceBusReceivedMessage, settlement: Settlement) -> None:
+        if self._is_mute:
+            raise TimeoutError("the link confirms nothing")
+        started = loop_time()
+        try:
+            await settle_on_link(self.receiver, message, settlement, timeout=SETTLE_TIMEOUT)
+        except FAULTS as error:
+            if _went_unanswered(started):
+                self._is_mute = True
+                self._give_up(error)
+            raise
+
+    async def _settle_by_token(self, message: ServiceBusReceivedMessage, settlement: Settlement) -> None:
+        """Twice if need be: over a dead connection the first try fails and makes the SDK open another."""
+        if self._is_silent:
+            raise TimeoutError("nobody answers, not even over a new connection")
+        try:
+            await settle_by_token(self.receiver, message, settlement, timeout=SETTLE_TIMEOUT)
+        except MessageLockLostError:
+            raise
+        except FAULTS:
+            started = loop_time()
+            try:
+                await settle_by_token(self.receiver, message, settlement, timeout=SETTLE_TIMEOUT)
+            except BaseException:  # the end of the half minute counts too
+                if _went_unanswered(started):
+                    self._fall_silent()
+                raise
+
+    def _fall_silent(self) -> None:
+        """Until a renewal is answered, which is tried from now on."""
+        self._is_silent = True
+        for locked in self._deliveries.values():
+            locked.renew_at = self._clock()
+        self._bell.ring()
+
+    def _give_up(self, error: BaseException) -> None:
+        """Retire it because it failed, which is told once."""
+        if not self.is_retired:
+            self.retire()
+            self._observer(ReceiverRestarted(queue=self._queue, detail=self._describe(error)))
+
+    def _describe(self, error: BaseException) -> str:
+        return f"queue {self._queue!r}: {describe_fault(error)}"
+
+    async def tend(self) -> None:
+        """Keep every lock renewed until the link is retired and its last delivery settled. Closes the receiver."""
+        try:
+            while self._deliveries or self._is_receiving or not self.is_retired:
+                due_at = min((locked.renew_at for locked in self._deliveries.values()), default=None)
+                if due_at is None or due_at > self._clock():
+                    until = {} if due_at is None else {"until": loop_time() + due_at - self._clock()}
+                    await self._bell.wait(**until)
+                else:
+                    await self._renew_due()
+        finally:
+            await close(self.receiver)
+
+    async def _renew_due(self) -> None:
+        """Renew what is due, and what soon will be, in as few requests as possible."""
+        now = self._clock()
+        due = [locked for locked in self._deliveries.values() if locked.renew_at <= now + RENEW_AGAIN]
+        lost = 0
+        for first in range(0, len(due), RENEW_TOGETHER):
+            lost += await self._renew(due[first : first + RENEW_TOGETHER])
+        if lost:
+            self._observer(LocksRenewed(count=0, lost=lost, seconds=0.0))
+
+    async def _renew(self, due: Sequence[LockedMessage]) -> int:
+        """How many were lost."""
+        due = [locked for locked in due if locked.token in self._deliveries]
+        if not due:
+            return 0
+        started = loop_time()
+        try:
+            async with self._management:
+                expirations = await renew_locks(
+                    self.receiver, [locked.message for locked in due], timeout=SETTLE_TIMEOUT
+                )
+        except MessageLockLostError:
+            return await self._find_lost(due)
+        except FAULTS as error:
+            return self._postpone(due, error)
+        else:
+            self._is_silent = False
+            now = self._clock()
+            for locked, expiration in zip(due, expirations, strict=True):
+                locked.note_renewed(expiration, now)
+            self._observer(LocksRenewed(count=len(due), lost=0, seconds=loop_time() - started))
+        return 0
+
+    async def _find_lost(self, due: Sequence[LockedMessage]) -> int:
+        """One lost lock fails the request for all: halve it until the lost ones stand alone."""
+        if len(due) == 1:
+            return self._lose(due[0])
+        middle = len(due) // 2
+        return await self._renew(due[:middle]) + await self._renew(due[middle:])
+
+    def _postpone(self, due: Sequence[LockedMessage], error: BaseException) -> int:
+        now = self._clock()
+        lost = 0
+        for locked in due:
+            locked.renew_at = now + RENEW_AGAIN
+            if locked.locked_until <= now:
+                lost += self._lose(locked)
+        self._observer(LocksNotRenewed(count=len(due), detail=describe_fault(error)))
+        return lost
+
+    def _lose(self, locked: LockedMessage) -> int:
+        """1 if it was not known before."""
+        if self._deliveries.pop(locked.token, None) is None:
+            return 0
+        locked.lose()
+        return 1
+
+
+def _went_unanswered(started: float) -> bool:
+    """Whether what failed just now has waited for an answer; a refusal or a lost connection fails sooner.
+
+    Half of the time-out, as the SDK has a clock and parts of a second of its own.
+    """
+    return loop_time() - started > SETTLE_TIMEOUT / 2
+
+
+async def close(receiver: ServiceBusReceiver) -> None:
+    with contextlib.suppress(*FAULTS):  # it is being thrown away
+        await receiver.close()

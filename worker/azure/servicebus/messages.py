@@ -1,0 +1,56 @@
+"""A message as the Service Bus SDK hands it over, read into what the worker knows: an envelope, and the end of the
+lock. The SDK leaves keys and texts of others as bytes, and bodies in parts."""
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from azure.servicebus import ServiceBusReceivedMessage
+
+from worker.jobs.job import Envelope
+
+
+def open_envelope(message: ServiceBusReceivedMessage, queue: str) -> Envelope:
+    enqueued = message.enqueued_time_utc
+    return Envelope(
+        body=_body(message),
+        queue=queue,
+        sequence_number=message.sequence_number or 0,
+        enqueued_at=enqueued.timestamp() if enqueued else time.time(),
+        message_id=_word(message.message_id),
+        correlation_id=_word(message.correlation_id),
+        content_type=_word(message.content_type),
+        delivery_count=message.delivery_count or 0,
+        dead_letter_reason=_word(message.dead_letter_reason),
+        properties=_properties(message.application_properties),
+    )
+
+
+def _body(message: ServiceBusReceivedMessage) -> bytes:
+    """The bytes of a data body; a text value is what some AMQP clients send for JSON; else nothing."""
+    body = message.body
+    if isinstance(body, (str, bytes)):
+        return body.encode() if isinstance(body, str) else body
+    is_parts = isinstance(body, Iterable) and not isinstance(body, Mapping)
+    parts = list(body) if is_parts else []
+    return b"".join(part for part in parts if isinstance(part, bytes))
+
+
+def _properties(properties: Mapping[Any, Any] | None) -> Mapping[str, object]:
+    """Received keys and strings are bytes."""
+    return {_text(key): _text(value) for key, value in (properties or {}).items()}
+
+
+def _word(value: object) -> str | None:
+    """As text: AMQP lets a client send an id as a number, a UUID or bytes too."""
+    return None if value is None else str(_text(value))
+
+
+def _text(value: Any) -> Any:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def end_of_lock(message: ServiceBusReceivedMessage) -> float:
+    """Unix seconds by the broker's clock."""
+    moment = message.locked_until_utc
+    return moment.timestamp() if moment else 0.0

@@ -1,0 +1,110 @@
+"""What the worker needs and the SDK for Service Bus cannot do by its public surface: `released`, settling without a
+retry machine for each message or after a lost link, renewing many locks in one request.
+
+These three functions are all that touches what the SDK keeps to itself (docs/decisions/004-settle-on-the-link.md).
+The contract tests hold them to their promises with every version of it: `test_source_and_sink.py` to releasing,
+abandoning, dead-lettering, settling after a lost connection and keeping locks, `test_servicebus_faults.py` to what
+happens where no answer comes. Each `timeout` is in seconds.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, cast
+
+from azure.servicebus import ServiceBusReceivedMessage
+from azure.servicebus._common import mgmt_handlers
+from azure.servicebus._pyamqp.error import AMQPError
+from azure.servicebus.aio import ServiceBusReceiver
+from azure.servicebus.exceptions import MessageLockLostError, ServiceBusError
+
+from worker.azure.servicebus.faults import FAULTS
+from worker.jobs.outcomes import Abandon, Complete, DeadLetter, Lapse, Release, Settlement
+
+
+async def settle_by_token(
+    receiver: ServiceBusReceiver, message: ServiceBusReceivedMessage, settlement: Settlement, *, timeout: float
+) -> None:
+    """One request on the management link, which needs the lock's token but not the old link.
+
+    The public methods refuse every message of a receiver that has lost its link. A release becomes an abandon
+    here, which costs one of the message's deliveries.
+    """
+    tokens = receiver._amqp_transport.AMQP_ARRAY_VALUE([message.lock_token])
+    request = {"disposition-status": "completed", "lock-tokens": tokens}
+    match settlement:
+        case DeadLetter(reason=reason, description=description):
+            request["disposition-status"] = "suspended"
+            request |= {"deadletter-reason": reason.value, "deadletter-description": description}
+        case Release() | Abandon():
+            request["disposition-status"] = "abandoned"
+        case Complete() | Lapse():
+            pass
+    await receiver._mgmt_request_response_with_retry(
+        b"com.microsoft:update-disposition", request, mgmt_handlers.default, timeout=timeout
+    )
+
+
+async def settle_on_link(
+    receiver: ServiceBusReceiver, message: ServiceBusReceivedMessage, settlement: Settlement, *, timeout: float
+) -> None:
+    """One disposition on the receiver's link and its confirmation.
+
+    Spares the retry machine and the tracing that the public methods run for each message, and offers `released`.
+    """
+    outcome, details = _disposition(settlement)
+    try:
+        await receiver._handler.settle_messages_async(  # type: ignore[call-overload]
+            message._delivery_id,
+            message._delivery_tag,
+            outcome,
+            await_outcome=True,
+            outcome_timeout=timeout,
+            **details,
+        )
+    except FAULTS:
+        raise
+    except Exception as error:  # the AMQP layer's own errors have no public class
+        raise _translate(error) from error
+
+
+def _translate(error: Exception) -> ServiceBusError:
+    condition = getattr(error, "condition", b"")
+    name = condition.decode() if isinstance(condition, bytes) else str(getattr(condition, "value", condition))
+    if name.endswith("message-lock-lost"):
+        return MessageLockLostError(message=str(error))
+    return ServiceBusError(str(error), error=error)
+
+
+def _disposition(settlement: Settlement) -> tuple[str, dict[str, Any]]:
+    match settlement:
+        case Complete():
+            return "accepted", {}
+        case Release():
+            return "released", {}
+        case Abandon():
+            return "modified", {"delivery_failed": True, "undeliverable_here": False}
+        case DeadLetter(reason=reason, description=description):
+            info = {b"DeadLetterReason": reason.value, b"DeadLetterErrorDescription": description}
+            error = AMQPError(condition=b"com.microsoft:dead-letter", description=description, info=info)
+            return "rejected", {"error": error}
+        case Lapse():
+            raise ValueError("a lapse is not told to the broker")
+
+
+async def renew_locks(
+    receiver: ServiceBusReceiver, messages: Sequence[ServiceBusReceivedMessage], *, timeout: float
+) -> Sequence[float]:
+    """One request for many locks; their new ends in Unix seconds. Without it, one by one.
+
+    Raises MessageLockLostError where any of them is lost.
+    """
+    if not hasattr(receiver, "_renew_locks"):
+        return [(await receiver.renew_message_lock(message)).timestamp() for message in messages]
+    # on the wire a token is a UUID, whatever the signature says; the service refuses text
+    tokens = cast(Sequence[str], [message.lock_token for message in messages])
+    answer = await receiver._renew_locks(*tokens, timeout=timeout)
+    moments = [moment / 1000 for moment in cast(Sequence[int], answer[b"expirations"])]
+    for message, moment in zip(messages, moments, strict=True):
+        # the public settlements refuse a message whose lock they believe to be over
+        message._expiry = datetime.fromtimestamp(moment, UTC)
+    return moments

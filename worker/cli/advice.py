@@ -1,0 +1,126 @@
+"""What a person at a terminal is told when Azure says no: what failed, why, and the next step."""
+
+import re
+
+from azure.servicebus._pyamqp.error import TokenAuthFailure
+from azure.servicebus.exceptions import (
+    MessageSizeExceededError,
+    MessagingEntityDisabledError,
+    MessagingEntityNotFoundError,
+    OperationTimeoutError,
+    ServiceBusAuthenticationError,
+    ServiceBusAuthorizationError,
+    ServiceBusCommunicationError,
+    ServiceBusConnectionError,
+    ServiceBusQuotaExceededError,
+    ServiceBusServerBusyError,
+)
+
+from worker.azure.servicebus.faults import causes_of, find_unopened
+from worker.client.batch_files import InvalidBatch
+from worker.client.submission import SubmissionInterrupted
+from worker.errors import TokenUnavailable, WorkerError
+
+ROLES = {
+    "Send": "Azure Service Bus Data Sender",
+    "Listen": "Azure Service Bus Data Receiver",
+}
+"""The role that carries each of Service Bus's claims."""
+
+_AGAIN = "The same command again is safe: what was sent is not sent twice."
+
+
+def explain(error: BaseException) -> str:
+    """One readable message for an error of the client; the innermost cause that is known decides."""
+    if isinstance(error, SubmissionInterrupted) and error.__cause__:
+        return _explain_interruption(error, error.__cause__)
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    if unopened := find_unopened(error):
+        return f"Service Bus cannot be reached: {unopened.what}\nNext: {unopened.next_step}. {_AGAIN}"
+    for cause in causes_of(error):
+        told = _tell(cause)
+        if told:
+            return told
+    return _first_line(error)
+
+
+def _explain_interruption(error: SubmissionInterrupted, cause: BaseException) -> str:
+    why = explain(cause)
+    # a file that has changed is another batch
+    again = "" if _AGAIN in why or isinstance(cause, InvalidBatch) else f"\n{_AGAIN}"
+    return f"{error}, then it was interrupted.\n{why}{again}"
+
+
+def _tell(error: BaseException) -> str | None:
+    match error:
+        case TokenUnavailable():
+            return f"There is no token for {error.scope}: {error.detail}\nNext: {_way_to_a_token(error)}"
+        case ServiceBusAuthorizationError():
+            return f"Service Bus refuses: {_first_line(error)}\nNext: {_missing_role(str(error))}"
+        case ServiceBusAuthenticationError():
+            return (
+                f"Service Bus does not accept the token: {_first_line(error)}\n"
+                "Next: check that the identity's tenant (AZURE_TENANT_ID) is the namespace's."
+            )
+        case TokenAuthFailure(status_code=404):  # Azure misses the queue when it is given a token for it
+            return _tell(MessagingEntityNotFoundError(message=_text(error.status_description)))
+        case MessagingEntityNotFoundError():
+            return (
+                f"The queue does not exist: {_first_line(error)}\n"
+                "Next: check AOAI_WORKER_SERVICEBUS_NAMESPACE, AOAI_WORKER_JOBS_QUEUE and "
+                "AOAI_WORKER_RESULTS_QUEUE."
+            )
+        case MessagingEntityDisabledError():
+            return f"The queue is disabled: {_first_line(error)}\nNext: enable it in the portal."
+        case ServiceBusQuotaExceededError():
+            return f"The queue is full: {_first_line(error)}\nNext: let the workers catch up, then submit again."
+        case ServiceBusServerBusyError():
+            return f"Service Bus throttles: {_first_line(error)}\nNext: wait a minute, then the same command again."
+        case MessageSizeExceededError():
+            return (
+                f"A message is larger than the queue takes: {_first_line(error)}\n"
+                "Next: shorten the job, or set AOAI_WORKER_CLAIMS_CONTAINER, so that large jobs go by Blob storage."
+            )
+        case ServiceBusConnectionError() | ServiceBusCommunicationError() | OperationTimeoutError():
+            return (
+                f"Service Bus cannot be reached: {_first_line(error)}\n"
+                "Next: check AOAI_WORKER_SERVICEBUS_NAMESPACE, AOAI_WORKER_SERVICEBUS_ENDPOINT and the "
+                "network: port 5671 must be open, past any proxy, or port 443 with "
+                "AOAI_WORKER_SERVICEBUS_TRANSPORT=websockets; for a private endpoint or TLS inspection set "
+                f"AOAI_WORKER_CA_FILE. {_AGAIN}"
+            )
+        case WorkerError():
+            return str(error)
+        case _:
+            return None
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def _way_to_a_token(error: TokenUnavailable) -> str:
+    if error.code in ("none", "timeout"):  # Entra did not say no: it was not asked
+        return (
+            "on a laptop log in with `az login`; in a pod check AZURE_FEDERATED_TOKEN_FILE and that "
+            "AZURE_AUTHORITY_HOST can be reached; behind TLS inspection set AOAI_WORKER_CA_FILE."
+        )
+    return (
+        "check AZURE_CLIENT_ID and AZURE_TENANT_ID, and that the identity has a federated credential for this "
+        "service account."
+    )
+
+
+def _missing_role(text: str) -> str:
+    claims = [claim for claim in re.findall(r"'(\w+)' claim", text) if claim in ROLES]
+    if claims:
+        return f'give this identity the role "{ROLES[claims[0]]}" on the queue; it takes effect within minutes.'
+    return (
+        f'submitting needs the role "{ROLES["Send"]}" on both queues, status and collect "{ROLES["Listen"]}" '
+        "on the results queue; a new role takes effect within minutes."
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

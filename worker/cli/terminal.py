@@ -1,0 +1,145 @@
+"""What the commands share: exit codes, and every expected failure as a message with a next step.
+
+Standard output carries only what one would pipe; what is said to a person goes to standard error.
+"""
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Self
+
+import typer
+from azure.core.exceptions import AzureError
+
+if TYPE_CHECKING:
+    from worker.client.batch_files import InvalidBatch
+
+FAILED = 1
+WRONG_INPUT = 2
+INCOMPLETE = 3
+FAILED_JOBS = 4
+INTERRUPTED = 130
+
+GOES_ON = "Interrupted. The same command again goes on where this one ended."
+
+SILENCE = 10.0
+"""Seconds after which a person is told what is being waited for."""
+
+
+@contextmanager
+def readable_errors(*, interrupted: str = "Interrupted.") -> Iterator[None]:
+    """Every expected failure as a message and an exit code; a traceback is a fault of ours.
+
+    `interrupted` is said at Ctrl-C.
+    """
+    from worker.errors import InvalidSettings, WorkerError
+
+    # the SDK logs what it raises as well, with tracebacks, and logging prints that where nobody listens
+    logging.getLogger("azure").addHandler(logging.NullHandler())
+    try:
+        yield
+    except InvalidSettings as error:
+        complain("\n".join(["The settings are wrong:", *(f"  {problem}" for problem in error.problems)]))
+        raise typer.Exit(WRONG_INPUT) from error
+    except (WorkerError, OSError, AzureError) as error:
+        raise _ended_by(error) from error
+    except KeyboardInterrupt:
+        complain(interrupted)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _ended_by(error: Exception) -> typer.Exit:
+    from worker.cli.advice import explain
+    from worker.client import (
+        AlreadyCollected,
+        InvalidBatch,
+        InvalidBatchId,
+        OtherBatch,
+        UncheckedBatch,
+        UnusableOutput,
+    )
+    from worker.jobs.replays import InvalidDeadline
+
+    if isinstance(error, InvalidBatch):
+        complain(describe_problems(error))
+    else:
+        complain(explain(error))
+    wrong_input = (
+        AlreadyCollected,
+        InvalidBatch,
+        InvalidBatchId,
+        InvalidDeadline,
+        OtherBatch,
+        UncheckedBatch,
+        UnusableOutput,
+    )
+    return typer.Exit(WRONG_INPUT if isinstance(error, wrong_input) else FAILED)
+
+
+UNITS = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
+LONGEST_WAIT = 7 * 86_400
+
+
+def parse_seconds(text: str, option: str) -> float:
+    """`90`, `90s`, `15m`, `1.5h`, `1d`. Raises typer.BadParameter, which names the option."""
+    match = re.fullmatch(r"(\d{1,7}(?:\.\d{1,3})?)([smhd]?)", text.strip(), re.ASCII)
+    seconds = float(match[1]) * UNITS[match[2]] if match else 0.0
+    if not 1 <= seconds <= LONGEST_WAIT:
+        raise typer.BadParameter(
+            f"{text!r} is not a time from 1s to 7d. Next: give seconds, or a number with s, m, h or d, such as 15m",
+            param_hint=f"'{option}'",
+        )
+    return seconds
+
+
+def describe_problems(error: "InvalidBatch") -> str:
+    lines = [f"{error.name} cannot be submitted; nothing was sent:", *(f"  {one}" for one in error.problems)]
+    if error.count > len(error.problems):
+        lines.append(f"  ... and {error.count - len(error.problems):,} more")
+    return "\n".join(lines)
+
+
+def complain(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+class Heartbeat:
+    """Says what is waited for whenever nothing was said for `SILENCE`; a context manager.
+
+    A thread, so that it also speaks while the event loop does not run: a large file is checked, or is waited for.
+    """
+
+    def __init__(self, waiting_for: str) -> None:
+        self._waiting_for = waiting_for
+        self._last_said = time.monotonic()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def wait_for(self, what: str) -> None:
+        """An empty text: a pause of our own, of which nothing is said."""
+        self._waiting_for = what
+
+    def note_said(self) -> None:
+        self._last_said = time.monotonic()
+
+    def say(self, text: str) -> None:
+        complain(text)
+        self.note_said()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(max(0.0, self._last_said + SILENCE - time.monotonic())):
+            if not self._waiting_for:
+                self.note_said()
+            elif time.monotonic() >= self._last_said + SILENCE:
+                self.say(f"waiting for {self._waiting_for}")

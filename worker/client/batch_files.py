@@ -1,0 +1,302 @@
+"""A Batch input file on the producer's side: checked whole before the first line is sent.
+
+A file of a million lines costs some tens of megabytes here: lines are read one at a time, and of each only a
+hash of its custom_id is kept. What other programs put into such files without meaning it (a byte order mark, blank
+lines, gzip) makes no other batch of them.
+"""
+
+import gzip
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+import zlib
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import orjson
+
+from worker.azure.servicebus.packing import ENVELOPE_BYTES, MESSAGE_FIELDS_BYTES
+from worker.errors import DeadLetterReason, NotAJob, WorkerError
+from worker.jobs.job import JobLine, parse_line
+
+LARGE_LINE_BYTES = 262_144 - ENVELOPE_BYTES - MESSAGE_FIELDS_BYTES
+"""What every tier of Service Bus carries as a message; whether longer lines can be sent depends on the queue."""
+MAX_LINE_BYTES = 256 << 20
+"""Bytes that can be set as the largest claim, so no line that is longer can be sent anywhere."""
+SHOWN_PROBLEMS = 50
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+GZIP = b"\x1f\x8b"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineProblem:
+    """What is wrong with a line. Lines count from 1; 0 is the file as a whole."""
+
+    line: int
+    problem: str
+
+    def __str__(self) -> str:
+        return f"line {self.line:,}: {self.problem}" if self.line else self.problem
+
+
+class InvalidBatch(WorkerError):
+    """`name` is not a Batch input file. Of `count` problems the first few are in `problems`, by line."""
+
+    def __init__(self, name: str, problems: Sequence[LineProblem], *, count: int | None = None) -> None:
+        self.name = name
+        self.count = count or len(problems)
+        self.problems = tuple(sorted(problems, key=lambda problem: problem.line)[:SHOWN_PROBLEMS])
+        super().__init__("\n".join([f"{name} is not a Batch input file", *map(str, self.problems)]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchFile:
+    """A file of jobs. `sha256` is of their lines, each ended by one newline: what is skipped, the end of lines and
+    compression make no other batch of it.
+
+    `name` is what people are told. `size` (bytes) and `modified` (ns) show whether the file is still the one that
+    was checked. `large`: number and bytes of each line that may not fit a message. `blank_lines` and
+    `byte_order_marks` are skipped.
+    """
+
+    path: Path
+    name: str
+    total: int
+    sha256: str
+    size: int
+    modified: int
+    large: Sequence[tuple[int, int]] = ()
+    blank_lines: int = 0
+    byte_order_marks: int = 0
+
+
+def read_batch_file(path: Path, *, name: str | None = None) -> BatchFile:
+    """Check every line of a file, which may be compressed by gzip. It is read again when it is sent, so it must be
+    a regular file; `spooled` makes one of anything else. `name`: what people are told instead of the path.
+
+    Raises InvalidBatch with what is wrong on which lines, or OSError.
+    """
+    name = name or str(path)
+    wrong, repeated = _Problems(), _Problems()
+    digest = hashlib.sha256()
+    identities: array[int] = array("q")
+    large: list[tuple[int, int]] = []
+    with _opened(path, name) as (file, raw):
+        status = os.fstat(raw.fileno())
+        _refuse_utf16(name, file)
+        lines = _JobLines(file)
+        for number, line in lines:
+            digest.update(line + b"\n")
+            if len(line) > LARGE_LINE_BYTES:
+                large.append((number, len(line)))
+            try:
+                identities.append(hash(_read_job(line).custom_id))
+            except NotAJob as error:
+                wrong.add(number, error.description)
+        for number, first, custom_id in _duplicates(file, _repeated(identities)):
+            repeated.add(number, f"custom_id {custom_id!r} is already on line {first:,}; make it unique")
+    if not lines.total:
+        wrong.add(0, "the file is empty; it must have one job a line")
+    if count := wrong.count + repeated.count:
+        raise InvalidBatch(name, [*wrong.kept, *repeated.kept], count=count)
+    return BatchFile(
+        path=path,
+        name=name,
+        total=lines.total,
+        sha256=digest.hexdigest(),
+        size=status.st_size,
+        modified=status.st_mtime_ns,
+        large=large,
+        blank_lines=lines.blank,
+        byte_order_marks=lines.byte_order_marks,
+    )
+
+
+@contextmanager
+def spooled(source: BinaryIO) -> Iterator[Path]:
+    """A temporary file with all that the source brings: a pipe can be read once only. Raises OSError."""
+    with tempfile.NamedTemporaryFile(prefix="aoai-worker-", suffix=".jsonl") as copy:
+        shutil.copyfileobj(source, copy, 1 << 20)
+        copy.flush()
+        yield Path(copy.name)
+
+
+def check_sizes(batch: BatchFile, *, message: int, claim: int | None) -> None:
+    """Each line can be sent as a message of `message` bytes, or as a claim of `claim`, None where there is no
+    container for claims; else this raises InvalidBatch."""
+    largest = message if claim is None else max(message, claim)
+    problems = [
+        LineProblem(line=number, problem=f"{size:,} bytes, which {_way_out(message, claim)}")
+        for number, size in batch.large
+        if size > largest
+    ]
+    if problems:
+        raise InvalidBatch(batch.name, problems)
+
+
+def _way_out(message: int, claim: int | None) -> str:
+    if claim is None:
+        return (
+            f"no message of this queue can carry: it has room for {message:,}. Shorten the job, or set "
+            "AOAI_WORKER_CLAIMS_CONTAINER, so that large jobs go by Blob storage"
+        )
+    return f"is more than AOAI_WORKER_LARGEST_CLAIM, {claim:,}. Shorten the job, or raise that, for the workers too"
+
+
+def check_unchanged(batch: BatchFile) -> None:
+    """Raises InvalidBatch if the file is no longer the one that was read, or OSError."""
+    _require_unchanged(batch, batch.path.stat())
+
+
+def read_jobs(batch: BatchFile) -> Iterator[tuple[str, bytes]]:
+    """custom_id and line of each job. Raises InvalidBatch if the file is no longer the one read.
+
+    A file that is put in its place by renaming does no harm: the old one is read to its end.
+    """
+    with _opened(batch.path, batch.name) as (file, raw):
+        for number, line in _JobLines(file):
+            # after the line was read: no line that was not checked is a job of this batch
+            _require_unchanged(batch, os.fstat(raw.fileno()))
+            try:
+                yield parse_line(line).custom_id, line
+            except NotAJob as error:
+                raise InvalidBatch(batch.name, [LineProblem(line=number, problem=error.description)]) from error
+        _require_unchanged(batch, os.fstat(raw.fileno()))
+
+
+@contextmanager
+def _opened(path: Path, name: str) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """The file, decompressed as it is read, and as it lies there."""
+    if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for somebody to write into it
+        problem = "this is not a regular file, and it is read twice; copy it into one"
+        raise InvalidBatch(name, [LineProblem(line=0, problem=problem)])
+    with path.open("rb") as raw:
+        compressed = raw.peek(len(GZIP)).startswith(GZIP)
+        file = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if compressed else raw
+        try:
+            yield file, raw
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            problem = f"the gzip data is damaged or cut off: {error}; compress the file again"
+            raise InvalidBatch(name, [LineProblem(line=0, problem=problem)]) from error
+
+
+class _Problems:
+    """Counts all, keeps the first few."""
+
+    def __init__(self) -> None:
+        self.kept: list[LineProblem] = []
+        self.count = 0
+
+    def add(self, line: int, problem: str) -> None:
+        self.count += 1
+        if len(self.kept) < SHOWN_PROBLEMS:
+            self.kept.append(LineProblem(line=line, problem=problem))
+
+
+class _JobLines:
+    """The lines that should be jobs, with their numbers in the file; counts them and what is skipped."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.total = 0
+        self.blank = 0
+        self.byte_order_marks = 0
+
+    def __iter__(self) -> Iterator[tuple[int, bytes]]:
+        for number, raw in _numbered(self._file):
+            line = raw.removeprefix(BYTE_ORDER_MARK)  # not only on line 1: files are put together
+            self.byte_order_marks += len(line) < len(raw)
+            if line and not line.isspace():
+                self.total += 1
+                yield number, line
+            else:
+                self.blank += 1
+
+
+def _numbered(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Lines from 1, without their ends. Of an endless line no more is read into memory than shows it is one."""
+    file.seek(0)
+    number = 0
+    while line := file.readline(MAX_LINE_BYTES + 3):
+        number += 1
+        end = line
+        while not end.endswith(b"\n") and (end := file.readline(MAX_LINE_BYTES)):
+            pass
+        yield number, line.removesuffix(b"\n").removesuffix(b"\r")
+
+
+def _read_job(line: bytes) -> JobLine:
+    """Raises NotAJob, also for what is a job but cannot be sent as a message."""
+    if len(line) > MAX_LINE_BYTES:
+        raise NotAJob(
+            DeadLetterReason.INVALID_JOB,
+            f"more than {MAX_LINE_BYTES:,} bytes, which cannot be sent in any way; shorten the job",
+        )
+    try:
+        return parse_line(line)
+    except NotAJob as error:
+        if error.reason is DeadLetterReason.INVALID_JSON:
+            raise NotAJob(error.reason, _why_not_json(line)) from error
+        raise
+
+
+def _why_not_json(line: bytes) -> str:
+    """What an editor needs: the column, in characters from 1, and what is wrong there."""
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        column = len(line[: error.start].decode()) + 1
+        byte = line[error.start : error.start + 1]
+        meant = byte.decode("cp1252", errors="replace")
+        return (
+            f"column {column:,}: the byte 0x{byte.hex()} is not UTF-8; in Latin-1 (Windows-1252) it is {meant!r}. "
+            "Save the file as UTF-8"
+        )
+    try:
+        orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        if text[error.pos :].strip() == ",":
+            return f"column {error.colno:,}: a trailing comma after the job; remove it"
+        return f"column {error.colno:,}: not JSON: {error.msg}. A line must be one JSON object"
+    return "not JSON. A line must be one JSON object"
+
+
+def _repeated(identities: "array[int]") -> set[int]:
+    return {one for one, next_one in pairwise(sorted(identities)) if one == next_one}
+
+
+def _duplicates(file: BinaryIO, suspects: set[int]) -> Iterator[tuple[int, int, str]]:
+    """Line, first line and custom_id of what is there twice. Reads the file again, and only for suspects."""
+    if not suspects:
+        return
+    first_lines: dict[str, int] = {}
+    for number, line in _JobLines(file):
+        try:
+            custom_id = _read_job(line).custom_id
+        except NotAJob:
+            continue
+        if hash(custom_id) in suspects and (first := first_lines.setdefault(custom_id, number)) != number:
+            yield number, first, custom_id
+
+
+def _refuse_utf16(name: str, file: BinaryIO) -> None:
+    start = file.read(4)
+    # without its byte order mark every other byte of ASCII is 0
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in start:
+        problem = "column 1: the file is UTF-16; save it as UTF-8"
+        raise InvalidBatch(name, [LineProblem(line=1, problem=problem)])
+
+
+def _require_unchanged(batch: BatchFile, status: os.stat_result) -> None:
+    if (status.st_size, status.st_mtime_ns) != (batch.size, batch.modified):
+        raise InvalidBatch(
+            batch.name,
+            [LineProblem(line=0, problem="the file has changed since it was checked; submit it again")],
+        )

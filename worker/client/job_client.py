@@ -1,0 +1,274 @@
+"""The producer's side in Python: submit a Batch input file, ask how far it is, collect a Batch output file.
+
+    async with JobClient.from_environment() as client:
+        submission = await client.submit(read_batch_file(Path("jobs.jsonl")))
+        await client.collect(submission.batch_id, Path("out.jsonl"), follow=True)
+
+`batch_files.py` checks what goes in, `submission.py` sends it; `queue_collector.py` or `blob_collector.py`, as the
+sink is, gets what comes out, and `result_files.py` keeps it.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Self
+
+from azure.core.credentials_async import AsyncTokenCredential
+from azure.servicebus.aio import ServiceBusClient
+
+from worker.azure.blob.container import STORAGE_SCOPE
+from worker.azure.blob.storage import Storage, open_storage
+from worker.azure.identity import open_broker
+from worker.azure.servicebus.jobs_queue import SERVICEBUS_SCOPE, connect
+from worker.azure.servicebus.packing import largest_body
+from worker.azure.servicebus.sending import RetryingSender
+from worker.client import blob_collector, queue_collector
+from worker.client.batch_files import (
+    BatchFile,
+    InvalidBatch,
+    LineProblem,
+    check_sizes,
+    check_unchanged,
+    read_batch_file,
+)
+from worker.client.batches import (
+    FOLLOW_TIMEOUT,
+    AlreadyCollected,
+    BatchStatus,
+    Collection,
+    CollectionRecord,
+    InvalidBatchId,
+    OnProgress,
+    OtherBatch,
+    Progress,
+    Submission,
+    require_batch_id,
+    require_timeout,
+)
+from worker.client.blob_collector import BlobCollector, UnusableBlob, put_manifest
+from worker.client.queue_collector import BeingCollected, ClaimsNotConfigured, QueueCollector, UncheckedBatch
+from worker.client.result_files import OutputGone, ResultOutput, UnusableOutput, UnwritableOutput, output_of
+from worker.client.submission import Stamp, SubmissionInterrupted, make_manifest, send_jobs, send_manifest
+from worker.settings import ConnectionSettings, load
+
+__all__ = [
+    "AlreadyCollected",
+    "BatchFile",
+    "BatchStatus",
+    "BeingCollected",
+    "ClaimsNotConfigured",
+    "Collection",
+    "CollectionRecord",
+    "InvalidBatch",
+    "InvalidBatchId",
+    "JobClient",
+    "LineProblem",
+    "OtherBatch",
+    "OutputGone",
+    "Progress",
+    "Submission",
+    "SubmissionInterrupted",
+    "UncheckedBatch",
+    "UnusableBlob",
+    "UnusableOutput",
+    "UnwritableOutput",
+    "make_batch_id",
+    "read_batch_file",
+]
+
+CLOSE_TIMEOUT = 10.0
+"""Seconds for closing all connections. Each waits up to a second for the SDK's keep-alive task."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Links:
+    """Where links come from. The SDK retries nothing: `RetryingSender` does, and for sessions the SDK would only
+    ask 11 seconds long for one that another collector holds."""
+
+    senders: ServiceBusClient
+    sessions: ServiceBusClient
+    storage: Storage
+
+
+class JobClient:
+    """A connection to the queues and, where the settings name one, to Blob storage; an async context manager."""
+
+    def __init__(self, settings: ConnectionSettings, credential: AsyncTokenCredential | None = None) -> None:
+        """`credential`: instead of the one that the settings name; it is not closed here."""
+        self._settings = settings
+        self._credential = credential
+        self._stack = AsyncExitStack()
+        self._links: _Links | None = None
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Raises InvalidSettings with every problem at once."""
+        return cls(load(ConnectionSettings))
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            credential = await self._be_somebody(stack)
+            # the broker's own refusal, at once; the SDK would wrap it and retry for 11 seconds
+            await credential.get_token(SERVICEBUS_SCOPE if self._settings.sink == "queue" else STORAGE_SCOPE)
+            self._links = await self._connect(stack, credential)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *details: Any) -> None:
+        self._links = None
+        with contextlib.suppress(TimeoutError):  # a broker that is gone; the process's end closes what is left
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await self._stack.aclose()
+
+    async def submit(
+        self,
+        batch: BatchFile,
+        *,
+        batch_id: str | None = None,
+        time_to_live: timedelta | None = None,
+        deadline: datetime | None = None,
+        on_progress: OnProgress | None = None,
+        on_waiting: Callable[[str], None] | None = None,
+    ) -> Submission:
+        """Send the manifest, then every line. `deadline` needs a time zone.
+
+        Safe to repeat: without a `batch_id` the same file is the same batch, and what Service Bus has seen
+        within its duplicate-detection window it drops. So a file that shall run twice needs another id.
+        What is not confirmed is sent again for two minutes, under the same message-ids. `on_waiting` is told
+        what is waited for, and why it is tried again.
+        Raises InvalidBatchId, InvalidBatch if the file has changed or a line fits no message and no claim,
+        OtherBatch where another file has this id, AlreadyCollected, UncheckedBatch where a `batch_id` other than
+        the file's own cannot be checked, BlobFailed, or the SDK's ServiceBusError where the jobs queue cannot be
+        reached, all before anything is sent; SubmissionInterrupted after that.
+        """
+        links, settings = self._open_links, self._settings
+        claims = links.storage.claims
+        stamp = Stamp(
+            batch_id=require_batch_id(make_batch_id(batch) if batch_id is None else batch_id),
+            time_to_live=time_to_live,
+            deadline=deadline,
+        )
+        async with RetryingSender(links.senders, settings.jobs_queue, on_waiting or _ignore) as sender:
+            largest = await largest_body(sender)
+            check_sizes(batch, message=largest, claim=claims.largest if claims else None)
+            check_unchanged(batch)
+            before = await self._announce(batch, stamp.batch_id, on_waiting or _ignore)
+            await send_jobs(sender, batch, stamp, claims=claims, report=on_progress or _ignore)
+        return Submission(batch_id=stamp.batch_id, total=batch.total, sha256=batch.sha256, submitted_before=before)
+
+    async def status(self, batch_id: str) -> BatchStatus:
+        """Look at what is there to be collected. Nothing is taken away."""
+        require_batch_id(batch_id)
+        links, settings = self._open_links, self._settings
+        if links.storage.results:
+            return await blob_collector.count_results(links.storage.results, settings.blob_prefix, batch_id)
+        return await queue_collector.count_waiting(
+            links.sessions, settings.results_queue, batch_id, links.storage.claims
+        )
+
+    async def collect(
+        self,
+        batch_id: str,
+        out: Path,
+        errors: Path | None = None,
+        *,
+        follow: bool = False,
+        timeout: float = FOLLOW_TIMEOUT,
+        on_progress: OnProgress | None = None,
+        on_waiting: Callable[[str], None] | None = None,
+    ) -> Collection:
+        """Bring the batch's results into `out`, those that failed into `errors` if named. The queue then has them
+        no longer; Blob storage keeps them.
+
+        The files have the suffix `.partial` until each job has its result. Killed or stopped at any moment, the
+        next collection into the same files goes on. It takes what was there when it began; with `follow` it waits
+        until the batch is whole, or until no manifest and no new result has come for `timeout` seconds, 15 minutes
+        by default. `Path("-")` is standard output: a result is settled once it is written there, and what an
+        interrupted collection wrote does not come again. `on_waiting` is told whose answer is waited for, and why
+        again; an empty text is a pause between two looks. `on_progress` is called at least every few seconds while
+        answers come.
+        Raises BeingCollected, AlreadyCollected where other files have all of it, UnusableOutput, OutputGone,
+        UnwritableOutput, UnusableBlob, ClaimUnavailable, BlobFailed, OSError, or the SDK's ServiceBusError.
+        """
+        require_timeout(timeout)
+        with output_of(require_batch_id(batch_id), out, errors) as files:
+            collector = await self._collect_into(
+                files, batch_id, follow, timeout, on_progress or _ignore, on_waiting or _ignore
+            )
+            return Collection(
+                batch_id=batch_id,
+                total=len(files) if files.published else collector.total,
+                succeeded=len(files) - files.failed,
+                failed=files.failed,
+                complete=files.published,
+                timed_out=collector.timed_out,
+            )
+
+    async def _collect_into(
+        self,
+        files: ResultOutput,
+        batch_id: str,
+        follow: bool,
+        timeout: float,
+        report: OnProgress,
+        waiting: Callable[[str], None],
+    ) -> BlobCollector | QueueCollector:
+        links, settings = self._open_links, self._settings
+        if links.storage.results:
+            blobs = BlobCollector(links.storage.results, settings.blob_prefix, batch_id, files, report, waiting)
+            await blobs.gather(follow=follow, timeout=timeout)
+            return blobs
+        queue = QueueCollector(files, follow=follow, timeout=timeout, report=report, claims=links.storage.claims)
+        await queue_collector.take_all(links.sessions, settings.results_queue, batch_id, queue, waiting)
+        return queue
+
+    async def _announce(self, batch: BatchFile, batch_id: str, waiting: Callable[[str], None]) -> str | None:
+        """When the batch was submitted before. Raises OtherBatch, AlreadyCollected or UncheckedBatch."""
+        links, settings = self._open_links, self._settings
+        manifest = make_manifest(batch, batch_id)
+        place = "Blob storage" if links.storage.results else f"queue {settings.results_queue!r}"
+        waiting(f"{place} to tell whether batch id {batch_id} is taken")
+        if links.storage.results:
+            return await put_manifest(links.storage.results, settings.blob_prefix, manifest)
+        async with RetryingSender(links.senders, settings.results_queue, waiting) as sender:
+            return await queue_collector.announce(
+                links.sessions,
+                settings.results_queue,
+                manifest,
+                lambda: send_manifest(sender, manifest),
+                must_check=batch_id != make_batch_id(batch),
+            )
+
+    async def _be_somebody(self, stack: AsyncExitStack) -> AsyncTokenCredential:
+        if self._credential is not None:
+            return self._credential
+        broker = open_broker(self._settings, _ignore)
+        await stack.enter_async_context(broker)
+        return broker
+
+    async def _connect(self, stack: AsyncExitStack, credential: AsyncTokenCredential) -> _Links:
+        settings = self._settings
+        return _Links(
+            senders=await stack.enter_async_context(connect(settings, credential, retries=0)),
+            sessions=await stack.enter_async_context(connect(settings, credential, retries=0)),
+            storage=await stack.enter_async_context(open_storage(settings, credential)),
+        )
+
+    @property
+    def _open_links(self) -> _Links:
+        if self._links is None:
+            raise RuntimeError("this JobClient is not open: async with JobClient.from_environment() as client")
+        return self._links
+
+
+def make_batch_id(batch: BatchFile) -> str:
+    """From what the file holds, so the same file is the same batch."""
+    return f"batch-{batch.sha256[:16]}"
+
+
+def _ignore(_: object) -> None:
+    """Nobody listens."""

@@ -1,0 +1,153 @@
+"""Sending a batch: its manifest, then a message for each line, as few transfers as the queue's message size allows.
+
+A line that is too large for a message lies in Blob storage, and its message is the claim of it.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from azure.servicebus import ServiceBusMessage, ServiceBusMessageBatch
+from azure.servicebus.exceptions import MessageSizeExceededError
+
+from worker.azure.blob.claims import BlobClaims
+from worker.azure.blob.container import BlobFailed
+from worker.azure.servicebus.faults import FAULTS
+from worker.azure.servicebus.packing import largest_body, pack
+from worker.azure.servicebus.sending import RetryingSender
+from worker.client.batch_files import BatchFile, InvalidBatch, read_jobs
+from worker.client.batches import OnProgress, Progress
+from worker.client.queue_collector import MANIFEST_SUBJECT
+from worker.errors import WorkerError
+from worker.jobs.claims import encode_claim
+from worker.jobs.job import CLAIM_TYPE, Manifest, encode_manifest, make_job_id, manifest_id, rfc3339
+
+READ_AHEAD = 8 << 20
+"""Bytes of lines that are read, and where they are too large put into Blob storage, together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stamp:
+    """What every message of a submission has. `deadline` has a time zone."""
+
+    batch_id: str
+    time_to_live: timedelta | None
+    deadline: datetime | None
+
+
+class SubmissionInterrupted(WorkerError):
+    """`sent` jobs of `total` were confirmed. The cause ended it; what it kept unconfirmed may have arrived too."""
+
+    def __init__(self, sent: int, total: int) -> None:
+        super().__init__(f"{sent:,} of {total:,} jobs were sent")
+        self.sent = sent
+        self.total = total
+
+
+async def send_manifest(sender: RetryingSender, manifest: Manifest) -> None:
+    """Raises SubmissionInterrupted."""
+    await _send(sender, manifest_message(manifest), SubmissionInterrupted(0, manifest.total))
+
+
+async def send_jobs(
+    sender: RetryingSender,
+    batch: BatchFile,
+    stamp: Stamp,
+    *,
+    claims: BlobClaims | None,
+    report: OnProgress,
+) -> None:
+    """Raises SubmissionInterrupted: by Service Bus, by Blob storage, or because the file has changed."""
+    messages = _job_messages(batch, stamp, await largest_body(sender), claims)
+    sent = 0
+    try:
+        async for packed in pack(sender, messages, lambda message: message, _refuse):
+            await _send(sender, packed.batch, SubmissionInterrupted(sent, batch.total))
+            sent += len(packed.entries)
+            report(Progress(done=sent, total=batch.total))
+    except (InvalidBatch, BlobFailed) as error:
+        raise SubmissionInterrupted(sent, batch.total) from error
+
+
+async def _send(
+    sender: RetryingSender, message: ServiceBusMessage | ServiceBusMessageBatch, if_not: SubmissionInterrupted
+) -> None:
+    try:
+        await sender.send(message)
+    except FAULTS as error:
+        raise if_not from error
+
+
+def _refuse(message: ServiceBusMessage, allowed: int) -> None:
+    """No line comes here: what is too large is refused or stored before. A message must not be lost silently."""
+    raise MessageSizeExceededError(
+        message=f"the message of job {message.message_id!r} is larger than the {allowed:,} bytes of a batch"
+    )
+
+
+def make_manifest(batch: BatchFile, batch_id: str) -> Manifest:
+    submitted_at = rfc3339(datetime.now(UTC).timestamp())
+    return Manifest(batch_id=batch_id, total=batch.total, sha256=batch.sha256, submitted_at=submitted_at)
+
+
+def manifest_message(manifest: Manifest) -> ServiceBusMessage:
+    return ServiceBusMessage(
+        encode_manifest(manifest),
+        message_id=manifest_id(manifest.batch_id),
+        subject=MANIFEST_SUBJECT,
+        session_id=manifest.batch_id,
+        correlation_id=manifest.batch_id,
+        content_type="application/json",
+    )
+
+
+async def _job_messages(
+    batch: BatchFile, stamp: Stamp, largest: int, claims: BlobClaims | None
+) -> AsyncIterator[ServiceBusMessage]:
+    """Each line's message, made when it is asked for."""
+    for group in _read_ahead(read_jobs(batch)):
+        claimed = [] if claims is None else [line for _, line in group if len(line) > largest]
+        claim_of = dict(zip(claimed, await _store(claims, stamp.batch_id, claimed), strict=True))
+        for custom_id, line in group:
+            yield job_message(custom_id, line, claim_of.get(line), stamp)
+
+
+def job_message(custom_id: str, line: bytes, claim: bytes | None, stamp: Stamp) -> ServiceBusMessage:
+    properties: dict[str | bytes, Any] = {}
+    if stamp.deadline:
+        properties["deadline"] = rfc3339(stamp.deadline.timestamp())
+    return ServiceBusMessage(
+        line if claim is None else claim,
+        message_id=make_job_id(stamp.batch_id, custom_id),
+        correlation_id=stamp.batch_id,
+        content_type="application/json" if claim is None else CLAIM_TYPE,
+        time_to_live=stamp.time_to_live,
+        application_properties=properties or None,
+    )
+
+
+def _read_ahead(jobs: Iterable[tuple[str, bytes]]) -> Iterator[Sequence[tuple[str, bytes]]]:
+    group: list[tuple[str, bytes]] = []
+    size = 0
+    for custom_id, line in jobs:
+        group.append((custom_id, line))
+        size += len(line)
+        if size >= READ_AHEAD:
+            yield group
+            group, size = [], 0
+    yield group
+
+
+async def _store(claims: BlobClaims | None, batch_id: str, lines: Sequence[bytes]) -> Sequence[bytes]:
+    """The encoded claims of these lines."""
+    if claims is None or not lines:
+        return ()
+    outcomes = await asyncio.gather(*[claims.store(batch_id, line) for line in lines], return_exceptions=True)
+    stored = []
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+        stored.append(encode_claim(outcome))
+    return stored

@@ -1,0 +1,214 @@
+"""From a decoded job to the service's last word: admit, call, classify, again where that may help.
+
+Which failure is called again decides `retry.py`, which deployment takes a job and when `gates.py`, what a status
+means the model's adapter.
+"""
+
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from worker.admission.answer_sizes import answer_bytes
+from worker.admission.budgets import Cost, estimate
+from worker.admission.gate import Permit
+from worker.admission.gates import Gates, Route
+from worker.admission.intake import Intake, Lane, Slot
+from worker.errors import AnswerTooLarge, CallFailed, Expired, HandedBack, RefusedByService, Throttled, Unavailable
+from worker.flow.retry import Course, Retrier, RetryPolicy
+from worker.flow.rollouts import Rollouts
+from worker.interfaces import BackedOff, CallEnded, Model, Observer, Target
+from worker.jobs.job import Job
+from worker.jobs.outcomes import Answered, Concluded, Failed, FailureCode, HandBackReason, Refused, Response
+from worker.waits import loop_time
+
+
+@dataclass(kw_only=True)
+class Caller:
+    """Gets jobs answered, many at a time.
+
+    `parking`: seconds for which a job waits at gates, all in all, before it is handed back. `clock` is Unix time.
+    """
+
+    model: Model
+    gates: Gates
+    intake: Intake
+    policy: RetryPolicy
+    parking: float = 900.0
+    observer: Observer
+    rollouts: Rollouts = field(default_factory=lambda: Rollouts(0.0))
+    models: Mapping[str, frozenset[str] | None] = field(default_factory=dict)
+    """Of each queue, the models that its jobs may ask for; None and a queue that is not named: all."""
+    clock: Callable[[], float] = time.time
+    chance: Callable[[], float] = field(default=random.random)
+    _retrier: Retrier = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._retrier = Retrier(self.policy, self.chance)
+
+    async def answer(self, job: Job, slot: Slot, course: Course) -> Concluded:
+        """Call until there is a last word. Raises HandedBack."""
+        route = self._route_of(job)
+        if route is None:
+            return await self._wait_for_rollout(job, slot)
+        attempts = _Attempts(self, job, route, slot, estimate(job), course)
+        try:
+            return Answered(response=await self._retrier.run(attempts))
+        except Expired as error:
+            return Failed(code=FailureCode.EXPIRED, message=str(error))
+        except (RefusedByService, Unavailable) as error:
+            return last_word(error, course)
+
+    async def _wait_for_rollout(self, job: Job, slot: Slot) -> Failed:
+        """Refuse a job whose model is unknown once no rollout can be bringing it. Raises HandedBack until then."""
+        patience = self.rollouts.left(job.line.model, loop_time())
+        left = job.deadline - self.clock()
+        if patience > 0 and left > 0:
+            if not slot.may_be_set_aside:
+                slot.lane.shy_away()
+                raise HandedBack(HandBackReason.UNKNOWN_MODEL)
+            with slot.set_aside():
+                await self.rollouts.hold(min(patience, left))
+        if left <= patience:
+            return Failed(code=FailureCode.EXPIRED, message="the deadline passed while no pod here knew the model")
+        return self._not_allowed(job)
+
+    def _route_of(self, job: Job) -> Route | None:
+        allowed = self.models.get(job.queue)
+        return self.gates.of(job.line.model) if allowed is None or job.line.model in allowed else None
+
+    async def _attempt(self, job: Job, route: Route, slot: Slot, cost: Cost, course: Course) -> Response:
+        """One call, once there is memory for its answer and a gate lets it through.
+
+        Raises CallFailed, HandedBack or Expired.
+        """
+        left = job.deadline - self.clock()
+        if left <= 0:
+            raise Expired(f"the deadline passed {-left:.0f} s ago, after {course.calls} calls")
+        try:
+            await self._reserve(slot, answer_bytes(job, cost), course, left)
+            with await self._admit(route, slot.lane, cost, course, left) as permit:
+                return await self._call(job, permit, slot, course)
+        except BaseException:
+            slot.unreserve()  # a job that waits for its next attempt holds no room
+            raise
+
+    async def _reserve(self, slot: Slot, size: int, course: Course, left: float) -> None:
+        now = loop_time()
+        until = now + min(self.parking - course.parked_seconds, left)
+        try:
+            await slot.reserve(size, until=until)
+        except HandedBack:
+            if until >= now + left:
+                raise Expired(f"no memory was free before the deadline, after {course.calls} calls") from None
+            slot.lane.shy_away()
+            raise
+        course.parked_seconds += loop_time() - now
+
+    async def _admit(self, route: Route, lane: Lane, cost: Cost, course: Course, left: float) -> Permit:
+        now = loop_time()
+        until = now + self.parking - course.parked_seconds
+        if self._crowds_out(route, lane):
+            lane.shy_away()
+            raise HandedBack(HandBackReason.PARKED)
+        try:
+            permit = await route.admit(cost, until=min(until, now + left))
+        except HandedBack as error:
+            if error.reason == HandBackReason.PARKED and until >= now + left:
+                raise Expired(f"no deployment was open before the deadline, after {course.calls} calls") from None
+            lane.shy_away()
+            raise
+        course.parked_seconds += loop_time() - now
+        lane.take_heart()
+        return permit
+
+    def _crowds_out(self, route: Route, lane: Lane) -> bool:
+        """Whether jobs of a model that cannot be called fill a quarter of the slots, while other models of their
+        queue could be."""
+        if route.waiting < self.intake.slots / 4:
+            return False
+        now = loop_time()
+        return route.wanted(now).at > now and lane.has_open_gate()
+
+    async def _call(self, job: Job, permit: Permit, slot: Slot, course: Course) -> Response:
+        started = loop_time()
+        target = course.target = permit.target
+        course.calls += 1
+        try:
+            response = await self.model.complete(job, target, slot)
+        except CallFailed as error:
+            self._note_call(target, course, started, error=error)
+            if permit.is_outsized(error):
+                raise RefusedByService(
+                    error.detail, status=error.status, body=error.body, request_id=error.request_id
+                ) from error
+            permit.failed(error)
+            course.failures += isinstance(error, Unavailable)
+            raise
+        permit.answered(response)
+        self._note_call(target, course, started, response=response)
+        return response
+
+    def _note_call(
+        self,
+        target: Target,
+        course: Course,
+        started: float,
+        *,
+        response: Response | None = None,
+        error: CallFailed | None = None,
+    ) -> None:
+        seconds = loop_time() - started
+        course.call_seconds += seconds
+        status = response.status if response else error.status if error else None
+        self.observer(
+            CallEnded(
+                job_id=course.job_id or "",
+                deployment=target.label,
+                status=str(status) if status else "none",
+                seconds=seconds,
+                first_token=response.first_token if response else None,
+                throttle=error.kind if isinstance(error, Throttled) else None,
+                usage=response.usage if response else None,
+                detail=error.detail if error else None,
+            )
+        )
+
+    def _not_allowed(self, job: Job) -> Failed:
+        models = self.models.get(job.queue) or self.gates.models
+        allowed = ", ".join(sorted(models)[:20]) or "any deployment's name"
+        message = f"the model {job.line.model[:80]!r} is not one that this worker may call; allowed are: {allowed}"
+        return Failed(code=FailureCode.MODEL_NOT_ALLOWED, message=message)
+
+
+@dataclass(slots=True)
+class _Attempts:
+    """A job's attempts at being answered."""
+
+    caller: Caller
+    job: Job
+    route: Route
+    slot: Slot
+    cost: Cost
+    course: Course
+
+    async def make(self) -> Response:
+        return await self.caller._attempt(self.job, self.route, self.slot, self.cost, self.course)
+
+    def left(self) -> float:
+        return self.job.deadline - self.caller.clock()
+
+    def note_backoff(self, seconds: float, error: Unavailable) -> None:
+        self.caller.observer(
+            BackedOff(job_id=self.job.id, failures=self.course.failures, seconds=seconds, detail=error.detail)
+        )
+
+
+def last_word(error: RefusedByService | Unavailable, course: Course) -> Concluded:
+    """What the service said last becomes the result; where it said nothing, how often it was tried."""
+    if isinstance(error, AnswerTooLarge):
+        return Failed(code=FailureCode.ANSWER_TOO_LARGE, message=error.detail)
+    if error.status is None:
+        message = f"no answer in {course.calls} calls; the last: {error.detail}"
+        return Failed(code=FailureCode.ATTEMPTS_EXHAUSTED, message=message)
+    return Refused(response=Response(status=error.status, request_id=error.request_id, body=error.body or b"null"))

@@ -1,0 +1,107 @@
+"""Pull while there is room; on stop receive no more, let the jobs under way end, hand the rest back."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from worker.admission.intake import Intake, Lane
+from worker.errors import HandedBack, SourceUnavailable
+from worker.flow.processor import Processor
+from worker.flow.retry import RetryPolicy
+from worker.interfaces import Delivery, Drained, Draining, JobsReceived, Observer, Source
+from worker.jobs.outcomes import HandBackReason
+from worker.waits import Interrupt, loop_time
+
+RECEIVE_WAIT = 1.0
+"""Seconds that one receive may wait for a first message. It must not be cancelled, so it bounds the drain."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receiver:
+    """A connection to a queue, and the lane that says when to receive on it and how much."""
+
+    source: Source
+    lane: Lane
+
+
+class Consumer:
+    """Feeds the deliveries of the receivers to the processor. `grace`: seconds for jobs under way at a stop."""
+
+    def __init__(
+        self,
+        *,
+        receivers: Sequence[Receiver],
+        processor: Processor,
+        intake: Intake,
+        observer: Observer,
+        chance: Callable[[], float],
+        grace: float,
+        policy: RetryPolicy = RetryPolicy(base=1.0, cap=10.0),
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._receivers = receivers
+        self._processor = processor
+        self._intake = intake
+        self._observer = observer
+        self._chance = chance
+        self._grace = grace
+        self._policy = policy
+        self._clock = clock
+        self._interrupts: set[Interrupt] = set()
+
+    async def run(self) -> None:
+        """Until the intake is stopped and everything held is settled."""
+        async with asyncio.TaskGroup() as jobs:
+            async with asyncio.TaskGroup() as pulls:
+                for receiver in self._receivers:
+                    pulls.create_task(self._pull(receiver, jobs), name=f"receiver of {receiver.lane.queue}")
+            handed_back = await self._drain()
+        self._observer(Drained(handed_back=handed_back))
+
+    async def _pull(self, receiver: Receiver, jobs: asyncio.TaskGroup) -> None:
+        lane = receiver.lane
+        failures = 0
+        while room := await lane.room():
+            was_hungry = lane.is_hungry
+            try:
+                deliveries = await receiver.source.receive(room, wait=RECEIVE_WAIT)
+            except SourceUnavailable as error:
+                failures += 1
+                lane.fail(str(error))
+                await self._intake.stopping(loop_time() + self._policy.backoff(failures, self._chance()))
+                continue
+            failures = 0
+            lane.received(len(deliveries))
+            if deliveries or was_hungry:
+                self._note_received(lane.queue, deliveries)
+            for delivery in deliveries:
+                self._take(receiver, delivery, jobs)
+
+    def _note_received(self, queue: str, deliveries: Sequence[Delivery]) -> None:
+        redelivered = sum(delivery.envelope.delivery_count > 0 for delivery in deliveries)
+        age = self._clock() - deliveries[-1].envelope.enqueued_at if deliveries else 0.0
+        self._observer(JobsReceived(queue=queue, count=len(deliveries), redelivered=redelivered, age=max(0.0, age)))
+
+    def _take(self, receiver: Receiver, delivery: Delivery, jobs: asyncio.TaskGroup) -> None:
+        interrupt = Interrupt()
+        if self._intake.is_stopping:
+            interrupt.by(HandedBack(HandBackReason.SHUTDOWN))
+        self._interrupts.add(interrupt)
+        slot = receiver.lane.slot(len(delivery.envelope.body))
+        job = jobs.create_task(self._processor.process(delivery, receiver.source, slot, interrupt))
+        job.add_done_callback(lambda _: self._interrupts.discard(interrupt))
+
+    async def _drain(self) -> int:
+        """How many jobs were still under way after the grace period, and are handed back.
+
+        Receiving has stopped, so they go to another pod and not to this one again.
+        """
+        self._observer(Draining(in_flight=self._intake.in_flight, grace=self._grace))
+        self._processor.caller.rollouts.stop()
+        if await self._intake.settled(loop_time() + self._grace):
+            return 0
+        left = tuple(self._interrupts)
+        for interrupt in left:
+            interrupt.by(HandedBack(HandBackReason.SHUTDOWN))
+        return len(left)

@@ -1,0 +1,233 @@
+"""The life of one job: receive, decode, admit, call, classify, write, settle.
+
+Read `process` first, then downwards: each function is one verb of that life. Admitting, calling and classifying
+are the caller's (`calls.py`); what is said to the broker decides `outcomes.settlement_of`.
+The result is written before the message is settled: at least once, and effects once, because results are keyed by
+the job's id.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from worker.admission.intake import Intake, Slot
+from worker.admission.quarantine import SUSPECT_FROM, Place, Quarantine
+from worker.errors import (
+    ClaimUnavailable,
+    DeadLetterReason,
+    HandedBack,
+    LockLost,
+    NotAJob,
+    ResultTooLarge,
+    SinkUnavailable,
+    SourceUnavailable,
+)
+from worker.flow.caller import Caller
+from worker.flow.retry import Course, RetryPolicy
+from worker.interfaces import (
+    Claims,
+    Delivery,
+    JobEnded,
+    JobFaulted,
+    JobStarted,
+    Observer,
+    ResultWritten,
+    Settled,
+    Sink,
+    Source,
+    SuspectMet,
+)
+from worker.jobs.job import Claim, Envelope, Job, Record, claim_of, decode, encode_result
+from worker.jobs.outcomes import (
+    AlreadyDone,
+    Answered,
+    Concluded,
+    Failed,
+    FailureCode,
+    Faulted,
+    HandBackReason,
+    Lapse,
+    Lost,
+    Outcome,
+    Settlement,
+    Unfinished,
+    Unreadable,
+    settlement_of,
+    without_body,
+)
+from worker.waits import Interrupt, loop_time, release_frames
+
+
+@dataclass(kw_only=True)
+class Processor:
+    """Takes deliveries through their lives, many at a time. `clock` is Unix time."""
+
+    caller: Caller
+    sink: Sink
+    claims: Claims | None = None
+    intake: Intake
+    quarantine: Quarantine
+    observer: Observer
+    pod: str
+    max_age: float = 86_400.0
+    """Seconds from enqueuing to the deadline of a job that names none."""
+    store_policy: RetryPolicy = field(default_factory=lambda: RetryPolicy(base=0.25, cap=10.0))
+    clock: Callable[[], float] = time.time
+    chance: Callable[[], float] = field(default=random.random)
+
+    async def process(self, delivery: Delivery, source: Source, slot: Slot, interrupt: Interrupt) -> None:
+        """Bring a delivery to its outcome and settle it. The slot is free once the result is written."""
+        delivery.when_lost(lambda: interrupt.by(LockLost("the lock lapsed")))
+        course = Course()
+        with slot:
+            outcome = await self._conclude(delivery, slot, interrupt, course)
+            slot.free()
+            self._report(delivery, outcome, course)
+            await self._settle(source, delivery, settlement_of(outcome))
+
+    async def _conclude(self, delivery: Delivery, slot: Slot, interrupt: Interrupt, course: Course) -> Outcome:
+        envelope = delivery.envelope
+        try:
+            async with interrupt, self._place(envelope):
+                job = await self._decode(envelope, slot)
+                if envelope.delivery_count and await self._is_done(job):
+                    return AlreadyDone()
+                started = self._start(job, envelope, course)
+                # not by name: the answer's bytes are let go once its line is made
+                return await self._write(job, await self.caller.answer(job, slot, course), slot, course, started)
+        except NotAJob as error:
+            return Unreadable(reason=error.reason, description=error.description)
+        except LockLost:
+            return Lost()
+        except HandedBack as error:
+            return Unfinished(reason=HandBackReason(error.reason))
+        except Exception as error:  # a fault of ours must cost one job, not the pod and all it holds
+            self.observer(JobFaulted(message_id=envelope.message_id, error=error))
+            return Faulted()
+
+    def _place(self, envelope: Envelope) -> Place:
+        count = envelope.delivery_count
+        if count >= SUSPECT_FROM:
+            self.observer(SuspectMet(queue=envelope.queue, message_id=envelope.message_id, delivery_count=count))
+        return self.quarantine.place(count)
+
+    async def _decode(self, envelope: Envelope, slot: Slot) -> Job:
+        claim = claim_of(envelope)
+        body = None if claim is None else await self._fetch(claim, slot)
+        return decode(envelope, max_age=self.max_age, body=body)
+
+    async def _fetch(self, claim: Claim, slot: Slot) -> bytes:
+        """Fetch until it can be read: a store that is down is no fault of the job."""
+        if self.claims is None:
+            raise NotAJob(
+                DeadLetterReason.INVALID_CLAIM,
+                "this worker takes no claim checks: it has no claims container (AOAI_WORKER_CLAIMS_CONTAINER)",
+            )
+        self.claims.require_ours(claim)
+        slot.hold(claim.length)
+        failures = 0
+        try:
+            while True:
+                try:
+                    return await self.claims.fetch(claim)
+                except ClaimUnavailable as error:
+                    failures += 1
+                    self.intake.close("claims", str(error))
+                    await self._wait_for_store(failures)
+        finally:
+            # however it ended: jobs without a claim would never show that the store is up again
+            self.intake.open("claims")
+
+    async def _is_done(self, job: Job) -> bool:
+        """Whether an earlier delivery wrote its result; unknown counts as not, as paying twice beats losing."""
+        try:
+            return await self.sink.has(job)
+        except SinkUnavailable:
+            return False
+
+    def _start(self, job: Job, envelope: Envelope, course: Course) -> float:
+        now = self.clock()
+        course.job_id = job.id
+        traceparent = envelope.properties.get("traceparent")
+        self.observer(
+            JobStarted(
+                job_id=job.id,
+                queue=job.queue,
+                operation=job.line.operation,
+                model=job.line.model,
+                waited=max(0.0, now - job.enqueued_at),
+                traceparent=traceparent if isinstance(traceparent, str) else None,
+            )
+        )
+        return now
+
+    async def _write(self, job: Job, outcome: Concluded, slot: Slot, course: Course, started: float) -> Concluded:
+        """Write until the sink has it: the answer is paid for, so it is kept as long as the lock is."""
+        line = self._encode(job, outcome, course, started)
+        slot.keep(len(line))
+        outcome = without_body(outcome)
+        failures = 0
+        while True:
+            begun = loop_time()
+            try:
+                is_new = await self.sink.write(job, line)
+            except SinkUnavailable as error:
+                release_frames(error)  # the sink's future keeps it, and they hold the job
+                failures += 1
+                self.intake.close("sink", str(error))
+                await self._wait_for_store(failures)
+            except ResultTooLarge as error:
+                release_frames(error)
+                if isinstance(outcome, Failed):
+                    raise
+                outcome = Failed(code=FailureCode.ANSWER_TOO_LARGE, message=str(error))
+                line = self._encode(job, outcome, course, started)
+            else:
+                self.intake.open("sink")
+                # after a failure it may be our own first try that is there
+                paid_twice = not is_new and not failures and isinstance(outcome, Answered)
+                self.observer(ResultWritten(queue=job.queue, seconds=loop_time() - begun, paid_twice=paid_twice))
+                return outcome
+
+    async def _settle(self, source: Source, delivery: Delivery, settlement: Settlement) -> None:
+        if isinstance(settlement, Lapse):
+            return
+        try:
+            await source.settle(delivery, settlement)
+        except (LockLost, SourceUnavailable):
+            # the result is written and keyed by the job: a redelivery changes nothing
+            self.observer(Settled(settlement=settlement, confirmed=False))
+        else:
+            self.observer(Settled(settlement=settlement, confirmed=True))
+
+    async def _wait_for_store(self, failures: int) -> None:
+        await asyncio.sleep(self.store_policy.backoff(failures, self.chance()))
+
+    def _encode(self, job: Job, outcome: Concluded, course: Course, started: float) -> bytes:
+        target = course.target
+        record = Record(
+            attempts=course.calls,
+            deployment=target.deployment if target else None,
+            endpoint=target.endpoint if target else None,
+            started=started,
+            finished=self.clock(),
+            call_seconds=course.call_seconds,
+            pod=self.pod,
+        )
+        return encode_result(job, outcome, record)
+
+    def _report(self, delivery: Delivery, outcome: Outcome, course: Course) -> None:
+        envelope = delivery.envelope
+        self.observer(
+            JobEnded(
+                queue=envelope.queue,
+                message_id=envelope.message_id,
+                job_id=course.job_id,
+                outcome=outcome,
+                deployment=course.target.label if course.target else None,
+                calls=course.calls,
+                seconds=max(0.0, self.clock() - envelope.enqueued_at),
+            )
+        )

@@ -1,0 +1,534 @@
+"""The job and its result on the wire: Batch input lines in, Batch output lines out.
+
+Everything from outside is parsed here into a type that the rest trusts. `docs/job-format.md` is the contract.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+from enum import StrEnum
+from typing import Any
+
+import orjson
+
+from worker.errors import DeadLetterReason, NotAJob
+from worker.jobs.model_names import MODEL, MODEL_ALPHABET
+from worker.jobs.outcomes import Answered, Concluded, Failed, Refused, Usage
+
+RESULT_SCHEMA = 1
+UNBATCHED = "unbatched"
+BATCH_ID = re.compile(r"[A-Za-z0-9._-]{1,48}")
+REPLAYED = re.compile(r"~r(\d{1,4})$")
+HASHED = "sha256-"
+MAX_ID_LENGTH = 128
+"""Service Bus's limit for a message-id, and so for a job id."""
+MAX_CUSTOM_ID = 512
+"""Characters; it comes back in the result and stands in messages and logs."""
+JOB_TYPES = frozenset(
+    {"", "application/json", "application/jsonl", "application/x-ndjson", "application/octet-stream", "text/plain"}
+)
+"""Content types that say nothing against a line of JSON; many clients send none, or a general one."""
+CLAIM_TYPE = "application/vnd.aoai-worker.claim+json"
+SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+MAX_NESTING = 200
+"""Levels of arrays and objects in a job. orjson itself stops at 1,024; no request comes near either."""
+
+NUMBERS = re.compile(rb"\[\s*+[-0-9][-+.0-9eE,\s]*+\]")
+"""What looks like an array of numbers in JSON."""
+
+JsonObject = dict[str, Any]
+
+
+class Operation(StrEnum):
+    """The urls of the Batch format that the worker can call."""
+
+    CHAT_COMPLETIONS = "/v1/chat/completions"
+    RESPONSES = "/v1/responses"
+    EMBEDDINGS = "/v1/embeddings"
+    COMPLETIONS = "/v1/completions"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Envelope:
+    """The fields of a received message that the worker reads. Times are Unix seconds."""
+
+    body: bytes
+    queue: str
+    sequence_number: int
+    enqueued_at: float
+    message_id: str | None = None
+    correlation_id: str | None = None
+    content_type: str | None = None
+    delivery_count: int = 0
+    dead_letter_reason: str | None = None
+    properties: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A claim check: where the body of a job is that was too large for a message. `length` in bytes,
+    `sha256` in hex, `etag` as Blob storage gave it or None."""
+
+    url: str
+    length: int
+    sha256: str
+    etag: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobLine:
+    """One line of a Batch input file."""
+
+    custom_id: str
+    operation: Operation
+    model: str
+    body: JsonObject
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A job as the worker holds it. `deadline` and `enqueued_at` are Unix seconds."""
+
+    id: str
+    batch_id: str
+    queue: str
+    line: JobLine
+    enqueued_at: float
+    deadline: float
+    replay: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What the worker adds to a result: who did the job, when and at what cost. Times are Unix seconds."""
+
+    attempts: int
+    deployment: str | None
+    endpoint: str | None
+    started: float
+    finished: float
+    call_seconds: float
+    pod: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a batch consists of, told to its collector. `sha256` is of the submitted lines in order."""
+
+    batch_id: str
+    total: int
+    sha256: str
+    submitted_at: str
+
+
+def parse_line(raw: bytes) -> JobLine:
+    """Raises NotAJob with what is wrong and how to mend it."""
+    document = _parse_object(raw)
+    custom_id = _require_text(document, "custom_id", "a string that is unique in its batch")
+    if len(custom_id) > MAX_CUSTOM_ID:
+        raise _invalid(f'"custom_id" is {_shown(custom_id)}; it has at most {MAX_CUSTOM_ID} characters')
+    if document.get("method") != "POST":
+        raise _invalid(f'"method" is {_shown(document.get("method"))}; the only method is "POST"')
+    operation = _parse_operation(document.get("url"))
+    body = document.get("body")
+    if not isinstance(body, dict):
+        raise _invalid(f'"body" is {_described(body)}; it must be the JSON object of the request')
+    model = _require_text(body, "model", "the name of a model in the worker's configuration", within="body.")
+    if not MODEL.fullmatch(model):
+        raise _invalid(f'"body.model" is {_shown(model)}; a name has {MODEL_ALPHABET}')
+    return JobLine(custom_id=custom_id, operation=operation, model=model, body=body)
+
+
+def claim_of(envelope: Envelope) -> Claim | None:
+    """The claim check that the message is, None where it carries its job itself. Raises NotAJob."""
+    kind = (envelope.content_type or "").split(";", 1)[0].strip().lower()
+    if kind in JOB_TYPES:
+        return None
+    if kind != CLAIM_TYPE:
+        raise NotAJob(
+            DeadLetterReason.UNSUPPORTED_CONTENT_TYPE,
+            f"content-type is {_shown(envelope.content_type)}; send application/json, or {CLAIM_TYPE}",
+        )
+    return parse_claim(envelope.body)
+
+
+def parse_claim(body: bytes) -> Claim:
+    """Raises NotAJob."""
+    claim = _parse_object(body).get("claim")
+    match claim:
+        case {"url": str(url), "length": int(length), "sha256": str(sha256), **rest}:
+            etag = rest.get("etag")
+            is_size = not isinstance(length, bool) and length >= 0
+            if is_size and SHA256.fullmatch(sha256) and isinstance(etag, str | None):
+                return Claim(url=url, length=length, sha256=sha256.lower(), etag=etag)
+    raise NotAJob(
+        DeadLetterReason.INVALID_CLAIM,
+        f'"claim" is {_described(claim)}; it must be an object with url, length in bytes, sha256 in hex, and etag',
+    )
+
+
+def decode(envelope: Envelope, *, max_age: float, body: bytes | None = None) -> Job:
+    """Read a message as a job. `max_age`: seconds from enqueuing to the deadline of a job that names none;
+    `body`: what the message's claim stands for, where it is one.
+
+    Raises NotAJob.
+    """
+    line = parse_line(envelope.body if body is None else body)
+    return Job(
+        id=_job_id(envelope),
+        batch_id=_batch_id(envelope.correlation_id),
+        queue=envelope.queue,
+        line=line,
+        enqueued_at=envelope.enqueued_at,
+        deadline=_deadline(envelope, max_age),
+        replay=_replay(envelope),
+    )
+
+
+def make_job_id(batch_id: str, custom_id: str) -> str:
+    """The message-id under which a producer sends a job: stable, so that a resubmission is recognised."""
+    plain = f"{batch_id}/{custom_id}"
+    is_fit = plain.isascii() and plain.isprintable() and len(plain) <= MAX_ID_LENGTH
+    # what looks like the id of a replay, or like a hash, could be taken for another job's
+    if is_fit and not REPLAYED.search(plain) and not custom_id.startswith(HASHED):
+        return plain
+    return f"{batch_id}/{HASHED}{hashlib.sha256(custom_id.encode()).hexdigest()[:32]}"
+
+
+def result_id(job: Job) -> str:
+    """The message-id of the job's result: no other job's, whatever their batches, as one queue takes the results of
+    all and its duplicate detection looks at nothing else. One for each replay, as its result supersedes the last.
+    """
+    replay = f"~r{job.replay}" if job.replay else ""
+    # no batch id has a colon, so what follows one is never taken for the rest of an id that begins with its batch
+    plain = job.id if job.id.startswith(f"{job.batch_id}/") else f"{job.batch_id}:{job.id}"
+    is_fit = plain.isascii() and plain.isprintable() and len(plain + replay) <= MAX_ID_LENGTH
+    is_taken = plain == manifest_id(job.batch_id) or job.id.startswith(HASHED) or REPLAYED.search(plain)
+    if is_fit and not is_taken:
+        return f"{plain}{replay}"
+    return f"{job.batch_id}:{HASHED}{hashlib.sha256(job.id.encode()).hexdigest()}{replay}"
+
+
+def manifest_id(batch_id: str) -> str:
+    """The message-id of the batch's manifest, which lies in the queue of results."""
+    return f"{batch_id}/manifest"
+
+
+def encode_result(job: Job, outcome: Concluded, record: Record) -> bytes:
+    """One line of a Batch output file, without the newline. The service's body is kept byte for byte."""
+    response, error, usage = _verdict(outcome)
+    return orjson.dumps(
+        {
+            "id": f"batch_req_{hashlib.sha256(job.id.encode()).hexdigest()[:24]}",
+            "custom_id": job.line.custom_id,
+            "response": response,
+            "error": error,
+            "worker": _worker_block(job, record, usage),
+        }
+    )
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    return orjson.dumps(manifest)
+
+
+def decode_manifest(raw: bytes) -> Manifest:
+    """Raises ValueError when this is not a manifest."""
+    document = orjson.loads(raw)
+    try:
+        return Manifest(
+            batch_id=str(document["batch_id"]),
+            total=int(document["total"]),
+            sha256=str(document["sha256"]),
+            submitted_at=str(document["submitted_at"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not a batch manifest: {error}") from error
+
+
+def rfc3339(moment: float) -> str:
+    """Unix seconds as UTC with milliseconds."""
+    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _verdict(outcome: Concluded) -> tuple[JsonObject | None, JsonObject | None, Usage | None]:
+    match outcome:
+        case Answered(response=response) | Refused(response=response):
+            body = {
+                "status_code": response.status,
+                "request_id": response.request_id,
+                "body": orjson.Fragment(response.body),
+            }
+            return body, None, response.usage
+        case Failed(code=code, message=message):
+            return None, {"code": code, "message": message}, None
+
+
+def _worker_block(job: Job, record: Record, usage: Usage | None) -> JsonObject:
+    block: JsonObject = {
+        "schema": RESULT_SCHEMA,
+        "job_id": job.id,
+        "batch_id": job.batch_id,
+        "attempts": record.attempts,
+        "deployment": record.deployment,
+        "endpoint": record.endpoint,
+        "queued": rfc3339(job.enqueued_at),
+        "started": rfc3339(record.started),
+        "finished": rfc3339(record.finished),
+        "wait_seconds": round(max(0.0, record.started - job.enqueued_at), 3),
+        "call_seconds": round(record.call_seconds, 3),
+        "usage": usage,
+        "pod": record.pod,
+    }
+    if job.replay:
+        block["replay"] = job.replay
+    return block
+
+
+def _parse_object(raw: bytes) -> JsonObject:
+    document = _parse_json(raw)
+    if isinstance(document, str) and document.lstrip()[:1] == "{":
+        # JavaScript's SDK encodes the body as JSON itself, so `body: JSON.stringify(job)` arrives encoded twice
+        raw = document.encode()
+        document = _parse_json(raw)
+    if not isinstance(document, dict):
+        raise _invalid(
+            f"the body is {_described(document)}; it must be one JSON object, a line of a Batch input file"
+        )
+    if not _has_plain_numbers(document, raw):
+        _require_exact_numbers(raw)
+    return document
+
+
+def _parse_json(raw: bytes) -> object:
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise NotAJob(
+            DeadLetterReason.INVALID_JSON,
+            f"the body of {len(raw):,} bytes is not JSON in UTF-8: {error}. "
+            "Send one line of a Batch input file as it is.",
+        ) from error
+
+
+def _has_plain_numbers(document: JsonObject, raw: bytes) -> bool:
+    """Whether every number is one that is surely sent as it came. Raises NotAJob where it nests too deep.
+
+    Level by level, so that hostile nesting costs no recursion.
+    """
+    # a temperature of 0.0 is common; what became 0.0 has an exponent, or very many zeros
+    least = 1e-5 if any(sign in raw for sign in (b"e-", b"E-", b"0" * 20)) else 0.0
+    is_plain = True
+    level: list[Any] = [document]
+    for _ in range(MAX_NESTING):
+        below: list[Any] = []
+        for parent in level:
+            for value in parent.values() if type(parent) is dict else parent:
+                kind = type(value)
+                if kind is dict or kind is list:
+                    below.append(value)
+                elif kind is float and is_plain:
+                    # what orjson cannot hold becomes another float: whole numbers too large, many digits, 0.0
+                    is_plain = least <= abs(value) < 1e15 and len(repr(value)) < 17
+        if not below:
+            return is_plain
+        level = below
+    raise _invalid(f"the body nests deeper than {MAX_NESTING} levels; flatten it")
+
+
+class _Inexact(str):
+    """A number's text whose value would be changed on the way."""
+
+
+def _require_exact_numbers(raw: bytes) -> None:
+    """Raises NotAJob naming a number that the worker would send as another one."""
+
+    def read(text: str) -> object:
+        try:
+            is_exact = Decimal(text) == Decimal(repr(float(text)))
+        except InvalidOperation:  # its exponent is beyond all bounds
+            is_exact = False
+        return 0 if is_exact else _Inexact(text)
+
+    def read_whole(text: str) -> object:
+        return 0 if len(text) <= 20 and -(2**63) <= int(text) < 2**64 else read(text)
+
+    document = json.loads(raw, parse_int=read_whole, parse_float=read)
+    path = _path_to_inexact(document)
+    if path:
+        *names, number = path
+        raise _invalid(
+            f"{_shown(''.join(names).lstrip('.'))} is {number[:40]}, which cannot be sent exactly; allowed are "
+            "whole numbers of 64 bits and others of 17 significant digits. Send it as text, or rounded"
+        )
+
+
+def _path_to_inexact(value: object) -> list[str]:
+    """The names on the way to it and its text; empty where there is none. It nests no deeper than MAX_NESTING."""
+    if isinstance(value, _Inexact):
+        return [value]
+    pairs: Iterable[tuple[str, object]] = ()
+    if isinstance(value, dict):
+        pairs = ((f".{name}", inner) for name, inner in value.items())
+    elif isinstance(value, list):
+        pairs = ((f"[{place}]", inner) for place, inner in enumerate(value))
+    for name, inner in pairs:
+        if path := _path_to_inexact(inner):
+            return [name, *path]
+    return []
+
+
+def _parse_operation(url: object) -> Operation:
+    """Azure's own batch files leave out the `/v1` that OpenAI's have."""
+    text = str(url)
+    try:
+        return Operation(text if text.startswith("/v1/") else f"/v1{text}")
+    except ValueError:
+        allowed = ", ".join(operation.value for operation in Operation)
+        raise NotAJob(
+            DeadLetterReason.UNSUPPORTED_OPERATION,
+            f'"url" is {_shown(url)}; supported are: {allowed}, each also without /v1',
+        ) from None
+
+
+def _require_text(document: JsonObject, name: str, meaning: str, *, within: str = "") -> str:
+    value = document.get(name)
+    if isinstance(value, str) and value:
+        return value
+    raise _invalid(f'"{within}{name}" is {_shown(value)}; it must be {meaning}')
+
+
+def _job_id(envelope: Envelope) -> str:
+    job_id = envelope.properties.get("job-id")
+    if job_id is None:
+        job_id = envelope.message_id or f"{envelope.queue}/{envelope.sequence_number}"
+    if not isinstance(job_id, str) or not 0 < len(job_id) <= MAX_ID_LENGTH:
+        raise _invalid(f"the job id is {_shown(job_id)}; it must be text of 1 to {MAX_ID_LENGTH} characters")
+    return job_id
+
+
+def _batch_id(correlation_id: str | None) -> str:
+    if correlation_id is None:
+        return UNBATCHED
+    if not BATCH_ID.fullmatch(correlation_id):
+        raise _invalid(
+            f"correlation-id (the batch id) is {_shown(correlation_id)}; "
+            "allowed are 1 to 48 letters, digits, dots, underscores and hyphens"
+        )
+    return correlation_id
+
+
+def _deadline(envelope: Envelope, max_age: float) -> float:
+    value = envelope.properties.get("deadline")
+    if value is None:
+        return envelope.enqueued_at + max_age
+    try:
+        moment = datetime.fromisoformat(str(value))
+    except ValueError:
+        moment = datetime.min  # has no time zone, so it is refused below
+    if moment.tzinfo is None:
+        raise _invalid(
+            f'the property "deadline" is {_shown(value)}; it must be RFC 3339 with a time zone, '
+            "such as 2026-11-23T18:00:00Z"
+        )
+    return moment.timestamp()
+
+
+def _replay(envelope: Envelope) -> int:
+    """A replayed dead letter has the message-id `<id>~r<n>`, as the old id would be swallowed as a duplicate."""
+    if "job-id" not in envelope.properties or envelope.message_id is None:
+        return 0
+    found = REPLAYED.search(envelope.message_id)
+    return int(found[1]) if found else 0
+
+
+def _invalid(description: str) -> NotAJob:
+    return NotAJob(DeadLetterReason.INVALID_JOB, description)
+
+
+def _shown(value: object) -> str:
+    """A value as an error message shows it: short, on one line."""
+    if value is None:
+        return "missing or null"
+    # json rather than orjson: it escapes every line break of Unicode and takes any number
+    text = json.dumps(value, separators=(",", ":"), default=str)
+    length = len(value) if isinstance(value, str) else len(text)
+    return text if len(text) <= 60 else f"{text[:60]}... ({length:,} characters)"
+
+
+def _described(value: object) -> str:
+    """A value that may hold somebody's prompt, without its content: descriptions reach the log."""
+    match value:
+        case str():
+            return f"a string of {len(value):,} characters"
+        case list():
+            return f"an array of {len(value):,}"
+        case _:
+            return _shown(value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultLine:
+    """What a collector reads of a result. `raw` is the line itself, without its newline.
+
+    `failed`: a call that was never answered, or answered with a status from 400.
+    """
+
+    job_id: str
+    batch_id: str
+    replay: int
+    failed: bool
+    raw: bytes
+
+    @property
+    def rank(self) -> tuple[int, bool]:
+        return result_rank(self.replay, self.failed)
+
+
+def result_rank(replay: int, failed: bool) -> tuple[int, bool]:
+    """Of a job's results the one of the highest rank counts: the latest replay, of it the answer before the error;
+    of equals the first."""
+    return replay, not failed
+
+
+def decode_result(raw: bytes) -> ResultLine:
+    """Raises ValueError when this is not a result of a worker."""
+    document = orjson.loads(raw)
+    try:
+        worker, response = document["worker"], document["response"]
+        failed = document["error"] is not None or response is None or _is_failed(response)
+        return ResultLine(
+            job_id=str(worker["job_id"]),
+            batch_id=str(worker["batch_id"]),
+            replay=int(worker.get("replay", 0)),
+            failed=failed,
+            raw=on_one_line(raw),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a result of a worker: {error!r}") from error
+
+
+def _is_failed(response: JsonObject) -> bool:
+    """An error status, or an object of `/v1/responses` that failed, which comes with a 200."""
+    if int(response["status_code"]) >= 400:
+        return True
+    body = response["body"]
+    return isinstance(body, dict) and body.get("object") == "response" and body.get("status") == "failed"
+
+
+def without_numbers(raw: bytes) -> bytes:
+    """JSON with `[0]` for each array of numbers, in texts too: parsed, the numbers of embeddings would take several
+    times their bytes."""
+    return NUMBERS.sub(b"[0]", raw)
+
+
+def on_one_line(raw: bytes) -> bytes:
+    """JSON without its line breaks, otherwise byte for byte.
+
+    Between JSON's tokens a line break is only white space, and inside a string it cannot stand.
+    """
+    return raw.replace(b"\r", b" ").replace(b"\n", b" ") if b"\n" in raw or b"\r" in raw else raw

@@ -1,0 +1,1 @@
+"""What an operator runs: `check` and the commands for dead letters."""

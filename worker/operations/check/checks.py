@@ -1,0 +1,251 @@
+"""`aoai-worker check`: everything that must be true, looked at from where the worker will run, and what mends it.
+
+The same proofs as at start-up, plus who we are and how the queues are set. Nothing is paid for, sent, received or
+locked. First the settings, then identity and tokens, then, under each token that there is, what it opens.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TypeVar
+
+from worker.azure.identity import check_environment, chosen_credential
+from worker.azure.network import has_proxy, proxy_to
+from worker.connections import Connections, open_connections, scopes, targets
+from worker.errors import InvalidSettings, TokenUnavailable, WorkerError
+from worker.flow.startup import Check
+from worker.interfaces import Event, Target
+from worker.operations.check.findings import Finding, Report, State
+from worker.operations.check.queue_settings import (
+    OpenAdministration,
+    QueueReader,
+    look,
+    open_administration,
+    queues_of,
+    unseen,
+)
+from worker.operations.check.suggestions import (
+    Container,
+    Deployment,
+    Place,
+    Principal,
+    Queue,
+    mend,
+    mend_token,
+    shorten,
+)
+from worker.operations.check.token_identity import (
+    TokenClaims,
+    describe_access,
+    describe_projected,
+    read_claims,
+    read_projected,
+)
+from worker.roles import BLOB_DATA_CONTRIBUTOR, OPENAI_USER, SERVICE_BUS_DATA_SENDER, Role
+from worker.settings import WorkerSettings, load
+
+PATIENCE = 20.0
+"""Seconds for each thing that is looked at."""
+
+T = TypeVar("T")
+
+
+def run() -> Report:
+    """From this process's environment."""
+    try:
+        settings = load(WorkerSettings)
+        check_environment(settings)
+        return Report(findings=asyncio.run(examine(settings)))
+    except InvalidSettings as error:
+        return Report(findings=list(describe_refusal(error)), refused=True)
+
+
+def describe_refusal(error: InvalidSettings) -> Iterator[Finding]:
+    for problem in error.problems:
+        yield Finding(state=State.WRONG, name="settings", detail=problem)
+
+
+async def examine(
+    settings: WorkerSettings,
+    *,
+    administration: OpenAdministration = open_administration,
+    patience: float = PATIENCE,
+) -> Sequence[Finding]:
+    """`patience`: seconds for each thing. They are looked at together."""
+    one_of_each = settings.model_copy(update={"receivers": 1})
+    projected = list(look_at_identity(settings, time.time()))
+    async with open_connections(one_of_each, deployments_of(settings), _ignore) as azure:
+        examination = Examination(one_of_each, azure, patience)
+        tokens = await examination.tokens()
+        opened = await examination.what_they_open(administration)
+    return [describe_settings(settings), *projected, *tokens, *opened, *describe_passthrough(settings)]
+
+
+def deployments_of(settings: WorkerSettings) -> Sequence[Target]:
+    """Each once, though several models may share it."""
+    return list(dict.fromkeys(target for some in (targets(settings) or {}).values() for target in some))
+
+
+def describe_settings(settings: WorkerSettings) -> Finding:
+    queues = ", ".join(settings.models_of_queues)
+    results = settings.results_queue if settings.sink == "queue" else settings.blob_container
+    namespace = f"{settings.servicebus_namespace} {describe_way(settings)}"
+    detail = f"no key; namespace {namespace}, jobs from: {queues}, results to: {results}"
+    return Finding(state=State.OK, name="settings", detail=detail)
+
+
+def describe_way(settings: WorkerSettings) -> str:
+    """How Service Bus is reached. Raises InvalidSettings where the environment names no usable proxy."""
+    host, port = settings.servicebus_address
+    if settings.servicebus_transport == "amqp":
+        return f"by AMQP at {host}:{port}{', past the proxy' if has_proxy() else ''}"
+    proxy = proxy_to(host, port)
+    by = f"through the proxy {proxy.address}:{proxy.port}" if proxy else "through no proxy"
+    return f"by WebSockets at {host}:{port} {by}"
+
+
+def describe_passthrough(settings: WorkerSettings) -> Iterator[Finding]:
+    if settings.models == "passthrough":
+        detail = "named by the jobs (AOAI_WORKER_MODELS=passthrough), so there is none to look at"
+        yield Finding(state=State.UNSEEN, name="deployments", detail=detail)
+
+
+def look_at_identity(settings: WorkerSettings, now: float) -> Iterator[Finding]:
+    credential = chosen_credential(settings)
+    client_id, tenant = os.environ.get("AZURE_CLIENT_ID"), os.environ.get("AZURE_TENANT_ID")
+    who = ", ".join(f"{name} {value}" for name, value in (("client id", client_id), ("tenant", tenant)) if value)
+    chosen = f"{credential}, chosen by auto" if settings.credential == "auto" else credential
+    if credential == "cli" and "KUBERNETES_SERVICE_HOST" in os.environ:
+        yield Finding(
+            state=State.WRONG,
+            name="identity",
+            detail="the Azure CLI's login, in a pod: the workload identity webhook has not seen this pod",
+            remedy='label the pod azure.workload.identity/use: "true", name the client id at its service account, '
+            "and make the pod anew",
+        )
+        return
+    yield Finding(state=State.OK, name="identity", detail=f"{chosen}{f': {who}' if who else ''}")
+    if credential == "workload":
+        path = os.environ["AZURE_FEDERATED_TOKEN_FILE"]
+        yield describe_projected(path, now, through_proxy=settings.enable_azure_proxy)
+
+
+class Examination:
+    """One look at everything behind open connections."""
+
+    def __init__(self, settings: WorkerSettings, azure: Connections, patience: float) -> None:
+        self._settings = settings
+        self._azure = azure
+        self._patience = patience
+        self._claims: dict[str, TokenClaims] = {}
+
+    async def tokens(self) -> Sequence[Finding]:
+        wanted = scopes(self._settings).items()
+        return await asyncio.gather(*[self._token(service, scope) for service, scope in wanted])
+
+    async def what_they_open(self, administration: OpenAdministration) -> Sequence[Finding]:
+        jobs = list(self._settings.models_of_queues)
+        async with self._open(administration) as reader:
+            return await asyncio.gather(
+                *[self._prove(check, check.role) for check in self._azure.checks if check.role],
+                *[self._queue_settings(queue, reader) for queue in queues_of(self._settings, jobs)],
+            )
+
+    async def _token(self, service: str, scope: str) -> Finding:
+        name = f"token for {service}"
+        try:
+            token = await self._in_time(self._azure.tokens.bearer(scope))
+        except (TokenUnavailable, TimeoutError) as error:
+            detail = error.detail if isinstance(error, TokenUnavailable) else self._too_late
+            return Finding(state=State.WRONG, name=name, detail=shorten(detail), remedy=self._mend_token(detail))
+        claims = self._claims[service] = read_claims(token)
+        return Finding(state=State.OK, name=name, detail=describe_access(claims, time.time()))
+
+    def _mend_token(self, detail: str) -> str:
+        projected = read_projected(os.environ.get("AZURE_FEDERATED_TOKEN_FILE"))
+        return mend_token(
+            detail,
+            credential=chosen_credential(self._settings),
+            client_id=os.environ.get("AZURE_CLIENT_ID", "<client-id>"),
+            issuer=projected.issuer or "<issuer>",
+            subject=projected.subject or "<subject>",
+        )
+
+    async def _prove(self, check: Check, role: Role) -> Finding:
+        service, name = service_of(role), name_of(check, self._settings)
+        if service not in self._claims:
+            return Finding(state=State.UNSEEN, name=name, detail=f"cannot be tried without a token for {service}")
+        try:
+            await self._in_time(check.prove())
+        except (WorkerError, TimeoutError) as error:
+            failure = str(error) if isinstance(error, WorkerError) else self._too_late
+            claims = self._claims[service]
+            principal = Principal(object_id=claims.object_id, is_user=claims.is_user)
+            remedy = mend(failure, role, place_of(check, role, self._settings), principal)
+            return Finding(state=State.WRONG, name=name, detail=shorten(failure), remedy=remedy)
+        return Finding(state=State.OK, name=name, detail=_PROVED[service, role is SERVICE_BUS_DATA_SENDER])
+
+    async def _queue_settings(self, queue: Queue, reader: QueueReader | None) -> Finding:
+        if reader is None:
+            return unseen(queue, "not looked at where AOAI_WORKER_SERVICEBUS_ENDPOINT is set")
+        if "Service Bus" not in self._claims:
+            return unseen(queue, "cannot be looked at without a token for Service Bus")
+        try:
+            return await self._in_time(look(reader, queue))
+        except TimeoutError:
+            return unseen(queue, self._too_late)
+
+    @asynccontextmanager
+    async def _open(self, administration: OpenAdministration) -> AsyncIterator[QueueReader | None]:
+        async with AsyncExitStack() as stack:
+            opened = administration(self._settings, self._azure.tokens)
+            yield None if opened is None else await stack.enter_async_context(opened)
+
+    async def _in_time(self, looking: Awaitable[T]) -> T:
+        async with asyncio.timeout(self._patience):
+            return await looking
+
+    @property
+    def _too_late(self) -> str:
+        return f"no answer within {self._patience:g} s"
+
+
+_PROVED = {
+    ("Service Bus", False): "there, needs no session, and we may listen",
+    ("Service Bus", True): "there, and we may send",
+    ("Azure OpenAI", False): "there, and we may call it",
+    ("Blob storage", False): "there, and we may list and write",
+}
+
+
+def service_of(role: Role) -> str:
+    """The name of the token that opens what the role is for."""
+    if role is OPENAI_USER:
+        return "Azure OpenAI"
+    return "Blob storage" if role is BLOB_DATA_CONTRIBUTOR else "Service Bus"
+
+
+def name_of(check: Check, settings: WorkerSettings) -> str:
+    """Deployments of one name can be at several endpoints."""
+    match check.about:
+        case Target(endpoint=endpoint, alias=None) if endpoint != settings.openai_endpoint:
+            return f"{check.what} at {endpoint}"
+        case _:
+            return check.what
+
+
+def place_of(check: Check, role: Role, settings: WorkerSettings) -> Place:
+    match check.about:
+        case Target(deployment=deployment, endpoint=endpoint):
+            return Deployment(endpoint=endpoint, name=deployment)
+        case about if role is BLOB_DATA_CONTRIBUTOR:
+            return Container(url=about)
+        case queue:
+            is_results = role is SERVICE_BUS_DATA_SENDER
+            return Queue(namespace=settings.servicebus_namespace, name=queue, with_sessions=is_results)
+
+
+def _ignore(event: Event) -> None:
+    """What happens on the way is told by the findings."""

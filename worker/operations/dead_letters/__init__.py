@@ -1,0 +1,1 @@
+"""`aoai-worker dlq`: list, show, replay and discard dead letters."""

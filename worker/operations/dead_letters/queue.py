@@ -1,0 +1,270 @@
+"""The dead-letter queue for people: look through it, send its messages again, take them away.
+
+Service Bus has no way to take a message by its sequence number. So what lies before a wanted one is received too,
+held under lock, and released at the end of the pass, which leaves it where it was. Two people may do this at once,
+and workers may sweep meanwhile: a message is under one lock only, and who comes later does not find it.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Protocol, cast
+
+from azure.servicebus import ServiceBusReceivedMessage
+from azure.servicebus.aio import ServiceBusClient, ServiceBusSender
+from azure.servicebus.amqp import AmqpAnnotatedMessage, AmqpMessageBodyType, AmqpMessageProperties
+
+from worker.azure.identity import open_broker
+from worker.azure.servicebus.jobs_queue import SERVICEBUS_SCOPE, JobsQueue, connect
+from worker.azure.servicebus.links import LockedMessage
+from worker.errors import LockLost, SourceUnavailable
+from worker.interfaces import DeadLetters, Delivery
+from worker.jobs.job import Envelope
+from worker.jobs.outcomes import Complete, Release
+from worker.jobs.replays import Letter, Replay, Survey, letter_of
+from worker.operations.dead_letters.texts import saved_line
+from worker.settings import ConnectionSettings
+
+TOGETHER = 50
+"""Dead letters that are received or looked at together."""
+
+LOOKED_AT = 10_000
+LOOKED_AT_BYTES = 256 << 20
+"""Of dead letters one command looks at about so many at most: looking brings the whole message here."""
+
+HELD = 2_000
+HELD_BYTES = 64 << 20
+"""Of unwanted ones a pass holds about so many at most, to reach what lies behind them."""
+
+RECEIVE_WAIT = 5.0
+SEND_TIMEOUT = 30.0
+"""Seconds. What was not confirmed is sent again by the next replay under the same message-id."""
+
+CARRIED = (
+    "correlation_id",
+    "content_type",
+    "content_encoding",
+    "subject",
+    "to",
+    "reply_to",
+    "reply_to_group_id",
+    "group_id",
+    "group_sequence",
+    "user_id",
+)
+"""Properties of a message that its replay keeps. Its time to live and its times are over."""
+
+
+class Act(Protocol):
+    """Make the message safe elsewhere: when it returns, the dead letter goes. Raises what ends the pass."""
+
+    async def __call__(self, delivery: Delivery, /) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """How a pass ended, by sequence number. `unconfirmed`: acted on, but the lock was lost, so it may still be
+    there; `missing`: did not come, because somebody else holds it or took it. `is_full`: more could not be held."""
+
+    done: int
+    unconfirmed: Collection[int]
+    missing: Collection[int]
+    is_full: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Post:
+    """A queue's dead letters, and the way back into it. Nothing is opened before it is used."""
+
+    queue: str
+    dead_letters: JobsQueue
+    senders: ServiceBusClient
+
+    @asynccontextmanager
+    async def resending(self, replays: Mapping[int, Replay]) -> AsyncIterator[Act]:
+        """Raises the SDK's ServiceBusError at once where we may not send."""
+        async with self.senders.get_queue_sender(self.queue) as sender:
+            yield Resending(sender, replays)
+
+
+@asynccontextmanager
+async def open_post(settings: ConnectionSettings, queue: str | None = None) -> AsyncIterator[Post]:
+    """Of `queue`, or of the settings' queue of jobs."""
+    name = queue or settings.jobs_queue
+    async with open_broker(settings, _ignore) as tokens:
+        # the broker's own refusal, at once; the SDK would wrap it
+        await tokens.get_token(SERVICEBUS_SCOPE)
+        async with (
+            connect(settings, tokens) as senders,
+            connect(settings, tokens, retries=0) as receivers,
+            JobsQueue(receivers, name, observer=_ignore, dead_letters=True) as dead_letters,
+        ):
+            yield Post(queue=name, dead_letters=dead_letters, senders=senders)
+
+
+async def survey(dead_letters: DeadLetters) -> Survey:
+    """Look at what is there; nothing is locked. Raises SourceUnavailable."""
+    letters: list[Letter] = []
+    size = following = 0
+    while len(letters) < LOOKED_AT and size < LOOKED_AT_BYTES:
+        envelopes = await dead_letters.peek(following, TOGETHER)
+        if not envelopes:
+            return Survey(letters=letters, is_whole=True)
+        letters += map(letter_of, envelopes)
+        size += sum(len(envelope.body) for envelope in envelopes)
+        following = envelopes[-1].sequence_number + 1
+    return Survey(letters=letters, is_whole=not await dead_letters.peek(following, 1))
+
+
+async def look_at(dead_letters: DeadLetters, sequence_number: int) -> Envelope | None:
+    """Raises SourceUnavailable."""
+    for envelope in await dead_letters.peek(sequence_number, 1):
+        if envelope.sequence_number == sequence_number:
+            return envelope
+    return None
+
+
+async def take(
+    dead_letters: DeadLetters, wanted: Collection[int], act: Act, report: Callable[[Envelope], None]
+) -> Taken:
+    """One pass: `act` on each wanted dead letter, then complete it, then report it.
+
+    A crash after the act leaves a dead letter that was acted on. Raises SourceUnavailable, and what `act` raises;
+    all that is held is then released, or comes back when its lock lapses.
+    """
+    left, held = set(wanted), dict[int, Delivery]()
+    done, unconfirmed = 0, list[int]()
+    try:
+        while left and _is_bearable(held.values()):
+            deliveries = await dead_letters.receive(TOGETHER, wait=RECEIVE_WAIT)
+            if not deliveries:
+                break
+            held |= {delivery.envelope.sequence_number: delivery for delivery in deliveries}
+            for number in sorted(left & held.keys()):
+                await act(held[number])
+                left.discard(number)
+                if await _is_completed(dead_letters, held.pop(number), report):
+                    done += 1
+                else:
+                    unconfirmed.append(number)
+    finally:
+        await _release(dead_letters, held.values())
+    is_full = bool(left) and not _is_bearable(held.values())
+    return Taken(done=done, unconfirmed=unconfirmed, missing=sorted(left), is_full=is_full)
+
+
+class Resending:
+    """Sends a dead letter to its queue again, and returns when the broker has confirmed."""
+
+    def __init__(self, sender: ServiceBusSender, replays: Mapping[int, Replay]) -> None:
+        self._sender = sender
+        self._replays = replays
+
+    async def __call__(self, delivery: Delivery, /) -> None:
+        replay = self._replays[delivery.envelope.sequence_number]
+        message = resent(cast(LockedMessage, delivery).message, replay)
+        await self._sender.send_messages(message, timeout=SEND_TIMEOUT)
+
+
+class Saving:
+    """Writes a dead letter as a line of JSON, and returns when it is on the disk."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    async def __call__(self, delivery: Delivery, /) -> None:
+        self._file.write(saved_line(delivery.envelope, value=unread_body(delivery)) + b"\n")
+        self._file.flush()
+        if self._file is not sys.stdout.buffer:
+            os.fsync(self._file.fileno())
+
+
+@contextmanager
+def saving(path: str) -> Iterator[Saving]:
+    """Adds to the file; `-` is standard output. Raises OSError."""
+    if path == "-":
+        yield Saving(sys.stdout.buffer)
+        return
+    with open(path, "ab") as file:
+        yield Saving(file)
+
+
+def resent(message: ServiceBusReceivedMessage, replay: Replay) -> AmqpAnnotatedMessage:
+    """The message as it was, with what the replay changes."""
+    raw = message.raw_amqp_message
+    properties = raw.properties or AmqpMessageProperties()
+    carried = {name: as_sent(getattr(properties, name)) for name in CARRIED}
+    originals = {as_sent(name): as_sent(value) for name, value in (raw.application_properties or {}).items()}
+    return AmqpAnnotatedMessage(
+        **_body_of(raw),
+        properties=AmqpMessageProperties(message_id=replay.message_id, **carried),
+        application_properties=replay.apply(originals),
+    )
+
+
+def as_sent(value: Any) -> Any:
+    """AMQP's strings are received as bytes, and bytes would be sent as binary."""
+    match value:
+        case bytes():
+            try:
+                return value.decode()
+            except UnicodeDecodeError:
+                return value
+        case dict():
+            return {as_sent(key): as_sent(item) for key, item in value.items()}
+        case list():
+            return [as_sent(item) for item in value]
+        case _:
+            return value
+
+
+def unread_body(delivery: Delivery) -> object:
+    """What is no bytes at all: an AMQP map, list or number; None where an envelope has the body."""
+    if not isinstance(delivery, LockedMessage):
+        return None
+    body = delivery.message.body
+    match delivery.message.body_type:
+        case AmqpMessageBodyType.SEQUENCE:
+            return list(body)
+        case AmqpMessageBodyType.VALUE if not isinstance(body, (str, bytes)):
+            return body
+        case _:
+            return None
+
+
+def _body_of(raw: AmqpAnnotatedMessage) -> dict[str, Any]:
+    match raw.body_type:
+        case AmqpMessageBodyType.VALUE:
+            return {"value_body": as_sent(raw.body)}
+        case AmqpMessageBodyType.SEQUENCE:
+            return {"sequence_body": as_sent(list(raw.body))}
+        case _:
+            return {"data_body": list(raw.body)}
+
+
+def _is_bearable(held: Collection[Delivery]) -> bool:
+    return len(held) < HELD and sum(len(delivery.envelope.body) for delivery in held) < HELD_BYTES
+
+
+async def _is_completed(dead_letters: DeadLetters, delivery: Delivery, report: Callable[[Envelope], None]) -> bool:
+    try:
+        await dead_letters.settle(delivery, Complete())
+    except LockLost:
+        return False
+    report(delivery.envelope)
+    return True
+
+
+async def _release(dead_letters: DeadLetters, held: Collection[Delivery]) -> None:
+    """Back to where they were; a lock that cannot be given back lapses."""
+    releases: list[Awaitable[None]] = [dead_letters.settle(delivery, Release()) for delivery in held]
+    for outcome in await asyncio.gather(*releases, return_exceptions=True):
+        if isinstance(outcome, BaseException) and not isinstance(outcome, (LockLost, SourceUnavailable)):
+            raise outcome
+
+
+def _ignore(_: object) -> None:
+    """Nobody listens."""

@@ -1,0 +1,1 @@
+"""Listeners to events that decide nothing: metrics, logs, traces, health."""

@@ -292,7 +292,8 @@ def fan_out(listeners: Sequence[Observer]) -> Observer:
 
 @contextmanager
 def stopping_on_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """SIGTERM, which Kubernetes sends, and SIGINT call `stop`, as often as they come."""
+    """SIGTERM, which Kubernetes sends, and SIGINT call `stop`, as often as they come; after the block they are
+    ignored, as the process is about to end and its exit code should tell how the work went."""
     loop = asyncio.get_running_loop()
     signals = (signal.SIGTERM, signal.SIGINT)
     for number in signals:
@@ -303,3 +304,4 @@ def stopping_on_signals(stop: Callable[[], None]) -> Iterator[None]:
         for number in signals:
             with contextlib.suppress(RuntimeError):
                 loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)

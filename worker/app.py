@@ -154,7 +154,7 @@ async def serve_and_work(
         ) as port:
             logger.info("serving", extra={"port": port})
             async with set_up(settings, gates, intake, quarantine, rollouts, observer) as (consumer, sweepers):
-                await work(consumer, sweepers, intake, summary.run(intake, lambda: waits(intake, gates)))
+                await work(consumer, sweepers, intake, summary.run(intake, lambda: waits(intake, gates, rollouts)))
                 summary.tell()
 
 
@@ -240,10 +240,12 @@ def reasons_not_ready(intake: Intake) -> dict[str, str]:
     return {**intake.closures, **draining}
 
 
-def waits(intake: Intake, gates: Gates) -> dict[str, str]:
+def waits(intake: Intake, gates: Gates, rollouts: Rollouts) -> dict[str, str]:
     """For the summary: what keeps jobs from being received or called, by what it concerns."""
     closed = {gate.target.label: reason for gate in gates.all() if (reason := gate.waits_for)}
-    return {**intake.closures, **closed}
+    awaited = [model for model, left in rollouts.describe(loop_time()).items() if left > 0]
+    held = f"{intake.aside:,} jobs are held for models that this pod does not know: {', '.join(awaited)}"
+    return {**intake.closures, **closed, **({"rollout": held} if intake.aside else {})}
 
 
 def describe(intake: Intake, gates: Gates, quarantine: Quarantine) -> dict[str, Any]:
@@ -292,7 +294,8 @@ def fan_out(listeners: Sequence[Observer]) -> Observer:
 
 @contextmanager
 def stopping_on_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """SIGTERM, which Kubernetes sends, and SIGINT call `stop`, as often as they come."""
+    """SIGTERM, which Kubernetes sends, and SIGINT call `stop`, as often as they come; after the block they are
+    ignored, as the process is about to end and its exit code should tell how the work went."""
     loop = asyncio.get_running_loop()
     signals = (signal.SIGTERM, signal.SIGINT)
     for number in signals:
@@ -303,3 +306,4 @@ def stopping_on_signals(stop: Callable[[], None]) -> Iterator[None]:
         for number in signals:
             with contextlib.suppress(RuntimeError):
                 loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)

@@ -209,6 +209,24 @@ async def test_broken_compression_is_a_failure_of_the_connection(state: StateDir
             await take_in(await post(lean, endpoint, stream=True))
 
 
+@pytest.mark.parametrize(
+    ("body", "fault"),
+    [
+        (gzip.compress(b"answer") + b"x" * 5_000_001, "goes on after the end"),
+        (gzip.compress(b"answer" * 70_001)[:-9], "ends before its gzip does"),
+    ],
+)
+async def test_an_answer_that_is_more_or_less_than_its_gzip_is_a_failure_of_the_connection(
+    state: StateDirectory, body: bytes, fault: str
+) -> None:
+    async def handle(_: web.Request) -> web.Response:
+        return web.Response(body=body, headers={"Content-Encoding": "gzip"})
+
+    async with server(state, handle) as endpoint, client(state) as lean:
+        with pytest.raises(httpx2.DecodingError, match=fault):
+            await take_in(await post(lean, endpoint, stream=True))
+
+
 @pytest.mark.parametrize("stream", [True, False])
 async def test_an_answer_that_is_given_up_frees_its_connection(state: StateDirectory, stream: bool) -> None:
     given_up = []  # kept, as the garbage collector would free the connection too

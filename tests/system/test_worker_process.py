@@ -1,6 +1,7 @@
 """The worker as a process among others: shared work, a stop under load, a kill, and set-ups that are wrong."""
 
 import asyncio
+import contextlib
 import json
 import signal
 from collections.abc import Awaitable, Callable
@@ -12,6 +13,7 @@ from tests.support.patience import PATIENCE
 from tests.support.processes import (
     MODELS,
     Azure,
+    Process,
     Worker,
     assert_one_result_each,
     azure,
@@ -172,6 +174,30 @@ async def test_a_pod_without_its_webhooks_variables_is_told_which_are_missing(tm
     async with process("-m", "worker", "run", environment=environment) as running:
         assert await running.ended() == 2
     assert f"{name} is missing: the workload identity webhook sets it" in running.output
+
+
+async def signalled_until_it_ended(running: Process) -> int:
+    """SIGTERM again and again, as from a supervisor that repeats itself; the exit code."""
+    while running.child.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            running.child.send_signal(signal.SIGTERM)
+        await asyncio.sleep(0.005)
+    return await running.ended()
+
+
+async def test_a_signal_that_comes_again_until_the_end_is_no_other_end(tmp_path: Path) -> None:
+    async with azure(tmp_path, world_for_tests()) as cloud, worker(cloud) as one:
+        await one.process.printed('"event":"started"')
+        assert await signalled_until_it_ended(one.process) == 0
+        assert one.process.events("stopped") != []
+
+
+async def test_a_signal_that_comes_again_during_an_import_is_no_other_end() -> None:
+    environment = clean_environment() | {"PYTHONPROFILEIMPORTTIME": "1"}
+    async with process("-m", "worker", "run", environment=environment) as running:
+        await running.printed("typer.colors")
+        assert await signalled_until_it_ended(running) == 0
+    assert "settings are wrong" not in running.output, "it came too late to meet an import"
 
 
 async def test_a_worker_that_is_stopped_while_it_still_imports_ends_with_0() -> None:

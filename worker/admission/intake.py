@@ -46,8 +46,9 @@ class Intake:
     A slot is taken by a delivery and free once its result is written; the delivery stays held until it is
     settled. At most twice the slots are held, so slow settlements cannot pile up without end; of each queue that
     was empty one message may come beyond the slots. `bytes_limit` bounds the bodies and answers in flight: an
-    answer is reserved, by an estimate, before it is asked for. What may go beyond: what one receive brings, and one
-    answer that is larger than was estimated, or than the limit, so that there is always a job that gets on.
+    answer is reserved, by an estimate, before it is asked for, and a body that lies elsewhere before it is fetched.
+    What may go beyond: what one receive brings, one such body, and one answer that is larger than was estimated, or
+    than the limit, so that there is always a job that gets on.
     """
 
     def __init__(self, slots: int, observer: Observer, *, bytes_limit: float = math.inf) -> None:
@@ -71,7 +72,8 @@ class Intake:
         """Rings when memory is freed."""
         # who holds one is the first in a line and waits for the bell alone: were all woken for what is freed by
         # each job, a job would cost as much as there are that wait
-        self._reserving, self._growing = asyncio.Lock(), asyncio.Lock()
+        self._fetching, self._reserving, self._growing = asyncio.Lock(), asyncio.Lock(), asyncio.Lock()
+        self._fetched_bytes = 0
         self._answers = 0
         """Slots that have room for an answer."""
         self._outgrown: Slot | None = None
@@ -290,6 +292,7 @@ class Slot(AbstractContextManager["Slot"]):
         self._size = size
         self._reserved = 0
         self._copies = 0
+        self._fetched = 0
         self._has_room = False
         self._is_free = False
         lane.in_flight += 1
@@ -386,15 +389,24 @@ class Slot(AbstractContextManager["Slot"]):
         self._add(size - self._reserved)
         self._intake._room_bell.ring()
 
-    def hold(self, size: int) -> None:
-        """So many bytes more are held for this delivery: a fetched body."""
+    async def hold(self, size: int) -> None:
+        """Return once so many bytes more may be held for this delivery: a body that is fetched. First come, first
+        served; all such bodies together leave room for their copies, or else no other is held.
+        """
+        intake = self._intake
+        async with intake._fetching:
+            while intake._fetched_bytes and (intake._fetched_bytes + size) * (1 + COPIES) > intake.bytes_limit:
+                await intake._room_bell.wait()
+            intake._fetched_bytes += size
+        self._fetched += size
         self._size += size
-        self._intake.in_flight_bytes += size
+        intake.in_flight_bytes += size
 
     def free(self) -> None:
         if not self._is_free:
             self._is_free = True
             self.lane.in_flight -= 1
+            self._intake._fetched_bytes -= self._fetched
             self._intake._free(self._size)
             self.unreserve()
 

@@ -126,7 +126,7 @@ class Processor:
                 "this worker takes no claim checks: it has no claims container (AOAI_WORKER_CLAIMS_CONTAINER)",
             )
         self.claims.require_ours(claim)
-        slot.hold(claim.length)
+        await slot.hold(claim.length)
         failures = 0
         try:
             while True:

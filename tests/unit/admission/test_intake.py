@@ -78,7 +78,7 @@ async def test_freeing_a_slot_twice_frees_one() -> None:
     intake = Intake(2, EventList())
     lane = intake.lane("jobs")
     with lane.slot(10) as slot:
-        slot.hold(5)
+        await slot.hold(5)
         slot.free()
         slot.free()
         assert (intake.in_flight, lane.in_flight, intake.in_flight_bytes) == (0, 0, 0)
@@ -175,7 +175,7 @@ async def test_an_answer_that_waits_to_be_written_counts_too() -> None:
     intake = Intake(100, EventList(), bytes_limit=2 * MIB)
     lane = intake.lane("jobs")
     slot = lane.slot(100)
-    slot.hold(2 * MIB)
+    await slot.hold(2 * MIB)
     at(3, slot.free)
     assert await lane.room() > 1
     assert loop_time() == 3
@@ -431,6 +431,41 @@ async def test_answers_that_outgrow_their_estimates_are_read_on_one_at_a_time() 
         await asyncio.gather(*[answer(size) for size in sizes * 3])
     assert intake.in_flight_bytes == 0
     assert max(peaks) <= limit + 2 * max(sizes) // 1_000 + max(sizes)
+
+
+async def test_bodies_are_fetched_in_turn_while_they_leave_room_for_their_copies_or_alone() -> None:
+    intake = Intake(100, EventList(), bytes_limit=9_000)
+    lane, fetched, peaks = intake.lane("jobs"), list[int](), list[int]()
+    sizes = [700, 1_100, 20_000, 300, 2_999, 1, 3_001, 950] * 4
+
+    async def job(number: int, size: int) -> None:
+        with lane.slot(7) as slot:
+            await slot.hold(size)
+            fetched.append(number)
+            peaks.append(intake._fetched_bytes)
+            await slot.reserve(500, until=math.inf)
+            await asyncio.sleep(1 + number % 3)
+
+    async with asyncio.timeout(1_000):
+        await asyncio.gather(*[job(number, size) for number, size in enumerate(sizes)])
+    assert fetched == list(range(len(sizes))), "first come, first served"
+    assert all(peak <= 9_000 / (1 + COPIES) or peak in sizes for peak in peaks)
+    assert max(peaks) == 20_000, "alone, though it is larger than all that may be held"
+    assert (intake.in_flight_bytes, intake._fetched_bytes) == (0, 0)
+
+
+async def test_who_is_cancelled_before_its_body_is_fetched_holds_nothing() -> None:
+    intake = Intake(100, EventList(), bytes_limit=9_000)
+    lane = intake.lane("jobs")
+    holder, cancelled, patient = (lane.slot() for _ in range(3))
+    await holder.hold(3_000)
+    waiting = asyncio.create_task(cancelled.hold(1_000))
+    at(3, waiting.cancel)
+    at(7, holder.free)
+    await patient.hold(2_900)
+    assert loop_time() == 7
+    cancelled.free()
+    assert (intake.in_flight_bytes, intake._fetched_bytes) == (2_900, 2_900)
 
 
 @settings(deadline=None)

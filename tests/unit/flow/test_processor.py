@@ -680,12 +680,14 @@ class FakeClaims:
     def __init__(self, bodies: Mapping[str, bytes], *, up_at: float = 0.0) -> None:
         self.bodies = bodies
         self.up_at = up_at
+        self.on_fetch: Callable[[], None] = lambda: None
 
     def require_ours(self, claim: Claim) -> None:
         if claim.length > 1_000:
             raise NotAJob(DeadLetterReason.INVALID_CLAIM, "too large")
 
     async def fetch(self, claim: Claim) -> bytes:
+        self.on_fetch()
         if loop_time() < self.up_at:
             raise ClaimUnavailable("blob storage is down")
         if claim.url not in self.bodies:
@@ -693,9 +695,9 @@ class FakeClaims:
         return self.bodies[claim.url]
 
 
-def send_claim(bench: Bench, **changes: Any) -> None:
+def send_claim(bench: Bench, message_id: str = "batch/a", **changes: Any) -> None:
     body = orjson.dumps({"claim": CLAIM | changes})
-    bench.queue.send(body, message_id="batch/a", content_type="application/vnd.aoai-worker.claim+json")
+    bench.queue.send(body, message_id=message_id, content_type="application/vnd.aoai-worker.claim+json")
 
 
 async def test_a_job_is_fetched_for_its_claim() -> None:
@@ -704,6 +706,21 @@ async def test_a_job_is_fetched_for_its_claim() -> None:
     send_claim(bench)
     await bench.work()
     assert bench.model.calls == [("a", "mini")]
+    assert bench.intake.in_flight_bytes == 0
+
+
+async def test_jobs_wait_for_memory_before_they_are_fetched_for_their_claims() -> None:
+    bench = Bench(slots=23)
+    bench.intake.bytes_limit = 9_000
+    bench.processor.claims = claims = FakeClaims({CLAIM["url"]: job_line("a")})
+    held: list[int] = []
+    claims.on_fetch = lambda: held.append(bench.intake.in_flight_bytes)
+    for number in range(79):
+        send_claim(bench, f"batch/{number}", length=990)
+    await bench.work()
+    assert len(bench.model.calls) == 79
+    messages = 23 * len(orjson.dumps({"claim": CLAIM}))
+    assert max(held) <= 9_000 + messages
     assert bench.intake.in_flight_bytes == 0
 
 

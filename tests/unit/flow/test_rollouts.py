@@ -1,10 +1,12 @@
 """Jobs of a model that this pod does not know, which a rollout may be bringing."""
 
 import asyncio
+from collections.abc import Mapping
 
 import pytest
 
 from tests.support.bench import Bench, target
+from worker.app import waits
 from worker.errors import HandedBack
 from worker.flow.rollouts import FORGET_AFTER, HOLD, KNOWN_AT_MOST, Rollouts
 from worker.interfaces import Drained, JobsReceived
@@ -90,6 +92,17 @@ async def test_more_than_are_held_are_received_at_growing_intervals() -> None:
     assert bench.sink.lines == {}
     assert settled < 2 * 1_100 * 120 / HOLD, "each message is held, and so comes again after a while only"
     assert receives < 2_500
+
+
+async def test_what_is_held_for_a_rollout_is_told_while_it_waits() -> None:
+    bench = Bench(unknown_model_patience=PATIENCE)
+    send(bench, 137, "gpt-new", "new")
+    told: list[Mapping[str, str]] = []
+    rollouts = bench.caller.rollouts
+    asyncio.get_running_loop().call_at(10, lambda: told.append(waits(bench.intake, bench.gates, rollouts)))
+    await bench.run_for(11)
+    assert told == [{"rollout": "137 jobs are held for models that this pod does not know: gpt-new"}]
+    assert waits(bench.intake, bench.gates, rollouts) == {}
 
 
 async def test_on_stop_what_is_held_is_handed_back_at_once() -> None:

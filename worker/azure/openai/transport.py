@@ -187,6 +187,10 @@ async def _unpacked(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
                 yield piece
             chunk = unpacker.unconsumed_tail
             more = bool(chunk) or len(piece) == PIECE
+        if unpacker.unused_data:  # zlib keeps it, as much as there comes
+            raise httpx2.DecodingError("the answer goes on after the end of its gzip")
+    if not unpacker.eof:
+        raise httpx2.DecodingError("the answer ends before its gzip does")
 
 
 def _open_session(ca_file: Path | None, connections: int) -> aiohttp.ClientSession:

@@ -772,14 +772,18 @@ async def test_a_claim_that_is_not_whole_is_dead_lettered(changes: dict[str, Any
 
 
 async def test_a_claim_of_a_hostile_length_holds_no_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    grown: list[int] = []
-    monkeypatch.setattr(Slot, "grow", lambda slot, size: grown.append(size))
+    held: list[int] = []
+
+    async def hold(slot: Slot, size: int) -> None:
+        held.append(size)
+
+    monkeypatch.setattr(Slot, "hold", hold)
     bench = Bench()
     bench.processor.claims = FakeClaims({})
     send_claim(bench, length=1 << 40)
     await bench.work()
     assert bench.queue.dead[0][1] is not None
-    assert grown == []
+    assert held == []
 
 
 async def test_a_worker_without_a_claims_container_says_which_setting_is_missing() -> None:

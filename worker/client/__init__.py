@@ -1,28 +1,21 @@
 """The producer's side in Python. Import from here; the modules inside may change."""
 
-from worker.client.job_client import (
+from worker.client.batch_files import BatchFile, InvalidBatch, LineProblem, read_batch_file
+from worker.client.batches import (
     AlreadyCollected,
-    BatchFile,
     BatchStatus,
-    BeingCollected,
-    ClaimsNotConfigured,
     Collection,
     CollectionRecord,
-    InvalidBatch,
     InvalidBatchId,
-    JobClient,
-    LineProblem,
     OtherBatch,
-    OutputGone,
     Progress,
     Submission,
-    SubmissionInterrupted,
-    UncheckedBatch,
-    UnusableBlob,
-    UnusableOutput,
-    make_batch_id,
-    read_batch_file,
 )
+from worker.client.blob_collector import UnusableBlob
+from worker.client.job_client import JobClient, make_batch_id
+from worker.client.queue_collector import BeingCollected, ClaimsNotConfigured, UncheckedBatch
+from worker.client.result_files import OutputGone, UnusableOutput, UnwritableOutput
+from worker.client.submission import SubmissionInterrupted
 
 __all__ = [
     "AlreadyCollected",
@@ -44,6 +37,7 @@ __all__ = [
     "UncheckedBatch",
     "UnusableBlob",
     "UnusableOutput",
+    "UnwritableOutput",
     "make_batch_id",
     "read_batch_file",
 ]

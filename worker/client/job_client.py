@@ -29,56 +29,23 @@ from worker.azure.servicebus.sending import RetryingSender
 from worker.client import blob_collector, queue_collector
 from worker.client.batch_files import (
     BatchFile,
-    InvalidBatch,
-    LineProblem,
     check_sizes,
     check_unchanged,
-    read_batch_file,
 )
 from worker.client.batches import (
     FOLLOW_TIMEOUT,
-    AlreadyCollected,
     BatchStatus,
     Collection,
-    CollectionRecord,
-    InvalidBatchId,
     OnProgress,
-    OtherBatch,
-    Progress,
     Submission,
     require_batch_id,
     require_timeout,
 )
-from worker.client.blob_collector import BlobCollector, UnusableBlob, put_manifest
-from worker.client.queue_collector import BeingCollected, ClaimsNotConfigured, QueueCollector, UncheckedBatch
-from worker.client.result_files import OutputGone, ResultOutput, UnusableOutput, UnwritableOutput, output_of
-from worker.client.submission import Stamp, SubmissionInterrupted, make_manifest, send_jobs, send_manifest
+from worker.client.blob_collector import BlobCollector, put_manifest
+from worker.client.queue_collector import QueueCollector
+from worker.client.result_files import ResultOutput, output_of
+from worker.client.submission import Stamp, make_manifest, send_jobs, send_manifest
 from worker.settings import ConnectionSettings, load
-
-__all__ = [
-    "AlreadyCollected",
-    "BatchFile",
-    "BatchStatus",
-    "BeingCollected",
-    "ClaimsNotConfigured",
-    "Collection",
-    "CollectionRecord",
-    "InvalidBatch",
-    "InvalidBatchId",
-    "JobClient",
-    "LineProblem",
-    "OtherBatch",
-    "OutputGone",
-    "Progress",
-    "Submission",
-    "SubmissionInterrupted",
-    "UncheckedBatch",
-    "UnusableBlob",
-    "UnusableOutput",
-    "UnwritableOutput",
-    "make_batch_id",
-    "read_batch_file",
-]
 
 CLOSE_TIMEOUT = 10.0
 """Seconds for closing all connections. Each waits up to a second for the SDK's keep-alive task."""

@@ -83,7 +83,8 @@ async def test_a_stop_under_load_loses_and_doubles_nothing(tmp_path: Path) -> No
 
 
 async def test_what_a_stop_cuts_off_is_handed_back_without_raising_its_delivery_count(tmp_path: Path) -> None:
-    async with azure(tmp_path, world_for_tests(latency=3.0)) as cloud:
+    # so long that no call ends before the last of them has begun, however slow the machine is
+    async with azure(tmp_path, world_for_tests(latency=15.0)) as cloud:
         async with worker(cloud, grace="0.2", slots="16") as leaving:
             collected = await submit_and_collect(cloud, tmp_path, 40)
             await until(lambda: in_flight(leaving, 16))

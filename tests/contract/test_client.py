@@ -234,13 +234,13 @@ async def test_a_session_lost_between_the_disk_and_the_queue_loses_and_doubles_n
             raise SessionLockLostError()
         await complete(session, received)
 
-    monkeypatch.setattr("worker.client.queue_collector.BusSession.complete", lose_first)
+    monkeypatch.setattr("worker.client.result_session.BusSession.complete", lose_first)
     assert (await client.collect("b1", tmp_path / "out")).complete
     assert read_ids(tmp_path / "out") == ["a", "b"]
 
 
 def client_module_complete() -> Any:
-    from worker.client.queue_collector import BusSession
+    from worker.client.result_session import BusSession
 
     return BusSession.complete
 

@@ -58,6 +58,7 @@ class BlobService:
 def blob_service(folder: Path) -> Iterator[BlobService]:
     """Skips the test where there is no Node.js; fails it where only Azurite is missing."""
     if shutil.which("node") is None:
+        # all but Blob storage works without Node.js, as the README says; scripts/azurite warns of it before the run
         pytest.skip("BLOB STORAGE IS NOT TESTED: Node.js 20 or newer is missing on this machine")
     state, world = StateDirectory(folder), default_world()
     prepare_state(state, world)

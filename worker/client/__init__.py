@@ -13,8 +13,9 @@ from worker.client.batches import (
 )
 from worker.client.blob_collector import UnusableBlob
 from worker.client.job_client import JobClient, make_batch_id
-from worker.client.queue_collector import BeingCollected, ClaimsNotConfigured, UncheckedBatch
+from worker.client.queue_collector import ClaimsNotConfigured, UncheckedBatch
 from worker.client.result_files import OutputGone, UnusableOutput, UnwritableOutput
+from worker.client.result_session import BeingCollected
 from worker.client.submission import SubmissionInterrupted
 
 __all__ = [

@@ -19,7 +19,7 @@ from worker.azure.servicebus.packing import largest_body, pack
 from worker.azure.servicebus.sending import RetryingSender
 from worker.client.batch_files import BatchFile, InvalidBatch, read_jobs
 from worker.client.batches import OnProgress, Progress
-from worker.client.queue_collector import MANIFEST_SUBJECT
+from worker.client.result_session import MANIFEST_SUBJECT
 from worker.errors import WorkerError
 from worker.jobs.claims import encode_claim
 from worker.jobs.job import CLAIM_TYPE, Manifest, encode_manifest, make_job_id, manifest_id, rfc3339

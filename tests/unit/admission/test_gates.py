@@ -633,7 +633,7 @@ async def test_a_token_that_arrives_opens_at_once_the_gates_that_wait_for_it() -
     gates.note_token("openai")
     assert await asyncio.gather(*waiting) == ["mini"] * 3
     assert loop_time() == 1.5
-    assert route_of(gates, "large").is_closed, "no token mends a role"
+    assert route_of(gates, "large").is_closed, "a token does not assign a role"
 
 
 async def test_the_event_of_a_refreshed_token_opens_the_gate_that_waits_for_it() -> None:

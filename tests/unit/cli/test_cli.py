@@ -415,6 +415,8 @@ def test_an_interruption_of_what_goes_on_nowhere_promises_nothing(monkeypatch: p
 def test_an_interruption_before_the_command_is_loaded_is_no_traceback() -> None:
     script = (
         "import signal, sys\n"
+        # a shell without job control starts background commands with SIGINT ignored
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from worker.__main__ import main\n"
         "class CtrlC:\n"
         "    def find_spec(self, name, *_):\n"

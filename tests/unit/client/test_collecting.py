@@ -29,7 +29,7 @@ from worker.client.batches import (
     require_submittable,
     require_timeout,
 )
-from worker.client.queue_collector import QueueCollector, Received, find_last, take_all
+from worker.client.queue_collector import QueueCollector, take_all
 from worker.client.result_files import (
     OutputGone,
     ResultFiles,
@@ -38,6 +38,7 @@ from worker.client.result_files import (
     UnwritableOutput,
     output_of,
 )
+from worker.client.result_session import Received, find_last
 from worker.jobs.job import Manifest, decode_result, encode_manifest
 from worker.waits import loop_time
 

@@ -37,7 +37,7 @@ CLOSE_TIMEOUT = 5.0
 """Seconds for closing a link whose broker may be silent."""
 
 _PASSING = (TimeoutError, OperationTimeoutError, ServiceBusCommunicationError, ServiceBusConnectionError)
-"""What another link may mend at once."""
+"""What another link may fix at once."""
 
 LINGER = 0.01
 """Seconds for which a result waits for others to go along. Without it most go alone while little is in flight, and

@@ -1,7 +1,7 @@
 """How much of a deployment's quota the gates use and how many 429s that costs, in virtual time.
 
-The real `Gates` of one or several pods before the embedded Azure's `Quota`; the calls between them are waits drawn
-from a seed. `docs/benchmarks.md` has the numbers and says what other clients make of the same load.
+The real `Admission` of one or several pods before the embedded Azure's `Quota`; the calls between them are waits
+drawn from a seed. `docs/benchmarks.md` has the numbers and says what other clients make of the same load.
 """
 
 import argparse
@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from embedded_azure.openai.quota import Estimate, Quota
+from worker.admission.admission import Admission
 from worker.admission.budgets import Cost
-from worker.admission.gates import Gates
 from worker.errors import Throttled
 from worker.interfaces import Target
 from worker.jobs.outcomes import Response
@@ -151,18 +151,18 @@ def worker_pod(scenario: Scenario) -> Client:
         tokens_per_minute=scenario.tokens_per_minute if scenario.configured else None,
         requests_per_minute=scenario.requests_per_minute if scenario.configured else None,
     )
-    gates = Gates(
-        {MODEL: [target]}, endpoint="", observer=lambda _: None, slots=SLOTS, fleet_size=scenario.fleet_size
-    )
-    route = gates.of(MODEL)
+    admission = Admission({MODEL: [target]}, slots=SLOTS, observer=lambda _: None, fleet_size=scenario.fleet_size)
+    route = admission.route(MODEL)
     assert route is not None, "the model was just configured"
+    running = asyncio.get_running_loop().create_task(admission.run())
 
     async def attempt(service: Service, cost: Cost) -> None:
-        with await route.admit(cost, until=math.inf) as permit:
+        assert not running.done(), "nobody would get a permit"
+        with await admission.admit(route, cost) as permit:
             try:
-                permit.answered(await service.call(cost))
+                permit.observe(await service.call(cost))
             except Throttled as error:
-                permit.failed(error)
+                permit.observe(error)
                 raise
 
     async def work(service: Service, chance: random.Random) -> None:

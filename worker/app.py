@@ -8,25 +8,19 @@ import logging
 import os
 import random
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from functools import partial
 from typing import Any
 
 import uvloop
 
-from worker.admission.gates import Gates
-from worker.admission.intake import Intake
-from worker.admission.quarantine import Quarantine
+from worker.admission.admission import Admission
+from worker.admission.closures import Closure
 from worker.azure.identity import check_environment
 from worker.connections import open_connections, scopes, targets
-from worker.flow.caller import Caller
-from worker.flow.consumer import Consumer, Receiver
-from worker.flow.processor import Processor
-from worker.flow.retry import RetryPolicy
+from worker.flow.core import Conduct, Core, build_core
 from worker.flow.rollouts import Rollouts
 from worker.flow.startup import prove
-from worker.flow.sweeper import Sweeper
 from worker.interfaces import Event, Observer, Started, Target, TokenRefreshed
 from worker.settings import WorkerSettings
 from worker.telemetry.health import serve_health
@@ -80,9 +74,9 @@ def give_large_blocks_back() -> None:
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
 
 
-async def collect_garbage(intake: Intake) -> None:
+async def collect_garbage(admission: Admission) -> None:
     """Until it is stopping."""
-    while not await intake.stopping(loop_time() + COLLECT_EVERY):
+    while not await admission.stopping(loop_time() + COLLECT_EVERY):
         gc.collect()
 
 
@@ -126,160 +120,81 @@ async def serve_and_work(
     observer: Observer,
     logger: logging.Logger,
 ) -> None:
-    intake = Intake(settings.slots, observer, bytes_limit=settings.in_flight_bytes)
-    intake.close("start-up", "tokens, queues and deployments are not proved yet")
-    gates = Gates(
+    admission = Admission(
         routes,
         endpoint=settings.openai_endpoint,
         observer=observer,
         fleet_size=settings.fleet_size,
         slots=settings.slots,
-        on_change=intake.look_again,
-        on_setup=partial(intake.note_trouble, "setup"),
+        bytes_limit=settings.in_flight_bytes,
     )
-    quarantine = Quarantine(intake, gates)
+    admission.close(Closure.START_UP, "tokens, queues and deployments are not proved yet")
     rollouts = Rollouts(settings.unknown_model_patience)
-    metrics.watch(intake=intake, gates=gates)
+    metrics.watch(admission)
 
     def state() -> dict[str, Any]:
-        return describe(intake, gates, quarantine) | {"unknown_models": rollouts.describe(loop_time())}
+        return admission.describe() | {"unknown_models": rollouts.describe(loop_time())}
 
-    with stopping_on_signals(intake.stop):
+    with stopping_on_signals(admission.stop):
         async with serve_health(
             host=settings.http_host,
             port=settings.http_port,
             registry=metrics.registry,
-            not_ready=lambda: reasons_not_ready(intake),
+            not_ready=lambda: reasons_not_ready(admission),
             state=state,
         ) as port:
             logger.info("serving", extra={"port": port})
-            async with set_up(settings, gates, intake, quarantine, rollouts, observer) as (consumer, sweepers):
-                await work(consumer, sweepers, intake, summary.run(intake, lambda: waits(intake, gates, rollouts)))
-                summary.tell()
-
-
-async def work(
-    consumer: Consumer, sweepers: Sequence[Sweeper], intake: Intake, summary: Coroutine[Any, Any, None]
-) -> None:
-    """Until the intake is stopped and everything held is settled."""
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(consumer.run(), name="consumer")
-        tasks.create_task(collect_garbage(intake), name="garbage")
-        tasks.create_task(summary, name="summary")
-        for sweeper in sweepers:
-            tasks.create_task(sweeper.run(), name=f"sweeper of {sweeper.queue}")
+            async with set_up(settings, admission, rollouts, observer) as core, asyncio.TaskGroup() as tasks:
+                tasks.create_task(core.run(), name="core")
+                tasks.create_task(collect_garbage(admission), name="garbage")
+                tasks.create_task(summary.run(admission, lambda: waits(admission, rollouts)), name="summary")
+            summary.tell()
 
 
 @asynccontextmanager
 async def set_up(
-    settings: WorkerSettings,
-    gates: Gates,
-    intake: Intake,
-    quarantine: Quarantine,
-    rollouts: Rollouts,
-    observer: Observer,
-) -> AsyncIterator[tuple[Consumer, Sequence[Sweeper]]]:
+    settings: WorkerSettings, admission: Admission, rollouts: Rollouts, observer: Observer
+) -> AsyncIterator[Core]:
     """Everything that talks to Azure, proved: yielded once a job could be done, or once it is stopping."""
-    models_of = settings.models_of_queues
-    told = opening_gates(gates, observer)
-    async with open_connections(settings, [gate.target for gate in gates.all()], told) as azure:
-        await prove(azure.checks, intake, observer, random.random, routes=targets(settings))
-        observer(Started(queues=tuple(models_of), slots=settings.slots))
-        caller = Caller(
-            model=azure.model,
-            gates=gates,
-            intake=intake,
-            policy=RetryPolicy(attempts=settings.attempts),
+    models = settings.models_of_queues
+    places = [gate.target for gate in admission.state.routes.gates]
+    async with open_connections(settings, places, noting_tokens(admission, observer)) as azure:
+        await prove(azure.checks, admission, observer, random.random, routes=targets(settings))
+        observer(Started(queues=tuple(models), slots=settings.slots))
+        conduct = Conduct(
+            models=models,
+            attempts=settings.attempts,
             parking=settings.parking,
-            rollouts=rollouts,
-            observer=observer,
-            models=models_of,
-        )
-        processor = Processor(
-            caller=caller,
-            sink=azure.sink,
-            claims=azure.claims,
-            intake=intake,
-            quarantine=quarantine,
-            observer=observer,
-            pod=settings.pod,
             max_age=settings.max_age,
-        )
-        receivers = [
-            Receiver(source=source, lane=intake.lane(source.queue, partial(gates.wanted, models_of[source.queue])))
-            for source in azure.sources
-        ]
-        consumer = Consumer(
-            receivers=receivers,
-            processor=processor,
-            intake=intake,
-            observer=observer,
-            chance=random.random,
             grace=settings.grace,
+            sweep_every=settings.sweep_every,
+            pod=settings.pod,
         )
-        sweepers = [
-            Sweeper(
-                queue=queue,
-                open_dead_letters=partial(azure.dead_letters, queue, observer),
-                sink=azure.sink,
-                claims=azure.claims,
-                intake=intake,
-                observer=observer,
-                pod=settings.pod,
-                every=settings.sweep_every,
-                chance=random.random,
-            )
-            for queue in models_of
-        ]
-        yield consumer, sweepers
+        yield build_core(azure, admission, rollouts, observer, conduct)
 
 
-def reasons_not_ready(intake: Intake) -> dict[str, str]:
+def reasons_not_ready(admission: Admission) -> dict[str, str]:
     """For /readyz: what keeps it from taking jobs, a drain included."""
-    draining = {"draining": "no more is received; jobs under way are ended"} if intake.is_stopping else {}
-    return {**intake.closures, **draining}
+    is_draining = admission.state.is_stopping
+    draining = {"draining": "no more is received; jobs under way are ended"} if is_draining else {}
+    return {**admission.closures, **draining}
 
 
-def waits(intake: Intake, gates: Gates, rollouts: Rollouts) -> dict[str, str]:
+def waits(admission: Admission, rollouts: Rollouts) -> dict[str, str]:
     """For the summary: what keeps jobs from being received or called, by what it concerns."""
-    closed = {gate.target.label: reason for gate in gates.all() if (reason := gate.waits_for)}
+    aside = admission.state.aside
     awaited = [model for model, left in rollouts.describe(loop_time()).items() if left > 0]
-    held = f"{intake.aside:,} jobs are held for models that this pod does not know: {', '.join(awaited)}"
-    return {**intake.closures, **closed, **({"rollout": held} if intake.aside else {})}
+    held = f"{aside:,} jobs are held for models that this pod does not know: {', '.join(awaited)}"
+    return admission.waits() | ({"rollout": held} if aside else {})
 
 
-def describe(intake: Intake, gates: Gates, quarantine: Quarantine) -> dict[str, Any]:
-    """For /statez: what is under way, and what waits for what and for how long."""
-    now = loop_time()
-    return {
-        "slots": intake.slots,
-        "in_flight": intake.in_flight,
-        "in_flight_bytes": intake.in_flight_bytes,
-        "held": intake.held,
-        "set_aside": intake.aside,
-        "suspects": quarantine.suspects,
-        "stopping": intake.is_stopping,
-        "receiving_stopped_by": dict(intake.closures),
-        "queues": [
-            {
-                "queue": lane.queue,
-                "in_flight": lane.in_flight,
-                "receives_in_seconds": round(max(0.0, lane.wanted().at - now), 3),
-                "trouble": lane.trouble,
-            }
-            for lane in intake.lanes
-        ],
-        "gates": [gate.describe() for gate in gates.all()],
-    }
-
-
-def opening_gates(gates: Gates, observer: Observer) -> Observer:
+def noting_tokens(admission: Admission, observer: Observer) -> Observer:
     """The observer; a token that arrives opens the gates that wait for it, too."""
 
     def tell(event: Event) -> None:
         observer(event)
         if isinstance(event, TokenRefreshed):
-            gates.note_token(event.scope)
+            admission.note_token(event.scope)
 
     return tell
 

@@ -48,7 +48,7 @@ class FakeQueue:
     """
 
     def __init__(self, name: str = "jobs", *, clock: Callable[[], float], max_delivery_count: int = 20) -> None:
-        self.name = name
+        self.queue = name
         self.max_delivery_count = max_delivery_count
         self.down = False
         self.mute = False
@@ -77,7 +77,7 @@ class FakeQueue:
         self._put(
             Envelope(
                 body=body,
-                queue=self.name,
+                queue=self.queue,
                 sequence_number=next(self._numbers),
                 enqueued_at=self._clock(),
                 message_id=message_id,
@@ -91,7 +91,7 @@ class FakeQueue:
 
     async def receive(self, count: int, *, wait: float) -> Sequence[Delivery]:
         if self.down:
-            raise SourceUnavailable(f"queue {self.name!r}: down")
+            raise SourceUnavailable(f"queue {self.queue!r}: down")
         if not self._waiting:
             await self._bell.wait(loop_time() + wait)
         taken = [FakeDelivery(envelope) for envelope in self._waiting[:count]]
@@ -102,7 +102,7 @@ class FakeQueue:
     async def peek(self, following: int, count: int) -> Sequence[Envelope]:
         await asyncio.sleep(0)
         if self.down:
-            raise SourceUnavailable(f"queue {self.name!r}: down")
+            raise SourceUnavailable(f"queue {self.queue!r}: down")
         return [envelope for envelope in self._waiting if envelope.sequence_number >= following][:count]
 
     async def settle(self, delivery: Delivery, settlement: Settlement) -> None:

@@ -21,7 +21,7 @@ from embedded_azure.servicebus.broker.broker import Broker
 from embedded_azure.servicebus.server import ServiceBus
 from tests.support.local_azure import Bus
 from tests.support.patience import PATIENCE
-from worker.admission.intake import Intake
+from worker.admission.admission import Admission
 from worker.azure.servicebus.jobs_queue import SOCKET_TIMEOUT, JobsQueue, connect
 from worker.azure.servicebus.links import SETTLE_TIMEOUT, LockedMessage
 from worker.azure.servicebus.results_queue import ResultsQueue
@@ -226,7 +226,7 @@ async def test_what_the_broker_gave_up_is_swept_and_the_rest_stays(bus: Bus) -> 
             open_dead_letters=lambda: nullcontext(dead),
             sink=sink,
             claims=None,
-            intake=Intake(1, events),
+            admission=Admission({}, slots=1, observer=events),
             observer=events,
             pod="pod-1",
             every=60,

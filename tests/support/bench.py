@@ -1,19 +1,15 @@
 """A worker without a world: the real core between fakes, under virtual time."""
 
 import asyncio
+import math
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 
-from worker.admission.gates import Gates
-from worker.admission.intake import Intake
-from worker.admission.quarantine import Quarantine
-from worker.flow.caller import Caller
-from worker.flow.consumer import Consumer, Receiver
-from worker.flow.processor import Processor
-from worker.flow.retry import RetryPolicy
+from worker.admission.admission import Admission
+from worker.flow.core import Conduct, JobSource, build_core
 from worker.flow.rollouts import Rollouts
-from worker.interfaces import Source, Target
+from worker.interfaces import Claims, DeadLetters, Observer, Target
 from worker.jobs.job import Job
 from worker.jobs.outcomes import Response
 from worker.testing import EventList, FakeModel, FakeQueue, FakeSink, answer
@@ -43,77 +39,63 @@ class Bench:
         slots: int = 4,
         routes: Mapping[str, Sequence[Target]] | None = None,
         passthrough: bool = False,
+        models: frozenset[str] | None = None,
         attempts: int = 6,
         parking: float = 900.0,
         max_age: float = 86_400.0,
         unknown_model_patience: float = 0.0,
         grace: float = 25.0,
+        bytes_limit: float = math.inf,
+        queue: FakeQueue | None = None,
+        source: JobSource | None = None,
         sink: FakeSink | None = None,
+        claims: Claims | None = None,
     ) -> None:
         self.events = EventList()
-        self.queue = FakeQueue(clock=wall_clock)
+        self.queue = FakeQueue(clock=wall_clock) if queue is None else queue  # an empty one is false
         self.sink = sink or FakeSink()
         self.model = FakeModel(behaviour or answers)
-        known = None if passthrough else routes or {"gpt-4o-mini": [target("mini")]}
-        self.intake = Intake(slots, self.events)
-        self.gates = Gates(
-            known,
+        self.claims = claims
+        self.sources: Sequence[JobSource] = [source or self.queue]
+        self.admission = Admission(
+            None if passthrough else routes or {"gpt-4o-mini": [target("mini")]},
             endpoint="https://account.openai.azure.com",
             observer=self.events,
             slots=slots,
-            on_change=self.intake.look_again,
-            on_setup=partial(self.intake.note_trouble, "setup"),
+            bytes_limit=bytes_limit,
         )
-        self.lane = self.intake.lane("jobs", self.gates.wanted)
-        self.caller = Caller(
-            model=self.model,
-            gates=self.gates,
-            intake=self.intake,
-            policy=RetryPolicy(attempts=attempts),
+        self.rollouts = Rollouts(unknown_model_patience, random.Random(7).random)
+        conduct = Conduct(
+            models={"jobs": models},
+            attempts=attempts,
             parking=parking,
-            rollouts=Rollouts(unknown_model_patience, random.Random(7).random),
-            observer=self.events,
-            clock=wall_clock,
-            chance=lambda: 1.0,
-        )
-        self.processor = Processor(
-            caller=self.caller,
-            sink=self.sink,
-            intake=self.intake,
-            quarantine=Quarantine(self.intake, self.gates),
-            observer=self.events,
-            pod="pod-1",
             max_age=max_age,
-            clock=wall_clock,
-            chance=lambda: 1.0,
+            grace=grace,
+            sweep_every=math.inf,
+            pod="pod-1",
         )
-        self.grace = grace
-        self.consumer = self.consumer_of(self.queue)
+        self.core = build_core(
+            self, self.admission, self.rollouts, self.events, conduct, clock=wall_clock, chance=lambda: 1.0
+        )
 
-    def consumer_of(self, source: Source) -> Consumer:
-        return Consumer(
-            receivers=[Receiver(source=source, lane=self.lane)],
-            processor=self.processor,
-            intake=self.intake,
-            observer=self.events,
-            chance=lambda: 1.0,
-            grace=self.grace,
-            clock=wall_clock,
-        )
+    @asynccontextmanager
+    async def dead_letters(self, queue: str, observer: Observer) -> AsyncIterator[DeadLetters]:
+        raise AssertionError(f"the bench sweeps no dead letters, those of {queue} neither")
+        yield
 
     async def run_for(self, seconds: float) -> None:
         """Work for so long, then stop and drain."""
-        asyncio.get_running_loop().call_later(seconds, self.intake.stop)
-        await self.consumer.run()
+        asyncio.get_running_loop().call_later(seconds, self.admission.stop)
+        await self.core.run()
 
     async def work(self, *, until: Callable[[], bool] | None = None) -> None:
         """Work until everything sent is settled, or `until` holds after an event, and stop."""
         done = until or (lambda: not len(self.queue) and not self.queue.locked)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self.consumer.run())
+            tasks.create_task(self.core.run())
             while not done():
                 await self.events.next()
-            self.intake.stop()
+            self.admission.stop()
 
 
 async def answers(job: Job, target: Target) -> Response:

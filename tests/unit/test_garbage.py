@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.bench import Bench
-from worker.admission.intake import Intake
+from worker.admission.admission import Admission
 from worker.app import COLLECT_EVERY, collect_garbage
 from worker.errors import LockLost, RefusedByService, SetupWrong, Throttled, Unavailable
 from worker.flow.retry import Course
@@ -72,9 +72,9 @@ class Service:
 async def test_a_thousand_jobs_however_they_end_leave_no_cycle_that_holds_one(kept_garbage: None) -> None:
     rare = {0: "failing", 17: "outage", 29: "throttled", 43: "retried"}  # or the gate would be closed all the time
     usual = ("answered", "refused", "faulted", "claimed", "unreadable")
-    bench = Bench(Service(), slots=64, attempts=3, sink=FakeSink(knows=True))
+    claims = FakeClaims()
+    bench = Bench(Service(), slots=64, attempts=3, sink=FakeSink(knows=True), claims=claims)
     bench.queue.max_delivery_count = 1
-    claims = bench.processor.claims = FakeClaims()
     for number in range(JOBS):
         kind = rare.get(number % 53, usual[number % len(usual)])
         name, line = f"{kind}-{number}", job_line(f"{kind}-{number}", content="x" * (number % 77))
@@ -100,7 +100,7 @@ async def test_a_thousand_jobs_however_they_end_leave_no_cycle_that_holds_one(ke
 
 async def test_jobs_that_are_ended_from_outside_leave_no_cycle_either(kept_garbage: None) -> None:
     bench = Bench(Service(), slots=JOBS, grace=1.0, parking=0.5)
-    [gate] = bench.gates.all()
+    [gate] = bench.admission.state.routes.gates
     gate.concurrency.limit = 400.0  # the others wait at the gate
     for number in range(JOBS):
         bench.queue.send(job_line(f"stuck-{number}"), message_id=f"stuck-{number}")
@@ -171,8 +171,8 @@ async def test_what_others_leave_in_cycles_is_freed_from_time_to_time() -> None:
         def __init__(self) -> None:
             self.me = self
 
-    intake = Intake(4, EventList())
-    collecting = asyncio.create_task(collect_garbage(intake))
+    admission = Admission({}, slots=4, observer=EventList())
+    collecting = asyncio.create_task(collect_garbage(admission))
     gc.collect()
     left = weakref.ref(Left())
     gc.disable()
@@ -183,5 +183,5 @@ async def test_what_others_leave_in_cycles_is_freed_from_time_to_time() -> None:
         assert left() is None
     finally:
         gc.enable()
-    intake.stop()
+    admission.stop()
     await collecting

@@ -1,6 +1,6 @@
 """How much a deployment may be asked for: what a job will be charged, how fast, and how many at once.
 
-Arithmetic only; every time is an argument, in seconds of one clock that never goes back. `gates.py` lets jobs wait.
+Arithmetic only; every time is an argument, in seconds of one clock that never goes back.
 
 Azure charges a request when it comes, by an estimate of its own, and counts in windows whose edges nobody tells:
 a minute for tokens, 1 s and 10 s for requests. So jobs are spread evenly, a little below the budget, and the
@@ -127,7 +127,7 @@ class Pace:
         return now + wait if wait > 1e-6 else -math.inf  # what is nearer than a timer can tell is now
 
     def take(self, amount: float, now: float) -> float:
-        """Charge an admitted one. Returns its mark, which `hear` wants back with the answer."""
+        """Charge an admitted one. Returns its mark, which `observe` wants back with the answer."""
         self._total += amount
         self.typical += (amount - self.typical) * (MEMORY if self.typical else 1.0)
         if self.limit is not None:
@@ -137,7 +137,7 @@ class Pace:
                 self._begin_minute(now, self._total)
         return self._total
 
-    def hear(self, limit: float | None, remaining: float | None, *, admitted_at: float, mark: float) -> None:
+    def observe(self, limit: float | None, remaining: float | None, *, admitted_at: float, mark: float) -> None:
         """What an answer says, to a call that was admitted then. Its limit stands in for one that nobody set."""
         if limit is not None and limit != self._said_limit:
             self._said_limit = limit

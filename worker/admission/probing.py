@@ -20,6 +20,8 @@ class Probation:
     def __init__(self) -> None:
         self.detail: str | None = None
         """What is wrong; None if nothing is."""
+        self.since = -math.inf
+        """When that was first seen."""
         self.probe_at = -math.inf
         self.missing_token: str | None = None
         """The scope for which there was no token to call with, where that is what is wrong."""
@@ -48,6 +50,8 @@ class Probation:
     def begin(self, detail: str, *, was_probe: bool, now: float, missing_token: str | None = None) -> float:
         """Seconds until the next probe; 0 for a call that was under way when the fault was already known."""
         is_news = was_probe or not self.is_on
+        if not self.is_on:
+            self.since = now
         self.detail, self.missing_token = detail, missing_token
         if not is_news:
             return 0.0

@@ -1,7 +1,7 @@
 """From a decoded job to the service's last word: admit, call, classify, again where that may help.
 
-Which failure is called again decides `retry.py`, which deployment takes a job and when `gates.py`, what a status
-means the model's adapter.
+`retry.py` decides which failure is called again, `admission/plan.py` which deployment takes a job and when, and the
+model's adapter what a status means.
 """
 
 import random
@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from worker.admission.admission import Admission, Permit, Slot
 from worker.admission.answer_sizes import answer_bytes
 from worker.admission.budgets import Cost, estimate
-from worker.admission.gate import Permit
-from worker.admission.gates import Gates, Route
-from worker.admission.intake import Intake, Lane, Slot
+from worker.admission.intake import QueueIntake
+from worker.admission.routes import Route
 from worker.errors import AnswerTooLarge, CallFailed, Expired, HandedBack, RefusedByService, Throttled, Unavailable
 from worker.flow.retry import Course, Retrier, RetryPolicy
 from worker.flow.rollouts import Rollouts
@@ -31,8 +31,7 @@ class Caller:
     """
 
     model: Model
-    gates: Gates
-    intake: Intake
+    admission: Admission
     policy: RetryPolicy
     parking: float = 900.0
     observer: Observer
@@ -65,7 +64,7 @@ class Caller:
         left = job.deadline - self.clock()
         if patience > 0 and left > 0:
             if not slot.may_be_set_aside:
-                slot.lane.shy_away()
+                slot.intake.back_off(loop_time())
                 raise HandedBack(HandBackReason.UNKNOWN_MODEL)
             with slot.set_aside():
                 await self.rollouts.hold(min(patience, left))
@@ -75,7 +74,7 @@ class Caller:
 
     def _route_of(self, job: Job) -> Route | None:
         allowed = self.models.get(job.queue)
-        return self.gates.of(job.line.model) if allowed is None or job.line.model in allowed else None
+        return self.admission.route(job.line.model) if allowed is None or job.line.model in allowed else None
 
     async def _attempt(self, job: Job, route: Route, slot: Slot, cost: Cost, course: Course) -> Response:
         """One call, once there is memory for its answer and a gate lets it through.
@@ -87,65 +86,57 @@ class Caller:
             raise Expired(f"the deadline passed {-left:.0f} s ago, after {course.calls} calls")
         try:
             await self._reserve(slot, answer_bytes(job, cost), course, left)
-            with await self._admit(route, slot.lane, cost, course, left) as permit:
+            with await self._admit(route, slot.intake, cost, course, left) as permit:
                 return await self._call(job, permit, slot, course)
         except BaseException:
-            slot.unreserve()  # a job that waits for its next attempt holds no room
+            slot.memory.unreserve()  # a job that waits for its next attempt holds no room
             raise
 
     async def _reserve(self, slot: Slot, size: int, course: Course, left: float) -> None:
         now = loop_time()
         until = now + min(self.parking - course.parked_seconds, left)
         try:
-            await slot.reserve(size, until=until)
+            await slot.memory.reserve(size, until=until)
         except HandedBack:
             if until >= now + left:
                 raise Expired(f"no memory was free before the deadline, after {course.calls} calls") from None
-            slot.lane.shy_away()
+            slot.intake.back_off(loop_time())
             raise
         course.parked_seconds += loop_time() - now
 
-    async def _admit(self, route: Route, lane: Lane, cost: Cost, course: Course, left: float) -> Permit:
+    async def _admit(self, route: Route, intake: QueueIntake, cost: Cost, course: Course, left: float) -> Permit:
         now = loop_time()
         until = now + self.parking - course.parked_seconds
-        if self._crowds_out(route, lane):
-            lane.shy_away()
+        if self.admission.crowds_out(route, intake):
+            intake.back_off(now)
             raise HandedBack(HandBackReason.PARKED)
         try:
-            permit = await route.admit(cost, until=min(until, now + left))
+            permit = await self.admission.admit(route, cost, until=min(until, now + left))
         except HandedBack as error:
             if error.reason == HandBackReason.PARKED and until >= now + left:
                 raise Expired(f"no deployment was open before the deadline, after {course.calls} calls") from None
-            lane.shy_away()
+            intake.back_off(loop_time())
             raise
         course.parked_seconds += loop_time() - now
-        lane.take_heart()
+        intake.reset_backoff()
         return permit
-
-    def _crowds_out(self, route: Route, lane: Lane) -> bool:
-        """Whether jobs of a model that cannot be called fill a quarter of the slots, while other models of their
-        queue could be."""
-        if route.waiting < self.intake.slots / 4:
-            return False
-        now = loop_time()
-        return route.wanted(now).at > now and lane.has_open_gate()
 
     async def _call(self, job: Job, permit: Permit, slot: Slot, course: Course) -> Response:
         started = loop_time()
         target = course.target = permit.target
         course.calls += 1
         try:
-            response = await self.model.complete(job, target, slot)
+            response = await self.model.complete(job, target, slot.memory)
         except CallFailed as error:
             self._note_call(target, course, started, error=error)
             if permit.is_outsized(error):
                 raise RefusedByService(
                     error.detail, status=error.status, body=error.body, request_id=error.request_id
                 ) from error
-            permit.failed(error)
+            permit.observe(error)
             course.failures += isinstance(error, Unavailable)
             raise
-        permit.answered(response)
+        permit.observe(response)
         self._note_call(target, course, started, response=response)
         return response
 
@@ -175,7 +166,7 @@ class Caller:
         )
 
     def _not_allowed(self, job: Job) -> Failed:
-        models = self.models.get(job.queue) or self.gates.models
+        models = self.models.get(job.queue) or self.admission.state.routes.models
         allowed = ", ".join(sorted(models)[:20]) or "any deployment's name"
         message = f"the model {job.line.model[:80]!r} is not one that this worker may call; allowed are: {allowed}"
         return Failed(code=FailureCode.MODEL_NOT_ALLOWED, message=message)

@@ -5,10 +5,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from worker.admission.intake import Intake, Lane
+from worker.admission.admission import Admission
+from worker.admission.intake import QueueIntake
 from worker.errors import HandedBack, SourceUnavailable
 from worker.flow.processor import Processor
 from worker.flow.retry import RetryPolicy
+from worker.flow.rollouts import Rollouts
 from worker.interfaces import Delivery, Drained, Draining, JobsReceived, Observer, Source
 from worker.jobs.outcomes import HandBackReason
 from worker.waits import Interrupt, loop_time
@@ -19,10 +21,10 @@ RECEIVE_WAIT = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receiver:
-    """A connection to a queue, and the lane that says when to receive on it and how much."""
+    """A connection to a queue, and what it has taken of the slots."""
 
     source: Source
-    lane: Lane
+    intake: QueueIntake
 
 
 class Consumer:
@@ -33,7 +35,8 @@ class Consumer:
         *,
         receivers: Sequence[Receiver],
         processor: Processor,
-        intake: Intake,
+        rollouts: Rollouts,
+        admission: Admission,
         observer: Observer,
         chance: Callable[[], float],
         grace: float,
@@ -42,7 +45,8 @@ class Consumer:
     ) -> None:
         self._receivers = receivers
         self._processor = processor
-        self._intake = intake
+        self._rollouts = rollouts
+        self._admission = admission
         self._observer = observer
         self._chance = chance
         self._grace = grace
@@ -51,30 +55,30 @@ class Consumer:
         self._interrupts: set[Interrupt] = set()
 
     async def run(self) -> None:
-        """Until the intake is stopped and everything held is settled."""
+        """Until it is stopped and everything held is settled."""
         async with asyncio.TaskGroup() as jobs:
             async with asyncio.TaskGroup() as pulls:
                 for receiver in self._receivers:
-                    pulls.create_task(self._pull(receiver, jobs), name=f"receiver of {receiver.lane.queue}")
+                    pulls.create_task(self._pull(receiver, jobs), name=f"receiver of {receiver.intake.queue}")
             handed_back = await self._drain()
         self._observer(Drained(handed_back=handed_back))
 
     async def _pull(self, receiver: Receiver, jobs: asyncio.TaskGroup) -> None:
-        lane = receiver.lane
+        admission, intake = self._admission, receiver.intake
         failures = 0
-        while room := await lane.room():
-            was_hungry = lane.is_hungry
+        while room := await admission.room(intake):
+            had_backlog = intake.has_backlog
             try:
                 deliveries = await receiver.source.receive(room, wait=RECEIVE_WAIT)
             except SourceUnavailable as error:
                 failures += 1
-                lane.fail(str(error))
-                await self._intake.stopping(loop_time() + self._policy.backoff(failures, self._chance()))
+                admission.not_received(intake, str(error))
+                await admission.stopping(loop_time() + self._policy.backoff(failures, self._chance()))
                 continue
             failures = 0
-            lane.received(len(deliveries))
-            if deliveries or was_hungry:
-                self._note_received(lane.queue, deliveries)
+            admission.received(intake, len(deliveries))
+            if deliveries or had_backlog:
+                self._note_received(intake.queue, deliveries)
             for delivery in deliveries:
                 self._take(receiver, delivery, jobs)
 
@@ -85,10 +89,10 @@ class Consumer:
 
     def _take(self, receiver: Receiver, delivery: Delivery, jobs: asyncio.TaskGroup) -> None:
         interrupt = Interrupt()
-        if self._intake.is_stopping:
+        if self._admission.state.is_stopping:
             interrupt.by(HandedBack(HandBackReason.SHUTDOWN))
         self._interrupts.add(interrupt)
-        slot = receiver.lane.slot(len(delivery.envelope.body))
+        slot = self._admission.slot(receiver.intake, len(delivery.envelope.body))
         job = jobs.create_task(self._processor.process(delivery, receiver.source, slot, interrupt))
         job.add_done_callback(lambda _: self._interrupts.discard(interrupt))
 
@@ -97,9 +101,9 @@ class Consumer:
 
         Receiving has stopped, so they go to another pod and not to this one again.
         """
-        self._observer(Draining(in_flight=self._intake.in_flight, grace=self._grace))
-        self._processor.caller.rollouts.stop()
-        if await self._intake.settled(loop_time() + self._grace):
+        self._observer(Draining(in_flight=self._admission.state.in_flight, grace=self._grace))
+        self._rollouts.stop()
+        if await self._admission.settled(loop_time() + self._grace):
             return 0
         left = tuple(self._interrupts)
         for interrupt in left:

@@ -1,7 +1,7 @@
 """The life of one job: receive, decode, admit, call, classify, write, settle.
 
 Read `process` first, then downwards: each function is one verb of that life. Admitting, calling and classifying
-are the caller's (`calls.py`); what is said to the broker decides `outcomes.settlement_of`.
+are the caller's (`caller.py`); what is said to the broker decides `outcomes.settlement_of`.
 The result is written before the message is settled: at least once, and effects once, because results are keyed by
 the job's id.
 """
@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from worker.admission.intake import Intake, Slot
-from worker.admission.quarantine import SUSPECT_FROM, Place, Quarantine
+from worker.admission.admission import Admission, Place, Slot
+from worker.admission.closures import Closure
+from worker.admission.suspects import is_suspect
 from worker.errors import (
     ClaimUnavailable,
     DeadLetterReason,
@@ -67,8 +68,7 @@ class Processor:
     caller: Caller
     sink: Sink
     claims: Claims | None = None
-    intake: Intake
-    quarantine: Quarantine
+    admission: Admission
     observer: Observer
     pod: str
     max_age: float = 86_400.0
@@ -109,9 +109,9 @@ class Processor:
 
     def _place(self, envelope: Envelope) -> Place:
         count = envelope.delivery_count
-        if count >= SUSPECT_FROM:
+        if is_suspect(count):
             self.observer(SuspectMet(queue=envelope.queue, message_id=envelope.message_id, delivery_count=count))
-        return self.quarantine.place(count)
+        return self.admission.place(count)
 
     async def _decode(self, envelope: Envelope, slot: Slot) -> Job:
         claim = claim_of(envelope)
@@ -126,7 +126,7 @@ class Processor:
                 "this worker takes no claim checks: it has no claims container (AOAI_WORKER_CLAIMS_CONTAINER)",
             )
         self.claims.require_ours(claim)
-        await slot.hold(claim.length)
+        await slot.memory.hold(claim.length)
         failures = 0
         try:
             while True:
@@ -134,11 +134,11 @@ class Processor:
                     return await self.claims.fetch(claim)
                 except ClaimUnavailable as error:
                     failures += 1
-                    self.intake.close("claims", str(error))
+                    self.admission.close(Closure.CLAIMS, str(error))
                     await self._wait_for_store(failures)
         finally:
             # however it ended: jobs without a claim would never show that the store is up again
-            self.intake.open("claims")
+            self.admission.open(Closure.CLAIMS)
 
     async def _is_done(self, job: Job) -> bool:
         """Whether an earlier delivery wrote its result; unknown counts as not, as paying twice beats losing."""
@@ -166,7 +166,7 @@ class Processor:
     async def _write(self, job: Job, outcome: Concluded, slot: Slot, course: Course, started: float) -> Concluded:
         """Write until the sink has it: the answer is paid for, so it is kept as long as the lock is."""
         line = self._encode(job, outcome, course, started)
-        slot.keep(len(line))
+        slot.memory.keep(len(line))
         outcome = without_body(outcome)
         failures = 0
         while True:
@@ -176,7 +176,7 @@ class Processor:
             except SinkUnavailable as error:
                 release_frames(error)  # the sink's future keeps it, and they hold the job
                 failures += 1
-                self.intake.close("sink", str(error))
+                self.admission.close(Closure.SINK, str(error))
                 await self._wait_for_store(failures)
             except ResultTooLarge as error:
                 release_frames(error)
@@ -185,7 +185,7 @@ class Processor:
                 outcome = Failed(code=FailureCode.ANSWER_TOO_LARGE, message=str(error))
                 line = self._encode(job, outcome, course, started)
             else:
-                self.intake.open("sink")
+                self.admission.open(Closure.SINK)
                 # after a failure it may be our own first try that is there
                 paid_twice = not is_new and not failures and isinstance(outcome, Answered)
                 self.observer(ResultWritten(queue=job.queue, seconds=loop_time() - begun, paid_twice=paid_twice))

@@ -5,7 +5,8 @@ import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from worker.admission.intake import Intake
+from worker.admission.admission import Admission
+from worker.admission.closures import Closure
 from worker.errors import Unavailable, WorkerError
 from worker.flow.retry import RetryPolicy
 from worker.interfaces import Observer, SetupCheckFailed, Target
@@ -31,7 +32,7 @@ class Check:
 
 async def prove(
     checks: Sequence[Check],
-    intake: Intake,
+    admission: Admission,
     observer: Observer,
     chance: Callable[[], float],
     *,
@@ -46,8 +47,8 @@ async def prove(
     pending = list(checks)
     passed: set[str | Target] = set()
     failures = 0
-    while pending and not intake.is_stopping:
-        errors = await _failures_unless_stopping(pending, intake)
+    while pending and not admission.state.is_stopping:
+        errors = await _failures_unless_stopping(pending, admission)
         if errors is None:
             return
         failed = [(check, error) for check, error in zip(pending, errors, strict=True) if error is not None]
@@ -59,13 +60,15 @@ async def prove(
         if not pending:
             break
         failures += 1
-        intake.close("start-up", "; ".join(f"{check.what}: {error}" for check, error in wrong))
-        await intake.stopping(loop_time() + CHECK_AGAIN.backoff(failures, chance()))
+        admission.close(Closure.START_UP, "; ".join(f"{check.what}: {error}" for check, error in wrong))
+        await admission.stopping(loop_time() + CHECK_AGAIN.backoff(failures, chance()))
     if not pending:
-        intake.open("start-up")
+        admission.open(Closure.START_UP)
 
 
-async def _failures_unless_stopping(checks: Sequence[Check], intake: Intake) -> Sequence[WorkerError | None] | None:
+async def _failures_unless_stopping(
+    checks: Sequence[Check], admission: Admission
+) -> Sequence[WorkerError | None] | None:
     """What is wrong with each; None if it is stopping before all is known.
 
     The checks are cancelled then: nothing is held yet, and a network that swallows packets keeps one for a minute,
@@ -73,7 +76,7 @@ async def _failures_unless_stopping(checks: Sequence[Check], intake: Intake) -> 
     """
     async with asyncio.TaskGroup() as tasks:
         failures = tasks.create_task(_failures_of(checks))
-        stopping = tasks.create_task(intake.stopping(math.inf))
+        stopping = tasks.create_task(admission.stopping(math.inf))
         await asyncio.wait([failures, stopping], return_when=asyncio.FIRST_COMPLETED)
         failures.cancel()
         stopping.cancel()

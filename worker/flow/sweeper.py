@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
-from worker.admission.intake import Intake
+from worker.admission.admission import Admission
 from worker.errors import LockLost, NotAJob, ResultTooLarge, SourceUnavailable
 from worker.interfaces import Claims, DeadLetters, DeadLetterSwept, Delivery, Observer, Sink, SweepFailed
 from worker.jobs.job import Envelope, Job, Record, claim_of, decode, encode_result
@@ -47,7 +47,7 @@ class Sweeper:
     open_dead_letters: Callable[[], AbstractAsyncContextManager[DeadLetters]]
     sink: Sink
     claims: Claims | None
-    intake: Intake
+    admission: Admission
     observer: Observer
     pod: str
     every: float
@@ -55,8 +55,8 @@ class Sweeper:
     clock: Callable[[], float] = time.time
 
     async def run(self) -> None:
-        """Until the intake is stopping."""
-        while not await self.intake.stopping(loop_time() + self.every * (0.5 + self.chance())):
+        """Until it is stopping."""
+        while not await self.admission.stopping(loop_time() + self.every * (0.5 + self.chance())):
             try:
                 async with self.open_dead_letters() as dead_letters:
                     await self.sweep(dead_letters)
@@ -68,7 +68,7 @@ class Sweeper:
         wanted = await self._count_sweepable(dead_letters)
         kept: list[Delivery] = []
         try:
-            while wanted > 0 and _is_bearable(kept) and not self.intake.is_stopping:
+            while wanted > 0 and _is_bearable(kept) and not self.admission.state.is_stopping:
                 deliveries = await dead_letters.receive(TOGETHER, wait=RECEIVE_WAIT)
                 if not deliveries:
                     break

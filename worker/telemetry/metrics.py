@@ -12,9 +12,9 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from worker import interfaces as events
+from worker.admission.admission import Admission
+from worker.admission.closures import Closure
 from worker.admission.gate import OUTAGE, SETUP
-from worker.admission.gates import Gates
-from worker.admission.intake import Intake
 from worker.interfaces import Event
 from worker.jobs.outcomes import Answered, FailureCode, HandBackReason, Unfinished, label_of
 from worker.rate_limits import ThrottleKind
@@ -49,7 +49,6 @@ GATE_GAUGES = {
 }
 MOST_DEPLOYMENTS = 64
 """Beyond those that are configured: names that producers bring in under `passthrough`. More count as `other`."""
-INTAKE_REASONS = ("start-up", "setup", "sink", "source", "claims", "suspects")
 
 
 class Metrics:
@@ -102,12 +101,13 @@ class Metrics:
         if handler is not None:
             handler(event)
 
-    def watch(self, *, intake: Intake, gates: Gates) -> None:
+    def watch(self, admission: Admission) -> None:
         """Gauges that are read when they are scraped."""
-        self.in_flight.set_function(lambda: intake.in_flight)
-        self.bytes_in_flight.set_function(lambda: intake.in_flight_bytes)
-        self.held.set_function(lambda: intake.held)
-        self.registry.register(GateGauges(gates, self._deployments))
+        state = admission.state
+        self.in_flight.set_function(lambda: state.in_flight)
+        self.bytes_in_flight.set_function(lambda: state.memory.used)
+        self.held.set_function(lambda: state.held)
+        self.registry.register(GateGauges(admission, self._deployments))
         token_file = os.environ.get("AZURE_FEDERATED_TOKEN_FILE")
         if token_file:
             self._gauge("projected_token_age_seconds", "Age of the projected token file").set_function(
@@ -170,7 +170,7 @@ class Metrics:
         for settlement in SETTLEMENTS:
             for confirmed in ("true", "false"):
                 self._child(self.settlements, settlement, confirmed)
-        for reason in INTAKE_REASONS:
+        for reason in Closure:
             self._child(self.intake, reason)
 
     def _create_queue(self, queue: str) -> None:
@@ -311,14 +311,13 @@ class Metrics:
 class GateGauges(Collector):
     """The state of every gate, read when it is scraped; of gates whose deployment is a label elsewhere too."""
 
-    def __init__(self, gates: Gates, deployments: Container[str]) -> None:
-        self._gates = gates
+    def __init__(self, admission: Admission, deployments: Container[str]) -> None:
+        self._admission = admission
         self._deployments = deployments
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """What is not known, such as the budget of a deployment without one, has no series."""
-        gates = [gate for gate in self._gates.all() if gate.target.label in self._deployments]
-        rows = [(gate.target.label, gate.gauges()) for gate in gates]
+        rows = [row for row in self._admission.gauges().items() if row[0] in self._deployments]
         for name, text in GATE_GAUGES.items():
             family = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=["deployment"])
             for deployment, values in rows:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
 
-from worker.admission.intake import Intake
+from worker.admission.admission import Admission
 from worker.interfaces import CallEnded, Event, JobEnded
 from worker.jobs.outcomes import Answered, Failed, Refused
 from worker.waits import loop_time
@@ -51,13 +51,13 @@ class Summary:
                     counts.prompt_tokens += usage.prompt
                     counts.completion_tokens += usage.completion
 
-    async def run(self, intake: Intake, waits_for: Callable[[], Mapping[str, str]]) -> None:
-        """A line each minute until the intake is stopping; what comes then is for a last `tell`.
+    async def run(self, admission: Admission, waits_for: Callable[[], Mapping[str, str]]) -> None:
+        """A line each minute until it is stopping; what comes then is for a last `tell`.
 
         `waits_for` says what is waited for at this moment: reason by what it concerns.
         """
-        while not await intake.stopping(loop_time() + EVERY):
-            self.tell(intake.in_flight, waits_for())
+        while not await admission.stopping(loop_time() + EVERY):
+            self.tell(admission.state.in_flight, waits_for())
 
     def tell(self, in_flight: int = 0, waits_for: Mapping[str, str] = MappingProxyType({})) -> None:
         """Write what has come since the last line. An idle worker has nothing to tell."""

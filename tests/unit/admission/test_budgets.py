@@ -101,19 +101,19 @@ def test_a_pod_has_an_equal_part_of_the_budget() -> None:
 
 def test_a_limit_that_the_service_names_stands_in_for_one_that_is_not_configured() -> None:
     pace = Pace(None, fleet_size=2)
-    pace.hear(1_000, None, admitted_at=0, mark=0)
+    pace.observe(1_000, None, admitted_at=0, mark=0)
     assert (pace.limit, pace.share) == (1_000, 500)
 
 
 def test_a_configured_budget_below_the_quota_stays() -> None:
     pace = Pace(400)
-    pace.hear(1_000, None, admitted_at=0, mark=0)
+    pace.observe(1_000, None, admitted_at=0, mark=0)
     assert pace.limit == 400
 
 
 def test_a_quota_below_the_configured_budget_is_kept_to() -> None:
     pace = Pace(4_000)
-    pace.hear(1_000, None, admitted_at=0, mark=0)
+    pace.observe(1_000, None, admitted_at=0, mark=0)
     assert pace.limit == 1_000
 
 
@@ -141,7 +141,7 @@ def saturate(pace: Pace, service: Service, *, minutes: float, amount: float = 10
     while now < 60 * minutes:
         now = max(now, pace.ready_at(now))
         mark = pace.take(amount, now)
-        pace.hear(service.limit, service.charge(amount, now), admitted_at=now, mark=mark)
+        pace.observe(service.limit, service.charge(amount, now), admitted_at=now, mark=mark)
     used = list(service.full.values())[1:-1]
     return [part / service.limit for part in used]
 
@@ -184,7 +184,7 @@ def test_a_pod_alone_in_a_fleet_of_a_hundred_comes_to_use_the_budget(says: bool,
             pace.overdraw(60 - now % 60, now)
             now += 60 - now % 60
         elif says:
-            pace.hear(30_000, left, admitted_at=now, mark=mark)
+            pace.observe(30_000, left, admitted_at=now, mark=mark)
     used = list(service.full.values())[-6:-1]
     assert all(part >= 0.85 * 30_000 for part in used), used
 
@@ -193,7 +193,7 @@ def test_an_hour_without_jobs_is_not_taken_for_an_hour_without_budget() -> None:
     pace = Pace(30_000, fleet_size=20)
     for number in range(10):
         mark = pace.take(8_000, 3_600.0 * number)
-        pace.hear(30_000, 22_000, admitted_at=3_600.0 * number, mark=mark)
+        pace.observe(30_000, 22_000, admitted_at=3_600.0 * number, mark=mark)
     assert pace.share == 1_500
 
 
@@ -209,7 +209,7 @@ def test_a_pod_without_jobs_does_not_take_its_idleness_for_a_wrong_estimate() ->
     now = 0.0
     while now < 600:
         mark = pace.take(10, now)
-        pace.hear(6_000, 6_000 - 6_000 * (now % 60) / 60, admitted_at=now, mark=mark)
+        pace.observe(6_000, 6_000 - 6_000 * (now % 60) / 60, admitted_at=now, mark=mark)
         now += 5.0
     assert pace.rate * 60 > 1_600
 
@@ -220,15 +220,15 @@ def test_other_users_of_a_quota_above_our_budget_need_not_be_given_way_to() -> N
     while now < 600:
         now = max(now, pace.ready_at(now))
         mark = pace.take(10, now)
-        pace.hear(6_000, 6_000 - 5_000 * (now % 60) / 60, admitted_at=now, mark=mark)
+        pace.observe(6_000, 6_000 - 5_000 * (now % 60) / 60, admitted_at=now, mark=mark)
     assert pace.rate * 60 == pytest.approx(FILL * 2_000)
 
 
 def test_an_answer_to_a_call_of_the_last_minute_says_nothing_of_this_one() -> None:
     pace = Pace(1_000)
     for now in (0.0, 59.0, 61.0):
-        pace.hear(1_000, {0.0: 990.0, 59.0: 20.0, 61.0: 990.0}[now], admitted_at=now, mark=pace.take(10, now))
-    pace.hear(1_000, 15.0, admitted_at=59.5, mark=0)
+        pace.observe(1_000, {0.0: 990.0, 59.0: 20.0, 61.0: 990.0}[now], admitted_at=now, mark=pace.take(10, now))
+    pace.observe(1_000, 15.0, admitted_at=59.5, mark=0)
     assert pace.remaining == 990
 
 
@@ -341,5 +341,5 @@ def test_a_pace_that_is_not_used_does_not_rise(says: bool) -> None:
         now = 5.0 * number
         mark = pace.take(10, now)
         if says:
-            pace.hear(6_000, 6_000 - 3_000 * (now % 60) / 60, admitted_at=now, mark=mark)
+            pace.observe(6_000, 6_000 - 3_000 * (now % 60) / 60, admitted_at=now, mark=mark)
     assert pace.rate == rate

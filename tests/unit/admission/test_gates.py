@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.admissions import AtRoute, RunningAdmission
+from worker.admission.admission import Permit
 from worker.admission.budgets import FILL, REOPENING, Cost
-from worker.admission.gate import Gate, Permit
-from worker.admission.gates import Gates, Route
-from worker.admission.intake import Wanted
-from worker.app import opening_gates
+from worker.admission.gate import Gate
+from worker.admission.routes import Demand
+from worker.app import noting_tokens
 from worker.errors import (
     CallFailed,
     HandedBack,
@@ -26,8 +27,8 @@ from worker.errors import (
     TokenUnavailable,
     Unavailable,
 )
-from worker.interfaces import GateClosed, Target, TokenRefreshed
-from worker.jobs.outcomes import HandBackReason, Response, Usage
+from worker.interfaces import GateClosed, IntakeClosed, IntakeOpened, Target, TokenRefreshed
+from worker.jobs.outcomes import Response, Usage
 from worker.rate_limits import Headroom, ThrottleKind
 from worker.testing import EventList
 from worker.waits import loop_time
@@ -46,14 +47,10 @@ def target(deployment: str, *, tokens: int | None = None, requests: int | None =
     )
 
 
-def build(*targets: Target, slots: int = 64, fleet_size: int = 1, events: EventList | None = None) -> Gates:
-    return Gates({"mini": targets}, endpoint="", observer=events or EventList(), slots=slots, fleet_size=fleet_size)
-
-
-def route_of(gates: Gates, model: str = "mini") -> Route:
-    route = gates.of(model)
-    assert route is not None, f"no route for {model}"
-    return route
+def build(
+    *targets: Target, slots: int = 64, fleet_size: int = 1, events: EventList | None = None
+) -> RunningAdmission:
+    return RunningAdmission({"mini": targets}, observer=events, slots=slots, fleet_size=fleet_size)
 
 
 def throttled(seconds: float | None, kind: ThrottleKind = ThrottleKind.QUOTA) -> Throttled:
@@ -67,19 +64,21 @@ def answer(headroom: Headroom | None = None, prompt: int = 0) -> Response:
     return Response(status=200, request_id=None, body=b"", headroom=headroom, usage=usage)
 
 
-async def call(route: Route, error: CallFailed | None = None, seconds: float = 0.0, until: float = math.inf) -> str:
+async def call(
+    route: AtRoute, error: CallFailed | None = None, seconds: float = 0.0, until: float = math.inf
+) -> str:
     """One job's call; the deployment that took it."""
     with await route.admit(COST, until=until) as permit:
         await asyncio.sleep(seconds)
         if error is None:
-            permit.answered(answer())
+            permit.observe(answer())
         else:
-            permit.failed(error)
+            permit.observe(error)
         return permit.target.deployment
 
 
 async def test_a_gate_opens_when_the_service_said_it_would() -> None:
-    route = route_of(build(target("mini")))
+    route = build(target("mini")).at()
     await call(route, throttled(2.5))
     assert route.is_closed
     await call(route)
@@ -88,23 +87,23 @@ async def test_a_gate_opens_when_the_service_said_it_would() -> None:
 
 
 async def test_a_stray_refusal_that_names_no_time_closes_nothing_and_shrinks_nothing() -> None:
-    gates = build(target("mini", tokens=60_000), slots=64)
-    route = route_of(gates)
+    admission = build(target("mini", tokens=60_000), slots=64)
+    route = admission.at()
     error = throttled(None)
     await call(route, error)
     assert error.is_stray
     assert not route.is_closed
-    (gate,) = gates.all()
+    (gate,) = admission.gates
     assert (gate.limit, gate.tokens.bias) == (64, 1.0)
 
 
-async def refuse_until_closed(route: Route) -> None:
+async def refuse_until_closed(route: AtRoute) -> None:
     while not route.is_closed:
         await call(route, throttled(None, kind=ThrottleKind.CAPACITY))
 
 
 async def test_refusals_that_name_no_time_pause_for_a_second_and_longer_while_they_go_on() -> None:
-    route = route_of(build(target("mini")))
+    route = build(target("mini")).at()
     await refuse_until_closed(route)
     pauses = [route.blocked_until - loop_time()]
     for _ in range(5):
@@ -114,7 +113,7 @@ async def test_refusals_that_name_no_time_pause_for_a_second_and_longer_while_th
 
 
 async def test_an_answer_after_the_pause_makes_the_next_one_short_again() -> None:
-    route = route_of(build(target("mini")))
+    route = build(target("mini")).at()
     await refuse_until_closed(route)
     await call(route, throttled(None))
     await call(route)
@@ -123,21 +122,21 @@ async def test_an_answer_after_the_pause_makes_the_next_one_short_again() -> Non
 
 
 async def test_no_header_closes_a_gate_for_longer_than_ten_minutes() -> None:
-    route = route_of(build(target("mini")))
+    route = build(target("mini")).at()
     await call(route, throttled(1e9))
     assert route.blocked_until == 600
 
 
-async def throttle_together(route: Route, *errors: Throttled) -> None:
+async def throttle_together(route: AtRoute, *errors: Throttled) -> None:
     permits = [await route.admit(COST, until=math.inf) for _ in errors]
     for permit, error in zip(permits, errors, strict=True):
         with permit:
-            permit.failed(error)
+            permit.observe(error)
 
 
 async def test_a_later_throttle_prolongs_the_pause_and_an_earlier_end_does_not_shorten_it() -> None:
     events = EventList()
-    route = route_of(build(target("mini"), events=events))
+    route = build(target("mini"), events=events).at()
     await throttle_together(route, throttled(5), throttled(1), throttled(8))
     assert route.blocked_until == 8
     assert [event.seconds for event in events.of(GateClosed)] == [5, 3], "an overlap counts once"
@@ -145,27 +144,27 @@ async def test_a_later_throttle_prolongs_the_pause_and_an_earlier_end_does_not_s
 
 async def test_the_event_says_which_kind_of_429_it_was() -> None:
     events = EventList()
-    route = route_of(build(target("mini"), events=events))
+    route = build(target("mini"), events=events).at()
     await call(route, throttled(1, ThrottleKind.CAPACITY))
     assert [event.reason for event in events.of(GateClosed)] == ["capacity"]
 
 
 async def test_those_who_wait_at_a_gate_wait_on_when_it_is_paused_again() -> None:
-    route = route_of(build(target("mini")))
+    route = build(target("mini")).at()
     late = await route.admit(COST, until=math.inf)
     await call(route, throttled(5))
 
     async def throttle_late() -> None:
         with late:
             await asyncio.sleep(4)
-            late.failed(throttled(6))
+            late.observe(throttled(6))
 
     await asyncio.gather(throttle_late(), call(route))
     assert loop_time() == 10
 
 
 async def test_a_throttle_closes_the_gate_of_its_deployment_only() -> None:
-    route = route_of(build(target("provisioned"), target("elsewhere")))
+    route = build(target("provisioned"), target("elsewhere")).at()
     assert await call(route, throttled(30, ThrottleKind.PROVISIONED)) == "provisioned"
     assert await call(route) == "elsewhere"
     await asyncio.sleep(30)
@@ -173,14 +172,14 @@ async def test_a_throttle_closes_the_gate_of_its_deployment_only() -> None:
 
 
 async def test_what_a_full_budget_holds_up_goes_to_the_next_deployment() -> None:
-    route = route_of(build(target("first", tokens=1_200), target("second")))
+    route = build(target("first", tokens=1_200), target("second")).at()
     assert [await call(route) for _ in range(3)] == ["first", "second", "second"]
     await asyncio.sleep(10)  # which pays for 200 tokens
     assert await call(route) == "first"
 
 
 async def test_whoever_would_wait_too_long_does_not_wait_at_all() -> None:
-    route = route_of(build(target("mini")))
+    route = build(target("mini")).at()
     await call(route, throttled(50))
     with pytest.raises(HandedBack):
         await call(route, until=49)
@@ -188,13 +187,13 @@ async def test_whoever_would_wait_too_long_does_not_wait_at_all() -> None:
 
 
 async def test_a_pause_hands_back_at_once_those_who_would_not_outwait_it() -> None:
-    route = route_of(build(target("mini"), slots=1))
+    route = build(target("mini"), slots=1).at()
     first = await route.admit(COST, until=math.inf)
     impatient = asyncio.ensure_future(call(route, until=20))
     patient = asyncio.ensure_future(call(route, until=100))
     await asyncio.sleep(1)
     with first:
-        first.failed(throttled(50))
+        first.observe(throttled(50))
     with pytest.raises(HandedBack):
         await impatient
     assert loop_time() == 1
@@ -203,7 +202,7 @@ async def test_a_pause_hands_back_at_once_those_who_would_not_outwait_it() -> No
 
 
 async def test_patience_ends_at_a_gate_that_is_merely_busy() -> None:
-    route = route_of(build(target("mini"), slots=1))
+    route = build(target("mini"), slots=1).at()
     with await route.admit(COST, until=math.inf):
         with pytest.raises(HandedBack):
             await call(route, until=7)
@@ -212,7 +211,7 @@ async def test_patience_ends_at_a_gate_that_is_merely_busy() -> None:
 
 
 async def test_first_come_first_served() -> None:
-    route = route_of(build(target("mini", tokens=6_000)))
+    route = build(target("mini", tokens=6_000)).at()
     order: list[int] = []
 
     async def job(number: int) -> None:
@@ -224,7 +223,7 @@ async def test_first_come_first_served() -> None:
 
 
 async def test_a_newcomer_does_not_overtake_those_who_wait() -> None:
-    route = route_of(build(target("mini"), slots=1))
+    route = build(target("mini"), slots=1).at()
     permit = await route.admit(COST, until=math.inf)
     waits = asyncio.ensure_future(call(route, seconds=5))
     await asyncio.sleep(1)
@@ -235,7 +234,7 @@ async def test_a_newcomer_does_not_overtake_those_who_wait() -> None:
 
 
 async def test_a_newcomer_goes_behind_those_in_line_even_where_there_is_a_place() -> None:
-    route = route_of(build(target("mini"), slots=1))
+    route = build(target("mini"), slots=1).at()
     (gate,) = route.gates
     with await route.admit(COST, until=math.inf):
         waits = asyncio.ensure_future(call(route))
@@ -249,12 +248,12 @@ async def test_a_newcomer_goes_behind_those_in_line_even_where_there_is_a_place(
 
 async def test_models_on_one_deployment_share_its_gate_and_take_turns() -> None:
     shared = target("x")
-    gates = Gates({"a": [shared], "b": [shared]}, endpoint="", observer=EventList(), slots=1)
-    assert len(list(gates.all())) == 1
+    admission = RunningAdmission({"a": [shared], "b": [shared]}, slots=1)
+    assert len(list(admission.gates)) == 1
     order: list[str] = []
 
     async def job(model: str) -> None:
-        with await route_of(gates, model).admit(COST, until=math.inf):
+        with await admission.at(model).admit(COST, until=math.inf):
             order.append(model)
             await asyncio.sleep(1)
 
@@ -263,7 +262,7 @@ async def test_models_on_one_deployment_share_its_gate_and_take_turns() -> None:
 
 
 async def test_jobs_are_spread_over_the_minute() -> None:
-    route = route_of(build(target("mini", tokens=12_000)))
+    route = build(target("mini", tokens=12_000)).at()
     times: list[float] = []
     for _ in range(30):
         await call(route)
@@ -273,25 +272,25 @@ async def test_jobs_are_spread_over_the_minute() -> None:
 
 
 async def test_what_the_headers_name_paces_a_deployment_without_a_configured_budget() -> None:
-    route = route_of(build(target("mini")))
+    route = build(target("mini")).at()
     with await route.admit(COST, until=math.inf) as permit:
-        permit.answered(answer(Headroom(limit_tokens=600, remaining_tokens=400)))
+        permit.observe(answer(Headroom(limit_tokens=600, remaining_tokens=400)))
     await call(route)
     await call(route)
     assert loop_time() > 10
 
 
 async def test_a_prompt_that_is_denser_than_we_think_makes_the_next_ones_dearer() -> None:
-    route = route_of(build(target("mini", tokens=1_000_000)))
+    route = build(target("mini", tokens=1_000_000)).at()
     (gate,) = route.gates
     for _ in range(500):
         with await route.admit(COST, until=math.inf) as permit:
-            permit.answered(answer(prompt=300))
+            permit.observe(answer(prompt=300))
     assert gate.tokens.typical == pytest.approx(400, rel=0.01)
 
 
 async def test_a_gate_that_opens_again_is_not_met_by_all_at_once() -> None:
-    route = route_of(build(target("mini"), slots=50))
+    route = build(target("mini"), slots=50).at()
     await call(route, throttled(5, ThrottleKind.CAPACITY))
     (gate,) = route.gates
     jobs = [asyncio.ensure_future(call(route, seconds=1_000)) for _ in range(gate.limit)]
@@ -307,7 +306,7 @@ async def test_a_gate_that_opens_again_is_not_met_by_all_at_once() -> None:
 
 @pytest.mark.parametrize("kind", [ThrottleKind.CAPACITY, ThrottleKind.CUT, ThrottleKind.PROVISIONED])
 async def test_a_service_without_capacity_gets_fewer_calls_at_once(kind: ThrottleKind) -> None:
-    route = route_of(build(target("mini", tokens=1_000_000)))
+    route = build(target("mini", tokens=1_000_000)).at()
     (gate,) = route.gates
     rate = gate.tokens.rate
     await call(route, throttled(1, kind))
@@ -316,7 +315,7 @@ async def test_a_service_without_capacity_gets_fewer_calls_at_once(kind: Throttl
 
 
 async def test_our_own_quota_corrects_the_budget_and_leaves_the_calls_at_once_alone() -> None:
-    route = route_of(build(target("mini", tokens=1_000_000)))
+    route = build(target("mini", tokens=1_000_000)).at()
     (gate,) = route.gates
     rate = gate.tokens.rate
     await throttle_together(route, *[throttled(6)] * 5)
@@ -325,7 +324,7 @@ async def test_our_own_quota_corrects_the_budget_and_leaves_the_calls_at_once_al
 
 
 async def test_the_budget_that_is_scarcer_is_the_one_that_a_429_corrects() -> None:
-    route = route_of(build(target("mini", tokens=1_000_000, requests=60)))
+    route = build(target("mini", tokens=1_000_000, requests=60)).at()
     (gate,) = route.gates
     tokens, requests = gate.tokens.rate, gate.requests.rate
     await call(route, throttled(1))
@@ -334,7 +333,7 @@ async def test_the_budget_that_is_scarcer_is_the_one_that_a_429_corrects() -> No
 
 
 async def test_what_is_wrong_with_a_job_says_nothing_about_the_load() -> None:
-    route = route_of(build(target("mini")))
+    route = build(target("mini")).at()
     (gate,) = route.gates
     for _ in range(50):
         await call(route, RefusedByService("400", status=400))
@@ -342,7 +341,7 @@ async def test_what_is_wrong_with_a_job_says_nothing_about_the_load() -> None:
 
 
 async def test_time_outs_bring_the_calls_at_once_down() -> None:
-    route = route_of(build(target("mini")))
+    route = build(target("mini")).at()
     (gate,) = route.gates
     for _ in range(20):
         await call(route, Unavailable("time-out"), seconds=1)
@@ -350,7 +349,7 @@ async def test_time_outs_bring_the_calls_at_once_down() -> None:
 
 
 async def test_cancelled_calls_give_their_places_back() -> None:
-    route = route_of(build(target("mini"), slots=2))
+    route = build(target("mini"), slots=2).at()
     jobs = [asyncio.ensure_future(call(route, seconds=100)) for _ in range(4)]
     await asyncio.sleep(1)
     for job in jobs:
@@ -360,7 +359,7 @@ async def test_cancelled_calls_give_their_places_back() -> None:
 
 
 async def test_a_job_that_is_cancelled_just_as_it_is_let_in_gives_its_place_to_the_next() -> None:
-    route = route_of(build(target("mini"), slots=1))
+    route = build(target("mini"), slots=1).at()
     permit = await route.admit(COST, until=math.inf)
     unlucky = asyncio.ensure_future(call(route))
     following = asyncio.ensure_future(call(route))
@@ -372,96 +371,91 @@ async def test_a_job_that_is_cancelled_just_as_it_is_let_in_gives_its_place_to_t
     assert route.gates[0].in_flight == 0
 
 
-def passthrough() -> Gates:
-    return Gates(None, endpoint="https://account.openai.azure.com", observer=EventList(), slots=4)
+def passthrough() -> RunningAdmission:
+    return RunningAdmission(None, slots=4)
 
 
 async def test_passthrough_makes_a_gate_for_each_model_and_keeps_it() -> None:
-    gates = passthrough()
-    routes = [route_of(gates, f"model-{number}") for number in range(64)]
-    assert [route_of(gates, f"model-{number}") for number in range(64)] == routes
+    admission = passthrough()
+    routes = [admission.at(f"model-{number}") for number in range(64)]
+    assert [admission.at(f"model-{number}") for number in range(64)] == routes
     assert await call(routes[1]) == "model-1"
 
 
 async def test_names_that_were_misspelt_take_no_place_for_good() -> None:
-    gates = passthrough()
-    first = route_of(gates, "gpt-4o")
+    admission = passthrough()
+    first = admission.at("gpt-4o")
     for number in range(200):
-        await call(route_of(gates, f"misspelt-{number}"), RefusedByService("404", status=404))
-        assert gates.of("gpt-4o") is first, "what is asked for again and again stays"
-    assert len(gates.models) == 64
+        await call(admission.at(f"misspelt-{number}"), RefusedByService("404", status=404))
+        assert admission.at("gpt-4o") == first, "what is asked for again and again stays"
+    assert len(admission.state.routes.models) == 64
 
 
 async def test_a_model_with_calls_jobs_or_a_pause_makes_way_for_none() -> None:
-    gates = passthrough()
-    jobs = [asyncio.ensure_future(call(route_of(gates, f"busy-{number}"), seconds=9)) for number in range(63)]
-    await call(route_of(gates, "paused"), throttled(5))
-    assert gates.of("one-more") is None
+    admission = passthrough()
+    jobs = [asyncio.ensure_future(call(admission.at(f"busy-{number}"), seconds=9)) for number in range(63)]
+    await call(admission.at("paused"), throttled(5))
+    assert admission.route("one-more") is None
     await asyncio.sleep(5)
-    assert gates.of("one-more") is not None
-    assert "paused" not in gates.models
+    assert admission.route("one-more") is not None
+    assert "paused" not in admission.state.routes.models
     await asyncio.gather(*jobs)
 
 
 async def test_a_model_that_is_not_listed_has_no_route() -> None:
-    assert build(target("mini")).of("maxi") is None
+    assert build(target("mini")).route("maxi") is None
 
 
 async def test_a_model_is_wanted_when_the_first_of_its_pauses_ends() -> None:
-    gates = Gates({"a": [target("x")], "b": [target("y")]}, endpoint="", observer=EventList(), slots=4)
-    await call(route_of(gates, "a"), throttled(9))
-    assert gates.wanted().at == -math.inf
-    await call(route_of(gates, "b"), throttled(5))
-    assert gates.wanted().at == 5
-    assert gates.wanted(["a"]).at == 9
-    assert gates.wanted(["never seen"]).at == -math.inf
+    admission = RunningAdmission({"a": [target("x")], "b": [target("y")]}, slots=4)
+    await call(admission.at("a"), throttled(9))
+    assert admission.demand().at == -math.inf
+    await call(admission.at("b"), throttled(5))
+    assert admission.demand().at == 5
+    assert admission.demand(["a"]).at == 9
+    assert admission.demand(["never seen"]).at == -math.inf
 
 
 async def test_no_more_jobs_are_wanted_than_a_paced_gate_takes_in_two_seconds() -> None:
-    gates = build(target("mini", tokens=12_000))
-    jobs = [asyncio.ensure_future(call(route_of(gates))) for _ in range(2)]
+    admission = build(target("mini", tokens=12_000))
+    jobs = [asyncio.ensure_future(call(admission.at())) for _ in range(2)]
     await asyncio.sleep(0)
-    assert gates.wanted().at == -math.inf
-    jobs += [asyncio.ensure_future(call(route_of(gates))) for _ in range(20)]
+    assert admission.demand().at == -math.inf
+    jobs += [asyncio.ensure_future(call(admission.at())) for _ in range(20)]
     await asyncio.sleep(0)
-    opens_at = gates.wanted().at
+    opens_at = admission.demand().at
     assert 15 < opens_at < 25
     await asyncio.sleep(opens_at)
-    assert route_of(gates).waiting <= 3
-    assert gates.wanted().at == -math.inf
+    assert admission.at().waiting <= 3
+    assert admission.demand().at == -math.inf
     await asyncio.gather(*jobs)
 
 
-async def test_who_asks_in_vain_when_more_is_wanted_is_told() -> None:
-    told: list[float] = []
-    gates = Gates(
-        {"mini": [target("mini")]},
-        endpoint="",
-        observer=EventList(),
-        slots=1,
-        on_change=lambda: told.append(loop_time()),
-    )
-    jobs = [asyncio.ensure_future(call(route_of(gates), seconds=3)) for _ in range(2)]
+async def test_a_receiver_gets_room_when_the_end_of_a_call_makes_more_wanted() -> None:
+    admission = RunningAdmission({"mini": [target("mini")]}, slots=4)
+    admission.gates[0].concurrency.limit = 1.0
+    jobs = [asyncio.ensure_future(call(admission.at(), seconds=3)) for _ in range(2)]
     await asyncio.sleep(0)
-    assert gates.wanted().at == math.inf
+    assert admission.demand().at == math.inf
+    assert await admission.room(admission.intake("jobs")) == 4
+    assert loop_time() == 3
     await asyncio.gather(*jobs)
-    assert told == [3]
 
 
 FORBIDDEN = SetupWrong("403: no role", status=403)
 
 
-async def fail_setup(route: Route) -> None:
+async def fail_setup(route: AtRoute) -> None:
     await call(route, FORBIDDEN)
 
 
 async def test_a_deployment_where_our_set_up_is_wrong_is_passed_over_for_the_next() -> None:
     events = EventList()
-    gates = build(target("first"), target("second"), events=events)
-    route = route_of(gates)
+    admission = build(target("first"), target("second"), events=events)
+    route = admission.at()
     await fail_setup(route)
     assert [await call(route) for _ in range(3)] == ["second"] * 3
-    assert gates.wanted() == Wanted(), "others are wanted without end"
+    assert admission.demand() == Demand(), "others are wanted without end"
     await asyncio.sleep(5)
     assert await call(route) == "first", "one job probes it"
     assert [(event.deployment, event.reason, event.seconds) for event in events.of(GateClosed)] == [
@@ -471,46 +465,44 @@ async def test_a_deployment_where_our_set_up_is_wrong_is_passed_over_for_the_nex
 
 
 async def test_a_wrong_set_up_concerns_one_deployment_and_its_models() -> None:
-    told: list[str | None] = []
-    changed: list[float] = []
-    gates = Gates(
-        {"a": [target("x")], "b": [target("y")]},
-        endpoint="",
-        observer=EventList(),
-        slots=4,
-        on_setup=told.append,
-        on_change=lambda: changed.append(loop_time()),
-    )
-    await fail_setup(route_of(gates, "a"))
-    assert gates.wanted(["a"]) == Wanted(at=5, is_probe=True)
-    assert gates.wanted(["b"]) == Wanted()
-    assert await call(route_of(gates, "b")) == "y"
-    await asyncio.sleep(5)
-    await call(route_of(gates, "a"))
-    assert told == ["a: 403: no role", None]
-    assert changed[-1] == 5, "who waits for another time than that of the probe looks again"
+    events = EventList()
+    admission = RunningAdmission({"a": [target("x")], "b": [target("y")]}, slots=4, observer=events)
+    await fail_setup(admission.at("a"))
+    later = asyncio.ensure_future(admission.room(admission.intake("queue of a", frozenset({"a"}))))
+    other = admission.intake("queue of b", frozenset({"b"}))
+    assert await admission.room(other) == 4
+    assert loop_time() == 0
+    admission.received(other, 0)
+    assert admission.demand(["a"]) == Demand(at=5, is_probe=True)
+    assert admission.demand(["b"]) == Demand()
+    assert await call(admission.at("b")) == "y"
+    assert await later == 1, "to probe"
+    assert loop_time() == 5
+    await call(admission.at("a"))
+    told = [event for event in events.all if isinstance(event, (IntakeClosed, IntakeOpened))]
+    assert told == [IntakeClosed(reason="setup", detail="a: 403: no role"), IntakeOpened(reason="setup")]
 
 
 async def test_jobs_wait_for_a_wrong_set_up_and_take_turns_at_probing_it() -> None:
-    gates = build(target("mini"))
-    route = route_of(gates)
+    admission = build(target("mini"))
+    route = admission.at()
     await fail_setup(route)
     jobs = [asyncio.ensure_future(call(route, FORBIDDEN, seconds=1)) for _ in range(2)]
     jobs.append(asyncio.ensure_future(call(route)))
     await asyncio.sleep(5.5)
-    (gate,) = gates.all()
+    (gate,) = admission.gates
     assert gate.in_flight == 1, "the others hold no permit while one probes"
-    assert gates.wanted().at == math.inf, "nor is another received to probe"
-    assert gate.describe()["waits_for"] == "set-up: 403: no role"
-    assert gate.gauges()["gate_open"] == 0
+    assert admission.demand().at == math.inf, "nor is another received to probe"
+    assert gate.describe(loop_time())["waits_for"] == "set-up: 403: no role"
+    assert gate.gauges(loop_time())["gate_open"] == 0
     await asyncio.gather(*jobs)
     assert loop_time() == 5 + 1 + 10 + 1 + 20
-    assert gate.gauges()["gate_open"] == 1
+    assert gate.gauges(loop_time())["gate_open"] == 1
 
 
 async def test_jobs_wait_a_minute_for_a_set_up_and_none_afterwards() -> None:
-    gates = build(target("mini"))
-    route = route_of(gates)
+    admission = build(target("mini"))
+    route = admission.at()
     await fail_setup(route)
 
     async def wait() -> str:
@@ -523,14 +515,14 @@ async def test_jobs_wait_a_minute_for_a_set_up_and_none_afterwards() -> None:
     # probes at 5, 15, 35 and 55 s; the next would come at 75
     assert await asyncio.gather(*jobs) == ["mini", "mini", "mini", "mini", "setup at 55"]
     await asyncio.sleep(65)
-    assert gates.wanted() == Wanted(at=75, is_probe=True)
+    assert admission.demand() == Demand(at=75, is_probe=True)
     assert await wait() == "mini"
     assert await wait() == "setup at 120"
 
 
 async def test_a_set_up_that_was_mended_shortens_no_later_wait() -> None:
-    gates = build(target("mini"))
-    route = route_of(gates)
+    admission = build(target("mini"))
+    route = admission.at()
     await fail_setup(route)
     await asyncio.sleep(5)
     await call(route, throttled(300))
@@ -539,44 +531,44 @@ async def test_a_set_up_that_was_mended_shortens_no_later_wait() -> None:
 
 
 async def test_one_job_is_wanted_for_a_deployment_that_is_wrong_and_no_more_than_the_next_takes() -> None:
-    gates = build(target("first"), target("second", tokens=600))
-    route = route_of(gates)
+    admission = build(target("first"), target("second", tokens=600))
+    route = admission.at()
     await fail_setup(route)
     assert await call(route) == "second"
-    assert gates.wanted() == Wanted(at=5, is_probe=True), "the budget of the second is used up until 20.4 s"
+    assert admission.demand() == Demand(at=5, is_probe=True), "the budget of the second is used up until 20.4 s"
     await asyncio.sleep(5)
     await fail_setup(route)
-    assert gates.wanted() == Wanted(at=15, is_probe=True)
+    assert admission.demand() == Demand(at=15, is_probe=True)
     await asyncio.sleep(10)
     probe = asyncio.ensure_future(call(route, FORBIDDEN, seconds=1))
     await asyncio.sleep(0)
-    wanted = gates.wanted()
-    assert not wanted.is_probe
-    assert wanted.at == pytest.approx(18, abs=1), "a receive takes its time, so two seconds before there is room"
+    demand = admission.demand()
+    assert not demand.is_probe
+    assert demand.at == pytest.approx(18, abs=1), "a receive takes its time, so two seconds before there is room"
     await probe
 
 
 @pytest.mark.parametrize("error", [throttled(1), RefusedByService("400", status=400), None])
 async def test_a_word_from_the_service_about_the_job_shows_that_the_set_up_works(error: CallFailed | None) -> None:
-    gates = build(target("mini"))
-    await fail_setup(route_of(gates))
+    admission = build(target("mini"))
+    await fail_setup(admission.at())
     await asyncio.sleep(5)
-    await call(route_of(gates), error)
-    assert not gates.wanted().is_probe
+    await call(admission.at(), error)
+    assert not admission.demand().is_probe
 
 
 async def test_a_failure_on_the_way_says_nothing_about_the_set_up_and_the_next_probes_at_once() -> None:
-    gates = build(target("mini"))
-    await fail_setup(route_of(gates))
+    admission = build(target("mini"))
+    await fail_setup(admission.at())
     await asyncio.sleep(5)
-    await call(route_of(gates), Unavailable("gone"))
-    assert gates.wanted() == Wanted(at=5, is_probe=True)
-    assert await call(route_of(gates)) == "mini"
-    assert gates.wanted() == Wanted()
+    await call(admission.at(), Unavailable("gone"))
+    assert admission.demand() == Demand(at=5, is_probe=True)
+    assert await call(admission.at()) == "mini"
+    assert admission.demand() == Demand()
 
 
 async def test_a_cancelled_probe_passes_its_turn_on() -> None:
-    route = route_of(build(target("mini")))
+    route = build(target("mini")).at()
     await fail_setup(route)
     first, second = (asyncio.ensure_future(call(route, seconds=10)) for _ in range(2))
     await asyncio.sleep(6)
@@ -586,29 +578,29 @@ async def test_a_cancelled_probe_passes_its_turn_on() -> None:
 
 
 async def test_a_job_whose_deadline_comes_before_the_probe_is_not_kept_for_it() -> None:
-    route = route_of(build(target("mini")))
+    route = build(target("mini")).at()
     await fail_setup(route)
     with pytest.raises(HandedBack, match="parked"):
         await call(route, until=3)
     assert loop_time() == 0
 
 
-async def fail(route: Route, times: int) -> None:
+async def fail(route: AtRoute, times: int) -> None:
     for _ in range(times):
         await call(route, Unavailable("connection refused"))
 
 
 async def test_a_deployment_where_hardly_a_call_gets_through_is_left_alone_for_the_next() -> None:
     events = EventList()
-    gates = build(target("first"), target("second"), events=events)
-    route = route_of(gates)
+    admission = build(target("first"), target("second"), events=events)
+    route = admission.at()
     await fail(route, 23)
     assert events.of(GateClosed) == []
     await fail(route, 1)
     assert await call(route) == "second"
-    assert gates.wanted() == Wanted(), "others are wanted without end"
-    first, _ = gates.all()
-    assert first.describe()["waits_for"] == "outage: connection refused"
+    assert admission.demand() == Demand(), "others are wanted without end"
+    first, _ = admission.gates
+    assert first.describe(loop_time())["waits_for"] == "outage: connection refused"
     await asyncio.sleep(5)
     await fail(route, 1)  # the probe
     assert await call(route) == "second"
@@ -621,81 +613,77 @@ async def test_a_deployment_where_hardly_a_call_gets_through_is_left_alone_for_t
 
 
 async def test_a_token_that_arrives_opens_at_once_the_gates_that_wait_for_it() -> None:
-    gates = Gates(
-        {"mini": [target("mini")], "large": [target("large")]}, endpoint="", observer=EventList(), slots=4
-    )
-    await call(route_of(gates, "mini"), NoToken(TokenUnavailable("openai", "Entra is down", code="timeout")))
-    await call(route_of(gates, "large"), FORBIDDEN)
-    waiting = [asyncio.ensure_future(call(route_of(gates, "mini"))) for _ in range(3)]
+    admission = RunningAdmission({"mini": [target("mini")], "large": [target("large")]}, slots=4)
+    await call(admission.at("mini"), NoToken(TokenUnavailable("openai", "Entra is down", code="timeout")))
+    await call(admission.at("large"), FORBIDDEN)
+    waiting = [asyncio.ensure_future(call(admission.at("mini"))) for _ in range(3)]
     await asyncio.sleep(1.5)
-    gates.note_token("servicebus")
-    assert route_of(gates, "mini").is_closed, "another token is missing"
-    gates.note_token("openai")
+    admission.note_token("servicebus")
+    assert admission.at("mini").is_closed, "another token is missing"
+    admission.note_token("openai")
     assert await asyncio.gather(*waiting) == ["mini"] * 3
     assert loop_time() == 1.5
-    assert route_of(gates, "large").is_closed, "a token does not assign a role"
+    assert admission.at("large").is_closed, "a token does not assign a role"
 
 
 async def test_the_event_of_a_refreshed_token_opens_the_gate_that_waits_for_it() -> None:
-    gates, events = build(target("mini")), EventList()
-    tell = opening_gates(gates, events)
-    await call(route_of(gates), NoToken(TokenUnavailable("openai", "Entra is down", code="timeout")))
+    admission, events = build(target("mini")), EventList()
+    tell = noting_tokens(admission, events)
+    await call(admission.at(), NoToken(TokenUnavailable("openai", "Entra is down", code="timeout")))
     refreshed = TokenRefreshed(scope="openai", seconds=0.1, expires_on=3_600.0, refresh_on=1_800.0)
     tell(refreshed)
-    assert not route_of(gates).is_closed
+    assert not admission.at().is_closed
     assert events.all == [refreshed]
 
 
 async def test_an_outage_is_looked_at_every_20_seconds_at_least_and_is_no_trouble_of_ours() -> None:
     events = EventList()
-    told: list[str | None] = []
-    gates = Gates({"mini": [target("mini")]}, endpoint="", observer=events, slots=4, on_setup=told.append)
-    await fail(route_of(gates), 24)
+    admission = build(target("mini"), events=events)
+    await fail(admission.at(), 24)
     with pytest.raises(HandedBack, match="parked"):
-        await call(route_of(gates), until=4)
+        await call(admission.at(), until=4)
     assert loop_time() == 0, "it is known that it would wait in vain"
     for _ in range(6):
-        wanted = gates.wanted()
-        assert wanted.is_probe
-        await asyncio.sleep(wanted.at - loop_time())
-        await fail(route_of(gates), 1)
+        demand = admission.demand()
+        assert demand.is_probe
+        await asyncio.sleep(demand.at - loop_time())
+        await fail(admission.at(), 1)
     assert [event.seconds for event in events.of(GateClosed)] == [5, 10, 20, 20, 20, 20, 20]
-    assert set(told) == {None}
+    assert events.of(IntakeClosed) == []
 
 
 @pytest.mark.parametrize("error", [throttled(1), RefusedByService("400", status=400), None])
 async def test_a_word_from_the_service_about_the_job_ends_an_outage(error: CallFailed | None) -> None:
-    gates = build(target("mini"))
-    await fail(route_of(gates), 24)
+    admission = build(target("mini"))
+    await fail(admission.at(), 24)
     await asyncio.sleep(5)
-    await call(route_of(gates), error)
-    assert not gates.wanted().is_probe
+    await call(admission.at(), error)
+    assert not admission.demand().is_probe
 
 
 async def test_a_deployment_where_three_calls_in_ten_fail_is_in_service() -> None:
     events = EventList()
-    route = route_of(build(target("mini"), events=events))
+    route = build(target("mini"), events=events).at()
     chance = random.Random(7)
     for _ in range(5_000):
         await call(route, Unavailable("500") if chance.random() < 0.3 else None)
     assert events.of(GateClosed) == []
 
 
-async def test_a_limit_on_waiting_ends_it_for_those_in_line_and_for_those_to_come() -> None:
-    gates = build(target("mini"), slots=1)
-    route = route_of(gates)
+async def test_a_suspect_ends_the_waiting_of_those_in_line_and_of_those_to_come() -> None:
+    admission = build(target("mini"), slots=1)
+    route = admission.at()
     busy = asyncio.ensure_future(call(route, seconds=50))
     waits = asyncio.ensure_future(call(route))
     await asyncio.sleep(1)
-    gates.limit_waiting(HandBackReason.SUSPECT, 30)
-    with pytest.raises(HandedBack, match="suspect"):
-        await waits
-    assert loop_time() == 30
-    with pytest.raises(HandedBack, match="suspect"):
-        await call(route)
-    await busy
-    assert await call(route) == "mini", "who can go at once goes"
-    gates.unlimit(HandBackReason.SUSPECT)
+    async with admission.place(3):
+        with pytest.raises(HandedBack, match="suspect"):
+            await waits
+        assert loop_time() == 1 + 30
+        with pytest.raises(HandedBack, match="suspect"):
+            await call(route)
+        await busy
+        assert await call(route) == "mini", "who can go at once goes"
     busy = asyncio.ensure_future(call(route, seconds=9))
     await asyncio.sleep(0)
     assert await call(route) == "mini"
@@ -703,17 +691,17 @@ async def test_a_limit_on_waiting_ends_it_for_those_in_line_and_for_those_to_com
 
 
 async def test_a_gate_says_what_it_waits_for_and_until_when() -> None:
-    gates = build(target("mini", tokens=600))
-    (gate,) = gates.all()
-    assert gate.describe()["state"] == "open"
-    await call(route_of(gates))
-    paced = gate.describe()
+    admission = build(target("mini", tokens=600))
+    (gate,) = admission.gates
+    assert gate.describe(loop_time())["state"] == "open"
+    await call(admission.at())
+    paced = gate.describe(loop_time())
     assert (paced["waits_for"], paced["opens_in_seconds"]) == ("tokens per minute", pytest.approx(19.4, abs=0.1))
-    await call(route_of(gates), throttled(30, ThrottleKind.CUT))
-    closed = gate.describe()
+    await call(admission.at(), throttled(30, ThrottleKind.CUT))
+    closed = gate.describe(loop_time())
     assert (closed["state"], closed["waits_for"]) == ("closed", "429: cut")
     assert closed["opens_in_seconds"] == 30
-    assert gate.gauges()["gate_open"] == 0
+    assert gate.gauges(loop_time())["gate_open"] == 0
 
 
 class Deployment:
@@ -732,14 +720,16 @@ class Deployment:
             self.minute, self.used = int(now // 60), 0.0
         if self.used + COST.tokens * self.bias > self.limit:
             self.refusals.append((now, 60 - now % 60))
-            permit.failed(throttled(60 - now % 60))
+            permit.observe(throttled(60 - now % 60))
             return
         self.used += COST.tokens * self.bias
         await asyncio.sleep(1.0)
-        permit.answered(answer())
+        permit.observe(answer())
 
 
-async def saturate(route: Route, serve: Callable[[Permit], Awaitable[None]], *, slots: int, seconds: float) -> None:
+async def saturate(
+    route: AtRoute, serve: Callable[[Permit], Awaitable[None]], *, slots: int, seconds: float
+) -> None:
     async def work() -> None:
         while True:
             with await route.admit(COST, until=math.inf) as permit:
@@ -755,7 +745,7 @@ async def saturate(route: Route, serve: Callable[[Permit], Awaitable[None]], *, 
 @pytest.mark.parametrize("bias", [0.8, 1.0, 1.2, 2.0])
 async def test_the_time_without_a_call_after_a_429_is_what_the_service_asked_for(bias: float) -> None:
     deployment = Deployment(40_000, bias)
-    route = route_of(build(target("mini", tokens=40_000)))
+    route = build(target("mini", tokens=40_000)).at()
     await saturate(route, deployment.answer, slots=16, seconds=1_200)
     assert deployment.refusals
     for refused_at, retry_after in deployment.refusals:
@@ -771,30 +761,30 @@ def test_every_permit_comes_back_and_every_waiter_ends(seed: int, slots: int, to
     """Jobs that are cancelled, throttled, failed and impatient at random, on two models that share deployments."""
     chance = random.Random(seed)
 
-    async def job(route: Route) -> None:
+    async def job(route: AtRoute) -> None:
         await asyncio.sleep(chance.uniform(0, 20))
         with await route.admit(COST, until=loop_time() + chance.choice((1, 30, 10_000))) as permit:
             await asyncio.sleep(chance.uniform(0, 5))
             ending = chance.random()
             if ending < 0.5:
-                permit.answered(answer())
+                permit.observe(answer())
             elif ending < 0.7:
-                permit.failed(throttled(chance.uniform(0, 10), chance.choice(list(ThrottleKind))))
+                permit.observe(throttled(chance.uniform(0, 10), chance.choice(list(ThrottleKind))))
             elif ending < 0.8:
-                permit.failed(Unavailable("gone"))
+                permit.observe(Unavailable("gone"))
             elif ending < 0.9:
-                permit.failed(SetupWrong("403"))
+                permit.observe(SetupWrong("403"))
 
     async def main() -> list[Gate]:
         one, two = target("one", tokens=tokens), target("two")
-        gates = Gates({"a": [one, two], "b": [two]}, endpoint="", observer=EventList(), slots=slots)
-        jobs = [asyncio.ensure_future(job(route_of(gates, chance.choice("ab")))) for _ in range(40)]
+        admission = RunningAdmission({"a": [one, two], "b": [two]}, slots=slots)
+        jobs = [asyncio.ensure_future(job(admission.at(chance.choice("ab")))) for _ in range(40)]
         for cancelled in chance.sample(jobs, 10):
             asyncio.get_running_loop().call_later(chance.uniform(0, 40), cancelled.cancel)
         async with asyncio.timeout(20_000):  # virtual
             await asyncio.gather(*jobs, return_exceptions=True)
-        assert all(route_of(gates, model).waiting == 0 for model in "ab")
-        return list(gates.all())
+        assert all(admission.at(model).waiting == 0 for model in "ab")
+        return list(admission.gates)
 
     with asyncio.Runner(loop_factory=looptime.new_event_loop) as runner:
         for gate in runner.run(main()):

@@ -80,9 +80,9 @@ async def test_nothing_is_handed_back_before_receiving_has_stopped() -> None:
 async def test_a_delivery_that_arrives_while_stopping_is_handed_back_at_once() -> None:
     bench = Bench(slots=2)
     loop = asyncio.get_running_loop()
-    loop.call_at(0.5, bench.intake.stop)
+    loop.call_at(0.5, bench.admission.stop)
     loop.call_at(0.6, lambda: send(bench, "late"))
-    await bench.consumer.run()
+    await bench.core.run()
     assert bench.queue.settled == [("batch/late", Release())]
     assert bench.model.calls == []
 

@@ -8,8 +8,8 @@ from typing import Any
 import orjson
 import pytest
 
-from tests.support.bench import Bench, answers, target
-from worker.admission.intake import Slot
+from tests.support.bench import Bench, answers, target, wall_clock
+from worker.admission.memory import Reservation
 from worker.errors import (
     CallFailed,
     ClaimUnavailable,
@@ -45,7 +45,7 @@ from worker.jobs.outcomes import (
     Settlement,
     Unfinished,
 )
-from worker.testing import FakeSink, answer, job_line
+from worker.testing import FakeQueue, FakeSink, answer, job_line
 from worker.waits import loop_time
 
 pytestmark = pytest.mark.looptime
@@ -158,7 +158,7 @@ async def test_under_passthrough_producers_cannot_open_gates_without_end() -> No
     await bench.work()
     assert {name for name, _ in bench.model.calls} == {str(number) for number in range(70)}
     assert [result["error"] for result in bench.sink.results.values()] == [None] * 70
-    assert len(bench.gates.models) == 64
+    assert len(bench.admission.state.routes.models) == 64
 
 
 async def test_an_outage_of_an_hour_costs_a_few_jobs_and_not_all_that_are_in_the_queue() -> None:
@@ -436,7 +436,9 @@ async def test_a_deployment_that_forbids_us_is_passed_over_and_receiving_goes_on
     await bench.work()
     deployments = [deployment for _, deployment in bench.model.calls]
     assert deployments.count("standard") == 200
-    assert deployments.count("provisioned") == bench.intake.slots + 1, "those under way at first, and one probe"
+    assert deployments.count("provisioned") == bench.admission.state.slots + 1, (
+        "those under way at first, and one probe"
+    )
     assert bench.events.of(IntakeClosed) == []
     assert {settlement for _, settlement in bench.queue.settled} == {Complete()}
 
@@ -540,30 +542,32 @@ async def test_a_fault_of_our_own_costs_one_job_and_raises_its_delivery_count() 
     assert isinstance(bench.events.of(JobFaulted)[0].error, ZeroDivisionError)
 
 
-class ConfirmsLate(Bench):
-    """Its queue confirms settlements only when told to."""
+class ConfirmsLate:
+    """A queue that confirms settlements only when told to."""
 
-    def __init__(self) -> None:
-        super().__init__(slots=1)
+    queue = "jobs"
+
+    def __init__(self, behind: FakeQueue) -> None:
+        self.behind = behind
         self.confirmed = asyncio.Event()
-        self.consumer = self.consumer_of(self)
 
     async def receive(self, count: int, *, wait: float) -> Sequence[Delivery]:
-        return await self.queue.receive(count, wait=wait)
+        return await self.behind.receive(count, wait=wait)
 
     async def settle(self, delivery: Delivery, settlement: Settlement) -> None:
         await self.confirmed.wait()
-        await self.queue.settle(delivery, settlement)
+        await self.behind.settle(delivery, settlement)
 
 
 async def test_the_slot_is_free_before_the_settlement_is_confirmed() -> None:
-    bench = ConfirmsLate()
+    source = ConfirmsLate(FakeQueue(clock=wall_clock))
+    bench = Bench(slots=1, queue=source.behind, source=source)
     bench.queue.send(job_line("a"), message_id="batch/a")
     bench.queue.send(job_line("b"), message_id="batch/b")
     loop = asyncio.get_running_loop()
     written_by_then: list[str] = []
     loop.call_at(20, lambda: written_by_then.extend(bench.sink.lines))
-    loop.call_at(30, bench.confirmed.set)
+    loop.call_at(30, source.confirmed.set)
     await bench.work()
     assert written_by_then == ["batch/a", "batch/b"]
     assert [settlement for _, settlement in bench.queue.settled] == [Complete(), Complete()]
@@ -593,7 +597,8 @@ async def test_in_a_mixed_queue_a_closed_model_parks_a_quarter_of_the_slots_and_
     for number in range(12):
         bench.queue.send(job_line(f"m{number}", model="mini"), message_id=f"m{number}")
         bench.queue.send(job_line(f"l{number}", model="large"), message_id=f"l{number}")
-    (route,) = [route for route in [bench.gates.of("mini")] if route]
+    route = bench.admission.route("mini")
+    assert route is not None
     parked: list[int] = []
     for moment in range(10, 600, 10):
         asyncio.get_running_loop().call_at(moment, lambda: parked.append(route.waiting))
@@ -617,8 +622,8 @@ async def test_jobs_that_are_handed_back_again_and_again_are_not_asked_for_witho
 
 
 async def test_a_queue_takes_only_the_models_that_it_is_bound_to() -> None:
-    bench = Bench(routes={"mini": [target("mini")], "large": [target("large")]})
-    bench.caller.models = {"jobs": frozenset({"mini"})}
+    models = frozenset({"mini"})
+    bench = Bench(routes={"mini": [target("mini")], "large": [target("large")]}, models=models)
     bench.queue.send(job_line("a", model="large"), message_id="batch/a")
     bench.queue.send(job_line("b", model="mini"), message_id="batch/b")
     await bench.work()
@@ -701,47 +706,43 @@ def send_claim(bench: Bench, message_id: str = "batch/a", **changes: Any) -> Non
 
 
 async def test_a_job_is_fetched_for_its_claim() -> None:
-    bench = Bench()
-    bench.processor.claims = FakeClaims({CLAIM["url"]: job_line("a")})
+    bench = Bench(claims=FakeClaims({CLAIM["url"]: job_line("a")}))
     send_claim(bench)
     await bench.work()
     assert bench.model.calls == [("a", "mini")]
-    assert bench.intake.in_flight_bytes == 0
+    assert bench.admission.state.memory.used == 0
 
 
 async def test_jobs_wait_for_memory_before_they_are_fetched_for_their_claims() -> None:
-    bench = Bench(slots=23)
-    bench.intake.bytes_limit = 9_000
-    bench.processor.claims = claims = FakeClaims({CLAIM["url"]: job_line("a")})
+    claims = FakeClaims({CLAIM["url"]: job_line("a")})
+    bench = Bench(slots=23, bytes_limit=9_000, claims=claims)
     held: list[int] = []
-    claims.on_fetch = lambda: held.append(bench.intake.in_flight_bytes)
+    claims.on_fetch = lambda: held.append(bench.admission.state.memory.used)
     for number in range(79):
         send_claim(bench, f"batch/{number}", length=990)
     await bench.work()
     assert len(bench.model.calls) == 79
     messages = 23 * len(orjson.dumps({"claim": CLAIM}))
     assert max(held) <= 9_000 + messages
-    assert bench.intake.in_flight_bytes == 0
+    assert bench.admission.state.memory.used == 0
 
 
 async def test_while_a_claim_cannot_be_fetched_the_job_is_kept_and_nothing_more_is_received() -> None:
-    bench = Bench()
-    bench.processor.claims = FakeClaims({CLAIM["url"]: job_line("a")}, up_at=30)
+    bench = Bench(claims=FakeClaims({CLAIM["url"]: job_line("a")}, up_at=30))
     send_claim(bench)
     seen: list[Mapping[str, str]] = []
-    asyncio.get_running_loop().call_at(10, lambda: seen.append(bench.intake.closures))
+    asyncio.get_running_loop().call_at(10, lambda: seen.append(bench.admission.closures))
     await bench.work()
     assert seen == [{"claims": "blob storage is down"}]
     assert bench.model.calls == [("a", "mini")]
-    assert bench.intake.closures == {}
+    assert bench.admission.closures == {}
 
 
 async def test_a_claim_that_proves_bad_after_an_outage_leaves_nothing_closed() -> None:
-    bench = Bench()
-    bench.processor.claims = FakeClaims({}, up_at=30)
+    bench = Bench(claims=FakeClaims({}, up_at=30))
     send_claim(bench)
     await bench.work()
-    assert bench.intake.closures == {}
+    assert bench.admission.closures == {}
     assert len(bench.queue.dead) == 1
 
 
@@ -760,8 +761,7 @@ async def test_a_claim_that_proves_bad_after_an_outage_leaves_nothing_closed() -
     ],
 )
 async def test_a_claim_that_is_not_whole_is_dead_lettered(changes: dict[str, Any]) -> None:
-    bench = Bench()
-    bench.processor.claims = FakeClaims({})
+    bench = Bench(claims=FakeClaims({}))
     send_claim(bench, **changes)
     await bench.work()
     (envelope, settlement) = bench.queue.dead[0]
@@ -774,12 +774,11 @@ async def test_a_claim_that_is_not_whole_is_dead_lettered(changes: dict[str, Any
 async def test_a_claim_of_a_hostile_length_holds_no_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[int] = []
 
-    async def hold(slot: Slot, size: int) -> None:
+    async def hold(reservation: Reservation, size: int) -> None:
         held.append(size)
 
-    monkeypatch.setattr(Slot, "hold", hold)
-    bench = Bench()
-    bench.processor.claims = FakeClaims({})
+    monkeypatch.setattr(Reservation, "hold", hold)
+    bench = Bench(claims=FakeClaims({}))
     send_claim(bench, length=1 << 40)
     await bench.work()
     assert bench.queue.dead[0][1] is not None

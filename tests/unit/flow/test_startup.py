@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from tests.support.bench import target
-from worker.admission.intake import Intake
+from worker.admission.admission import Admission
+from worker.admission.closures import Closure
 from worker.errors import SetupWrong, SourceUnavailable, Unavailable, WorkerError
 from worker.flow.startup import Check, prove
 from worker.interfaces import SetupCheckFailed, Target
@@ -41,11 +42,11 @@ class Start:
 
     def __init__(self) -> None:
         self.events = EventList()
-        self.intake = Intake(4, self.events)
-        self.intake.close("start-up", "not proved yet")
+        self.admission = Admission({}, slots=4, observer=self.events)
+        self.admission.close(Closure.START_UP, "not proved yet")
 
     async def run(self, *checks: Check, routes: Mapping[str, Sequence[Target]] | None = None) -> None:
-        await prove(checks, self.intake, self.events, lambda: 1.0, routes=routes)
+        await prove(checks, self.admission, self.events, lambda: 1.0, routes=routes)
 
 
 async def test_what_failed_is_looked_at_again_and_nothing_else() -> None:
@@ -54,7 +55,7 @@ async def test_what_failed_is_looked_at_again_and_nothing_else() -> None:
     await start.run(check("token", good), check("jobs", bad))
     assert (good.calls, bad.calls) == (1, 3)
     assert loop_time() == 2 + 4
-    assert start.intake.closures == {}
+    assert start.admission.closures == {}
     told = [(event.what, event.detail) for event in start.events.of(SetupCheckFailed)]
     assert told == [("jobs", "no role")] * 2
 
@@ -68,18 +69,18 @@ class NeverAnswers(Proof):
 
 async def test_a_stop_does_not_wait_for_a_check_that_gets_no_answer() -> None:
     start = Start()
-    asyncio.get_running_loop().call_later(7, start.intake.stop)
+    asyncio.get_running_loop().call_later(7, start.admission.stop)
     await start.run(check("token", Proof()), check("jobs", NeverAnswers()))
     assert loop_time() == 7
-    assert "start-up" in start.intake.closures
+    assert "start-up" in start.admission.closures
 
 
 async def test_a_stop_ends_the_waiting_and_opens_nothing() -> None:
     start = Start()
-    asyncio.get_running_loop().call_later(3, start.intake.stop)
+    asyncio.get_running_loop().call_later(3, start.admission.stop)
     await start.run(check("jobs", Proof(*[SourceUnavailable("down")] * 99)))
     assert loop_time() == 3
-    assert start.intake.closures == {"start-up": "jobs: down"}
+    assert start.admission.closures == {"start-up": "jobs: down"}
 
 
 async def test_a_deployment_that_is_out_of_reach_keeps_no_pod_from_starting_that_has_another() -> None:
@@ -88,7 +89,7 @@ async def test_a_deployment_that_is_out_of_reach_keeps_no_pod_from_starting_that
     routes = {"gpt-4o": [FIRST, SECOND]}
     await start.run(check(FIRST, down), check(SECOND, Proof()), routes=routes)
     assert loop_time() == 0
-    assert start.intake.closures == {}
+    assert start.admission.closures == {}
     assert [event.what for event in start.events.of(SetupCheckFailed)] == ["first"], "but it is told"
 
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from tests.support.bench import wall_clock
-from worker.admission.intake import Intake
+from worker.admission.admission import Admission
 from worker.errors import DeadLetterReason
 from worker.flow.sweeper import Sweeper
 from worker.interfaces import DeadLetters, DeadLetterSwept, SweepFailed
@@ -29,13 +29,13 @@ class Yard:
         self.dead = FakeQueue(clock=wall_clock)
         self.sink = sink or FakeSink()
         self.events = EventList()
-        self.intake = Intake(4, self.events)
+        self.admission = Admission({}, slots=4, observer=self.events)
         self.sweeper = Sweeper(
             queue="jobs",
             open_dead_letters=self.open,
             sink=self.sink,
             claims=None,
-            intake=self.intake,
+            admission=self.admission,
             observer=self.events,
             pod="pod-1",
             every=60,
@@ -125,7 +125,7 @@ async def test_while_the_sink_is_down_everything_stays_and_the_next_pass_sweeps_
     yard.sink.down = True
     loop = asyncio.get_running_loop()
     loop.call_at(90, setattr, yard.sink, "down", False)
-    loop.call_at(150, yard.intake.stop)
+    loop.call_at(150, yard.admission.stop)
     await yard.sweeper.run()
     assert [event.queue for event in yard.events.of(SweepFailed)] == ["jobs"]
     assert yard.dead.settled == [("batch/a", Release()), ("batch/a", Complete())]
@@ -134,7 +134,7 @@ async def test_while_the_sink_is_down_everything_stays_and_the_next_pass_sweeps_
 
 async def test_a_stop_ends_the_sweeper_at_once() -> None:
     yard = Yard()
-    asyncio.get_running_loop().call_at(3, yard.intake.stop)
+    asyncio.get_running_loop().call_at(3, yard.admission.stop)
     await yard.sweeper.run()
     assert loop_time() == 3
 
@@ -143,7 +143,7 @@ async def test_a_fault_of_our_own_in_a_sweep_is_reported_and_costs_nothing_else(
     yard = Yard()
     yard.bury("a", EXPIRED)
     yard.sweeper.sink = cast(FakeSink, None)
-    asyncio.get_running_loop().call_at(100, yard.intake.stop)
+    asyncio.get_running_loop().call_at(100, yard.admission.stop)
     await yard.sweeper.run()
     assert len(yard.events.of(SweepFailed)) == 1
 
@@ -151,6 +151,6 @@ async def test_a_fault_of_our_own_in_a_sweep_is_reported_and_costs_nothing_else(
 async def test_a_dead_letter_queue_that_is_down_is_reported_and_tried_again() -> None:
     yard = Yard()
     yard.dead.down = True
-    asyncio.get_running_loop().call_at(150, yard.intake.stop)
+    asyncio.get_running_loop().call_at(150, yard.admission.stop)
     await yard.sweeper.run()
     assert len(yard.events.of(SweepFailed)) == 2

@@ -13,8 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.examples import EVENT_TYPES, OUTCOMES, PAYLOAD, SETTLEMENTS, example_of
 from worker import interfaces as events
-from worker.admission.gates import Gates
-from worker.admission.intake import Intake
+from worker.admission.admission import Admission
 from worker.interfaces import Target
 from worker.jobs.outcomes import (
     Answered,
@@ -57,11 +56,11 @@ def metrics() -> Metrics:
     )
 
 
-def watch(metrics: Metrics) -> Intake:
-    intake = Intake(4, metrics)
+def watch(metrics: Metrics) -> Admission:
     target = Target(deployment="mini-1", endpoint="https://a", tokens_per_minute=6_000)
-    metrics.watch(intake=intake, gates=Gates({"mini": [target]}, endpoint="", observer=metrics, slots=4))
-    return intake
+    admission = Admission({"mini": [target]}, slots=4, observer=metrics)
+    metrics.watch(admission)
+    return admission
 
 
 def exposed(metrics: Metrics) -> Series:
@@ -361,8 +360,8 @@ def test_a_job_adds_no_series_of_its_own(metrics: Metrics) -> None:
 
 
 async def test_gauges_are_read_when_they_are_scraped(metrics: Metrics) -> None:
-    intake = watch(metrics)
-    with intake.lane("jobs").slot(100):
+    admission = watch(metrics)
+    with admission.slot(admission.intake("jobs"), 100):
         assert (value(metrics, "jobs_in_flight"), value(metrics, "deliveries_held")) == (1.0, 1.0)
         assert value(metrics, "in_flight_bytes") == 100
     assert (value(metrics, "jobs_in_flight"), value(metrics, "deliveries_held")) == (0.0, 0.0)
@@ -387,11 +386,11 @@ def test_names_that_producers_bring_in_are_labels_up_to_a_bound(metrics: Metrics
 
 
 async def test_a_gate_beyond_the_bound_on_labels_has_no_gauges(metrics: Metrics) -> None:
-    gates = Gates(None, endpoint="", observer=metrics, slots=4)
-    metrics.watch(intake=Intake(4, metrics), gates=gates)
+    admission = Admission(None, slots=4, observer=metrics)
+    metrics.watch(admission)
     for number in range(65):
         metrics(events.CallEnded(job_id="j", deployment=f"new-{number}", status="404", seconds=0.0))
-        gates.of(f"new-{number}")
+        admission.route(f"new-{number}")
     labels = [dict(labels)["deployment"] for name, labels in exposed(metrics) if name == "gate_open"]
     assert "new-63" in labels
     assert "new-64" not in labels
@@ -400,7 +399,7 @@ async def test_a_gate_beyond_the_bound_on_labels_has_no_gauges(metrics: Metrics)
 async def test_deployments_of_one_name_at_two_endpoints_are_two_series(metrics: Metrics) -> None:
     places = [Target(deployment="gpt", endpoint=f"https://{name}", alias=f"gpt@{name}") for name in ("a", "b")]
     metrics = Metrics(queues=["jobs"], deployments=[p.label for p in places], scopes=[], slots=4, bytes_limit=1)
-    metrics.watch(intake=Intake(4, metrics), gates=Gates({"gpt": places}, endpoint="", observer=metrics, slots=4))
+    metrics.watch(Admission({"gpt": places}, slots=4, observer=metrics))
     labels = [dict(labels)["deployment"] for name, labels in exposed(metrics) if name == "gate_open"]
     assert sorted(labels) == ["gpt@a", "gpt@b"]
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.support.bench import Bench
-from worker.admission.intake import Intake
+from worker.admission.admission import Admission
 from worker.interfaces import CallEnded, JobEnded
 from worker.jobs.outcomes import (
     Answered,
@@ -80,10 +80,10 @@ async def test_an_idle_worker_is_silent_and_one_that_waits_is_not() -> None:
 async def test_a_line_is_written_each_minute_until_the_worker_stops() -> None:
     lines: list[dict[str, Any]] = []
     summary = Summary(lines.append)
-    intake = Intake(2, lambda _: None)
-    asyncio.get_running_loop().call_later(150, intake.stop)
+    admission = Admission({}, slots=2, observer=lambda _: None)
+    asyncio.get_running_loop().call_later(150, admission.stop)
     asyncio.get_running_loop().call_later(70, summary, ended(OK))
-    await summary.run(intake, dict)
+    await summary.run(admission, dict)
     assert loop_time() == 150
     assert [line["done"] for line in lines] == [1]
     summary(ended(OK))

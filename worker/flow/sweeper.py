@@ -72,9 +72,9 @@ class Sweeper:
                 deliveries = await dead_letters.receive(TOGETHER, wait=RECEIVE_WAIT)
                 if not deliveries:
                     break
-                wanted -= await self._bury(dead_letters, deliveries, kept)
+                wanted -= await self._bury(deliveries, kept)
         finally:
-            await _settle_all(dead_letters, kept)
+            await _release(kept)
 
     async def _count_sweepable(self, dead_letters: DeadLetters) -> int:
         looked_at, found, following = 0, 0, 0
@@ -87,14 +87,12 @@ class Sweeper:
             following = envelopes[-1].sequence_number + 1
         return found
 
-    async def _bury(self, dead_letters: DeadLetters, deliveries: Sequence[Delivery], kept: list[Delivery]) -> int:
+    async def _bury(self, deliveries: Sequence[Delivery], kept: list[Delivery]) -> int:
         """Write and complete what can be; the others are added to `kept`. How many were swept."""
         codes = [CODES.get(delivery.envelope.dead_letter_reason or "") for delivery in deliveries]
         kept += [delivery for delivery, code in zip(deliveries, codes, strict=True) if code is None]
         pairs = [(delivery, code) for delivery, code in zip(deliveries, codes, strict=True) if code]
-        swept = await asyncio.gather(
-            *[self._sweep_one(dead_letters, *pair) for pair in pairs], return_exceptions=True
-        )
+        swept = await asyncio.gather(*[self._sweep_one(*pair) for pair in pairs], return_exceptions=True)
         for (delivery, _), is_swept in zip(pairs, swept, strict=True):
             if is_swept is not True:
                 kept.append(delivery)
@@ -103,14 +101,14 @@ class Sweeper:
                 raise outcome
         return len(pairs)
 
-    async def _sweep_one(self, dead_letters: DeadLetters, delivery: Delivery, code: FailureCode) -> bool:
+    async def _sweep_one(self, delivery: Delivery, code: FailureCode) -> bool:
         """Whether it has its line and is gone; what does not decode, or is not ours any more, is left."""
         envelope = delivery.envelope
         try:
             job = await self._decode(envelope)
             if not await self.sink.has(job):
                 await self.sink.write(job, self._error_line(job, code, envelope))
-            await dead_letters.settle(delivery, Complete())
+            await delivery.settle(Complete())
         except (NotAJob, ResultTooLarge, LockLost):
             return False
         self.observer(DeadLetterSwept(queue=self.queue, message_id=envelope.message_id, code=code))
@@ -149,9 +147,9 @@ def explain(code: FailureCode, envelope: Envelope) -> str:
     )
 
 
-async def _settle_all(dead_letters: DeadLetters, kept: Sequence[Delivery]) -> None:
+async def _release(kept: Sequence[Delivery]) -> None:
     """Back to where they were; a lock that cannot be given back lapses."""
-    releases = [dead_letters.settle(delivery, Release()) for delivery in kept]
+    releases = [delivery.settle(Release()) for delivery in kept]
     for outcome in await asyncio.gather(*releases, return_exceptions=True):
         if isinstance(outcome, BaseException) and not isinstance(outcome, (LockLost, SourceUnavailable)):
             raise outcome

@@ -549,11 +549,19 @@ class ConfirmsLate(Bench):
         self.consumer = self.consumer_of(self)
 
     async def receive(self, count: int, *, wait: float) -> Sequence[Delivery]:
-        return await self.queue.receive(count, wait=wait)
+        return [ConfirmedLate(delivery, self.confirmed) for delivery in await self.queue.receive(count, wait=wait)]
 
-    async def settle(self, delivery: Delivery, settlement: Settlement) -> None:
-        await self.confirmed.wait()
-        await self.queue.settle(delivery, settlement)
+
+class ConfirmedLate:
+    def __init__(self, delivery: Delivery, confirmed: asyncio.Event) -> None:
+        self.envelope = delivery.envelope
+        self.when_lost = delivery.when_lost
+        self._settle = delivery.settle
+        self._confirmed = confirmed
+
+    async def settle(self, settlement: Settlement) -> None:
+        await self._confirmed.wait()
+        await self._settle(settlement)
 
 
 async def test_the_slot_is_free_before_the_settlement_is_confirmed() -> None:

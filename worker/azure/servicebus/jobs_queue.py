@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from azure.core.credentials_async import AsyncTokenCredential
 from azure.servicebus import ServiceBusSubQueue, TransportType
@@ -17,11 +17,10 @@ from azure.servicebus.aio import ServiceBusClient
 
 from worker.azure.network import proxy_to, trust
 from worker.azure.servicebus.faults import FAULTS, describe_fault
-from worker.azure.servicebus.links import SETTLE_TIMEOUT, Link, LockedMessage, close
+from worker.azure.servicebus.links import SETTLE_TIMEOUT, Link, close
 from worker.errors import SourceUnavailable
 from worker.interfaces import Delivery, Observer
 from worker.jobs.job import Envelope
-from worker.jobs.outcomes import Settlement
 from worker.settings import ConnectionSettings
 
 SERVICEBUS_SCOPE = "https://servicebus.azure.net//.default"
@@ -150,7 +149,3 @@ class JobsQueue:
         await self.open()
         assert self._link is not None
         return await self._link.peek(following, count)
-
-    async def settle(self, delivery: Delivery, settlement: Settlement) -> None:
-        locked = cast(LockedMessage, delivery)
-        await locked.link.settle(locked, settlement)

@@ -54,11 +54,11 @@ class LockedMessage:
 
     def __init__(self, message: ServiceBusReceivedMessage, link: "Link", queue: str, now: float) -> None:
         self.message = message
-        self.link = link
         self.envelope = open_envelope(message, queue)
         self.token = str(message.lock_token)
         self.renew_at = 0.0
         self.is_lost = False
+        self._link = link
         self._callback: Callable[[], None] | None = None
         self.note_renewed(end_of_lock(message), now)
 
@@ -66,6 +66,9 @@ class LockedMessage:
         self._callback = callback
         if self.is_lost:
             callback()
+
+    async def settle(self, settlement: Settlement) -> None:
+        await self._link.settle(self, settlement)
 
     def note_renewed(self, locked_until: float, now: float) -> None:
         self.locked_until = locked_until

@@ -146,12 +146,12 @@ async def take(
             for number in sorted(left & held.keys()):
                 await act(held[number])
                 left.discard(number)
-                if await _is_completed(dead_letters, held.pop(number), report):
+                if await _is_completed(held.pop(number), report):
                     done += 1
                 else:
                     unconfirmed.append(number)
     finally:
-        await _release(dead_letters, held.values())
+        await _release(held.values())
     is_full = bool(left) and not _is_bearable(held.values())
     return Taken(done=done, unconfirmed=unconfirmed, missing=sorted(left), is_full=is_full)
 
@@ -249,18 +249,18 @@ def _is_bearable(held: Collection[Delivery]) -> bool:
     return len(held) < HELD and sum(len(delivery.envelope.body) for delivery in held) < HELD_BYTES
 
 
-async def _is_completed(dead_letters: DeadLetters, delivery: Delivery, report: Callable[[Envelope], None]) -> bool:
+async def _is_completed(delivery: Delivery, report: Callable[[Envelope], None]) -> bool:
     try:
-        await dead_letters.settle(delivery, Complete())
+        await delivery.settle(Complete())
     except LockLost:
         return False
     report(delivery.envelope)
     return True
 
 
-async def _release(dead_letters: DeadLetters, held: Collection[Delivery]) -> None:
+async def _release(held: Collection[Delivery]) -> None:
     """Back to where they were; a lock that cannot be given back lapses."""
-    releases: list[Awaitable[None]] = [dead_letters.settle(delivery, Release()) for delivery in held]
+    releases: list[Awaitable[None]] = [delivery.settle(Release()) for delivery in held]
     for outcome in await asyncio.gather(*releases, return_exceptions=True):
         if isinstance(outcome, BaseException) and not isinstance(outcome, (LockLost, SourceUnavailable)):
             raise outcome

@@ -14,6 +14,7 @@ from azure.servicebus.amqp import AmqpAnnotatedMessage, AmqpMessageBodyType, Amq
 from worker.azure.identity import open_broker
 from worker.azure.servicebus.jobs_queue import SERVICEBUS_SCOPE, JobsQueue, connect
 from worker.azure.servicebus.links import LockedMessage
+from worker.azure.servicebus.messages import read_structure
 from worker.flow.dead_letters import Pass, pages
 from worker.interfaces import DeadLetters, Delivery
 from worker.jobs.job import Envelope
@@ -163,7 +164,8 @@ class Saving:
         self._file = file
 
     async def __call__(self, delivery: Delivery, /) -> None:
-        self._file.write(saved_line(delivery.envelope, value=unread_body(delivery)) + b"\n")
+        value = read_structure(cast(LockedMessage, delivery).message)
+        self._file.write(saved_line(delivery.envelope, value=value) + b"\n")
         self._file.flush()
         if self._file is not sys.stdout.buffer:
             os.fsync(self._file.fileno())
@@ -206,20 +208,6 @@ def as_sent(value: Any) -> Any:
             return [as_sent(item) for item in value]
         case _:
             return value
-
-
-def unread_body(delivery: Delivery) -> object:
-    """What is no bytes at all: an AMQP map, list or number; None where an envelope has the body."""
-    if not isinstance(delivery, LockedMessage):
-        return None
-    body = delivery.message.body
-    match delivery.message.body_type:
-        case AmqpMessageBodyType.SEQUENCE:
-            return list(body)
-        case AmqpMessageBodyType.VALUE if not isinstance(body, (str, bytes)):
-            return body
-        case _:
-            return None
 
 
 def _body_of(raw: AmqpAnnotatedMessage) -> dict[str, Any]:

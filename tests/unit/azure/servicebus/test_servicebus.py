@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 from azure.servicebus.aio import ServiceBusClient
+from azure.servicebus.amqp import AmqpMessageBodyType
 from azure.servicebus.exceptions import OperationTimeoutError, ServiceBusError
 
 from tests.support.bench import wall_clock
@@ -75,6 +76,7 @@ class Message:
         self.locked_until_utc = datetime.fromtimestamp(wall_clock() + lock, UTC)
         self.enqueued_time_utc = datetime.fromtimestamp(wall_clock(), UTC)
         self.body = [b"{}"]
+        self.body_type = AmqpMessageBodyType.DATA
         self.message_id = self.correlation_id = self.content_type = self.dead_letter_reason = None
         self.delivery_count = 0
         self.application_properties = None

@@ -1,7 +1,7 @@
 """The jobs queue on Azure Service Bus: receive, and reconnect when a link fails.
 
-`servicebus_links` is what happens on a link (locks are kept, messages settled), `servicebus_private` what the SDK's
-public surface cannot do, `servicebus_messages` how a message is read.
+`links` is what happens on a link (locks are kept, messages settled), `private` what the SDK's
+public surface cannot do, `messages` how a message is read.
 """
 
 import asyncio

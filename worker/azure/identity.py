@@ -34,6 +34,9 @@ from worker.interfaces import Observer, TokenRefreshed, TokenRefreshFailed
 from worker.settings import ConnectionSettings
 from worker.waits import backoff
 
+TOKEN_TIMEOUT = 10.0
+"""Seconds for one token request, all in all. The SDK's own 300 would stall a refresh for minutes."""
+
 LONGEST_RETRY_DELAY = 15.0
 """Seconds, less up to half by chance. Work waits for the token, and a try costs Entra one small request."""
 
@@ -303,7 +306,7 @@ def open_broker(settings: ConnectionSettings, observer: Observer) -> TokenBroker
     make = _credential_maker(settings, session)
     resources = AsyncExitStack()
     resources.push_async_callback(session.close)
-    fetch = CredentialFetch(make, timeout=settings.token_timeout)
+    fetch = CredentialFetch(make, timeout=TOKEN_TIMEOUT)
     return TokenBroker(fetch, observer=observer, resources=resources)
 
 
@@ -335,8 +338,8 @@ def _credential_maker(settings: ConnectionSettings, session: aiohttp.ClientSessi
         # one try: the broker repeats by its own clock, in the background
         return {
             "transport": AioHttpTransport(session=session, session_owner=False),
-            "connection_timeout": settings.token_timeout,
-            "read_timeout": settings.token_timeout,
+            "connection_timeout": TOKEN_TIMEOUT,
+            "read_timeout": TOKEN_TIMEOUT,
             "retry_total": 0,
         }
 

@@ -21,6 +21,7 @@ from worker.azure import identity
 from worker.azure.identity import (
     EXPIRY_MARGIN,
     SOONEST_REFRESH,
+    TOKEN_TIMEOUT,
     CredentialFetch,
     TokenBroker,
     aadsts_code,
@@ -658,11 +659,11 @@ async def test_the_credential_is_chosen_by_name_or_by_the_projected_token(
 async def test_a_token_request_is_tried_once_and_within_its_timeout(
     made: Made, events: EventList, credential: str
 ) -> None:
-    async with open_broker(settings_of(credential=credential, token_timeout=7.0), events) as broker:
+    async with open_broker(settings_of(credential=credential), events) as broker:
         await broker.bearer(SCOPE)
     ((_, options),) = made
     assert options["retry_total"] == 0
-    assert options["connection_timeout"] == options["read_timeout"] == 7.0
+    assert options["connection_timeout"] == options["read_timeout"] == TOKEN_TIMEOUT
 
 
 async def test_every_request_goes_over_one_shared_session_that_closes_with_the_broker(

@@ -7,7 +7,6 @@ message is under one lock only, and who comes later does not find it.
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from types import TracebackType
 from typing import Self
 
 from worker.errors import LockLost, SourceUnavailable
@@ -44,12 +43,7 @@ class Pass:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """A lock that cannot be given back lapses."""
         releases = [delivery.settle(Release()) for delivery in self.held.values()]
         for outcome in await asyncio.gather(*releases, return_exceptions=True):

@@ -21,6 +21,14 @@ class Delivery(Protocol):
     def when_lost(self, callback: Callable[[], None]) -> None:
         """Call back once, soon after the lock is known to be lost; at once if it already is."""
 
+    async def settle(self, settlement: Settlement) -> None:
+        """Tell the broker, exactly once, and return when it has confirmed.
+
+        Many may wait at once; a confirmation takes tens of milliseconds, and throughput does not suffer. Where
+        nothing is confirmed all waiting ends within half a minute.
+        Raises LockLost, or SourceUnavailable when no confirmation came: the message may come again.
+        """
+
 
 class Source(Protocol):
     """A queue of jobs."""
@@ -30,14 +38,6 @@ class Source(Protocol):
 
         Never cancel it: messages already taken from the wire would stay locked until their locks lapse.
         Raises SourceUnavailable; the source has then retired its link and opens another at the next call.
-        """
-
-    async def settle(self, delivery: Delivery, settlement: Settlement) -> None:
-        """Tell the broker, exactly once, and return when it has confirmed.
-
-        Many may wait at once; a confirmation takes tens of milliseconds, and throughput does not suffer. Where
-        nothing is confirmed all waiting ends within half a minute.
-        Raises LockLost, or SourceUnavailable when no confirmation came: the message may come again.
         """
 
 

@@ -186,9 +186,6 @@ class ConnectionSettings(BaseSettings):
     enable_azure_proxy: bool = False
     """AKS identity bindings: exchange tokens through the cluster's proxy; only with the workload identity."""
 
-    token_timeout: float = Field(10.0, gt=0, le=60)
-    """Seconds for one token request. The SDK's own default of 300 would stall a refresh for minutes."""
-
     @property
     def servicebus_address(self) -> tuple[str, int]:
         """Host and port to connect to."""

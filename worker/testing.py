@@ -23,15 +23,20 @@ from worker.waits import Bell, loop_time
 class FakeDelivery:
     """A message of a `FakeQueue`. `lose()` takes its lock away."""
 
-    def __init__(self, envelope: Envelope) -> None:
+    def __init__(self, envelope: Envelope, queue: "FakeQueue") -> None:
         self.envelope = envelope
         self.is_lost = False
+        self._queue = queue
         self._callback: Callable[[], None] | None = None
 
     def when_lost(self, callback: Callable[[], None]) -> None:
         self._callback = callback
         if self.is_lost:
             callback()
+
+    async def settle(self, settlement: Settlement) -> None:
+        await asyncio.sleep(0)
+        self._queue.settle(self, settlement)
 
     def lose(self) -> None:
         self.is_lost = True
@@ -94,7 +99,7 @@ class FakeQueue:
             raise SourceUnavailable(f"queue {self.queue!r}: down")
         if not self._waiting:
             await self._bell.wait(loop_time() + wait)
-        taken = [FakeDelivery(envelope) for envelope in self._waiting[:count]]
+        taken = [FakeDelivery(envelope, self) for envelope in self._waiting[:count]]
         del self._waiting[:count]
         self.locked += taken
         return taken
@@ -105,9 +110,8 @@ class FakeQueue:
             raise SourceUnavailable(f"queue {self.queue!r}: down")
         return [envelope for envelope in self._waiting if envelope.sequence_number >= following][:count]
 
-    async def settle(self, delivery: Delivery, settlement: Settlement) -> None:
-        await asyncio.sleep(0)
-        assert isinstance(delivery, FakeDelivery)
+    def settle(self, delivery: FakeDelivery, settlement: Settlement) -> None:
+        """What `FakeDelivery.settle` comes to."""
         if delivery.is_lost or delivery not in self.locked:
             raise LockLost("the lock lapsed")
         if self.mute:

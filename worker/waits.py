@@ -1,4 +1,5 @@
-"""Waiting that ends when it should: a bell to wake waiters, an interrupt to end a block from outside."""
+"""Waiting that ends when it should: a bell to wake waiters, an interrupt to end a block from outside, and how long
+to wait after a failure."""
 
 import asyncio
 import math
@@ -25,6 +26,15 @@ def release_frames(error: BaseException) -> None:
         seen.add(id(follow))
         traceback.clear_frames(follow.__traceback__)
         follow = follow.__cause__ or follow.__context__
+
+
+def backoff(failures: int, *, base: float, cap: float, factor: float = 2.0) -> float:
+    """Seconds to wait after so many failures in a row, 1 or more: `base`, then `factor` times as long, up to `cap`.
+
+    Without jitter, which is the caller's to take off where many might come back together.
+    """
+    # beyond 64 a float could overflow, and every cap is long reached
+    return min(cap, base * factor ** min(failures - 1, 64))
 
 
 def loop_time() -> float:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from azure.servicebus import ServiceBusMessage, ServiceBusReceivedMessage
+from azure.servicebus.amqp import AmqpAnnotatedMessage
 from azure.servicebus.exceptions import (
     ServiceBusAuthorizationError,
     ServiceBusError,
@@ -64,20 +65,25 @@ def write_batch(path: Path, names: Iterable[str], *, padding: int = 0) -> Path:
     return path
 
 
+def line_of(batch_id: str, name: str, status: int = 200, replay: int = 0) -> bytes:
+    line = {
+        "custom_id": name,
+        "response": {"status_code": status, "request_id": "r", "body": {}},
+        "error": None,
+        "worker": {"job_id": f"{batch_id}/{name}", "batch_id": batch_id, "replay": replay},
+    }
+    return json.dumps(line).encode()
+
+
 async def answer(
     bus: Bus, batch_id: str, statuses: dict[str, int], *, queue: str = RESULTS, replay: int = 0
 ) -> None:
     """What a worker writes for these jobs."""
     messages = []
     for name, status in statuses.items():
-        line = {
-            "custom_id": name,
-            "response": {"status_code": status, "request_id": "r", "body": {}},
-            "error": None,
-            "worker": {"job_id": f"{batch_id}/{name}", "batch_id": batch_id, "replay": replay},
-        }
         message_id = f"{batch_id}/{name}" + (f"~r{replay}" if replay else "")
-        messages.append(ServiceBusMessage(json.dumps(line), message_id=message_id, session_id=batch_id))
+        line = line_of(batch_id, name, status, replay)
+        messages.append(ServiceBusMessage(line, message_id=message_id, session_id=batch_id))
     async with bus.client() as worker, worker.get_queue_sender(queue) as sender:
         for start in range(0, len(messages), 170):
             await sender.send_messages(messages[start : start + 170])
@@ -275,6 +281,28 @@ async def test_a_foreign_message_is_dead_lettered_for_inspection(
     await client.collect("b1", tmp_path / "out")
     (dead,) = await receive_all(bus, RESULTS, sub_queue="deadletter")
     assert (dead.dead_letter_reason, b"".join(dead.body)) == ("InvalidResult", b"hello")
+
+
+async def test_results_are_collected_from_data_and_text_and_no_other_body_stops_a_collection(
+    bus: Bus, client: JobClient, tmp_path: Path
+) -> None:
+    """What AMQP clients other than ours send: one or more data sections, a text, a binary value, structures."""
+    bodies: list[dict[str, Any]] = [
+        {"data_body": [line_of("b1", "whole")]},
+        {"data_body": [line_of("b1", "parted")[:50], line_of("b1", "parted")[50:]]},
+        {"value_body": line_of("b1", "text").decode()},
+        {"value_body": line_of("b1", "binary")},
+        {"value_body": 7},
+        {"value_body": {"a": 1}},
+        {"sequence_body": [[1, b"a"], [line_of("b1", "sequence")]]},
+    ]
+    async with bus.client() as other, other.get_queue_sender(RESULTS) as sender:
+        for body in bodies:
+            await sender.send_messages(AmqpAnnotatedMessage(**body, properties={"group_id": "b1"}))
+    await client.collect("b1", tmp_path / "out")
+    assert read_ids(tmp_path / "out.partial") == ["whole", "parted", "text", "binary"]
+    dead = await receive_all(bus, RESULTS, sub_queue="deadletter")
+    assert [one.dead_letter_reason for one in dead] == ["InvalidResult"] * 3
 
 
 async def test_the_same_id_with_another_file_is_refused_before_anything_is_sent(

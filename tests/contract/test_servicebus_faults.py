@@ -314,7 +314,7 @@ async def take_and_complete(source: Any) -> None:
     """A settlement that stays unconfirmed is made good by the redelivery."""
     for delivery in await receive_until_there(source):
         with suppress(SourceUnavailable, LockLost):
-            await source.settle(delivery, Complete())
+            await delivery.settle(Complete())
 
 
 async def written(sink: Any) -> bool:
@@ -345,7 +345,7 @@ async def test_the_jobs_queue_gets_over_it(bus: Bus, fault: dict[str, Any]) -> N
     async with jobs_queue(bus, HELD) as source:
         await send(bus, job_line("a"), queue=HELD)
         [warm] = await receive_until_there(source)
-        await source.settle(warm, Complete())
+        await warm.settle(Complete())
         await send(bus, job_line("b"), queue=HELD)
         disturb(bus, fault)
         async with asyncio.timeout(PATIENCE):
@@ -363,7 +363,7 @@ async def test_a_jobs_settlement_whose_answer_is_lost_ends_settled(
     async with jobs_queue(bus) as source:
         [delivery] = await receive_until_there(source)
         disturb(bus, {"kind": "lose_answer", "on": "settle", "applied": applied, "count": 1})
-        await asyncio.gather(source.settle(delivery, Complete()), return_exceptions=True)
+        await asyncio.gather(delivery.settle(Complete()), return_exceptions=True)
     assert active(bus) == 0
 
 
@@ -377,8 +377,8 @@ async def take(source: Any, count: int) -> Sequence[Delivery]:
     return deliveries
 
 
-async def settle_all(source: Any, deliveries: Sequence[Delivery]) -> set[type]:
-    settlements = [source.settle(delivery, Complete()) for delivery in deliveries]
+async def settle_all(deliveries: Sequence[Delivery]) -> set[type]:
+    settlements = [delivery.settle(Complete()) for delivery in deliveries]
     return {type(outcome) for outcome in await asyncio.gather(*settlements, return_exceptions=True)}
 
 
@@ -401,7 +401,7 @@ async def test_before_a_silent_broker_a_hundred_settlements_end_together(
         deliveries = await take(source, 100)
         disturb(bus, *faults)
         async with asyncio.timeout(PATIENCE):
-            assert await settle_all(source, deliveries) == {SourceUnavailable}
+            assert await settle_all(deliveries) == {SourceUnavailable}
     disturb(bus)
 
 
@@ -414,7 +414,7 @@ async def test_what_a_mute_link_does_not_confirm_is_settled_by_the_lock(
         deliveries = await take(source, 100)
         disturb(bus, UNCONFIRMED | {"applied": False})
         async with asyncio.timeout(PATIENCE):
-            assert await settle_all(source, deliveries) == {type(None)}
+            assert await settle_all(deliveries) == {type(None)}
     assert active(bus) == 0
 
 

@@ -160,7 +160,7 @@ async def test_a_delivery_carries_what_the_worker_reads(world: World) -> None:
 async def test_a_completed_message_is_gone(world: World) -> None:
     await world.send(job_line("a"))
     [delivery] = await receive(world.source)
-    await world.source.settle(delivery, Complete())
+    await delivery.settle(Complete())
     assert await receive(world.source) == []
     assert await world.dead_letters() == []
 
@@ -168,7 +168,7 @@ async def test_a_completed_message_is_gone(world: World) -> None:
 async def test_a_released_message_is_back_at_once_and_its_count_has_not_risen(world: World) -> None:
     await world.send(job_line("a"))
     [delivery] = await receive(world.source)
-    await world.source.settle(delivery, Release())
+    await delivery.settle(Release())
     [again] = await receive(world.source)
     assert again.envelope.delivery_count == 0
 
@@ -176,7 +176,7 @@ async def test_a_released_message_is_back_at_once_and_its_count_has_not_risen(wo
 async def test_an_abandoned_message_is_back_at_once_and_its_count_has_risen(world: World) -> None:
     await world.send(job_line("a"))
     [delivery] = await receive(world.source)
-    await world.source.settle(delivery, Abandon())
+    await delivery.settle(Abandon())
     [again] = await receive(world.source)
     assert again.envelope.delivery_count == 1
 
@@ -185,7 +185,7 @@ async def test_a_dead_letter_tells_its_reason_and_how_to_mend_it(world: World) -
     await world.send(b"nonsense")
     [delivery] = await receive(world.source)
     settlement = DeadLetter(reason=DeadLetterReason.INVALID_JSON, description="send a Batch line")
-    await world.source.settle(delivery, settlement)
+    await delivery.settle(settlement)
     assert await receive(world.source) == []
     assert await world.dead_letters() == [("InvalidJson", "send a Batch line")]
 
@@ -194,7 +194,7 @@ async def test_dead_letters_can_be_looked_at_given_back_and_completed(bus: Bus) 
     async with jobs_queue(bus) as source:
         await send(bus, JOBS, b"broken", job_line("b"))
         for delivery in await receive(source):
-            await source.settle(delivery, DeadLetter(reason=DeadLetterReason.INVALID_JSON, description="mend it"))
+            await delivery.settle(DeadLetter(reason=DeadLetterReason.INVALID_JSON, description="mend it"))
     client = connect(settings_for(bus), bus.credential("owner"), retries=0)
     async with client, JobsQueue(client, JOBS, observer=EventList(), dead_letters=True) as dead:
         seen = await dead.peek(0, 10)
@@ -204,8 +204,8 @@ async def test_dead_letters_can_be_looked_at_given_back_and_completed(bus: Bus) 
         ]
         assert await dead.peek(seen[-1].sequence_number + 1, 10) == []
         first, second = await receive(dead)
-        await dead.settle(first, Release())
-        await dead.settle(second, Complete())
+        await first.settle(Release())
+        await second.settle(Complete())
         assert [envelope.body for envelope in await dead.peek(0, 10)] == [b"broken"]
 
 
@@ -213,11 +213,11 @@ async def test_what_the_broker_gave_up_is_swept_and_the_rest_stays(bus: Bus) -> 
     async with jobs_queue(bus) as source:
         await send(bus, JOBS, b"broken", job_line("b"))
         broken, tried = await receive(source)
-        await source.settle(broken, DeadLetter(reason=DeadLetterReason.INVALID_JSON, description="mend it"))
+        await broken.settle(DeadLetter(reason=DeadLetterReason.INVALID_JSON, description="mend it"))
         while tried.envelope.delivery_count < 19:
-            await source.settle(tried, Abandon())
+            await tried.settle(Abandon())
             [tried] = await receive(source)
-        await source.settle(tried, Abandon())
+        await tried.settle(Abandon())
     sink, events = FakeSink(), EventList()
     client = connect(settings_for(bus), bus.credential("owner"), retries=0)
     async with client, JobsQueue(client, JOBS, observer=events, dead_letters=True) as dead:
@@ -262,9 +262,9 @@ async def test_identifiers_that_are_no_text_arrive_as_text(bus: Bus, identifier:
 async def test_a_message_is_settled_once(world: World) -> None:
     await world.send(job_line("a"))
     [delivery] = await receive(world.source)
-    await world.source.settle(delivery, Complete())
+    await delivery.settle(Complete())
     with pytest.raises((LockLost, SourceUnavailable)):
-        await world.source.settle(delivery, Complete())
+        await delivery.settle(Complete())
 
 
 async def test_many_settlements_may_wait_at_once(world: World) -> None:
@@ -272,7 +272,7 @@ async def test_many_settlements_may_wait_at_once(world: World) -> None:
     deliveries: list[Delivery] = []
     while len(deliveries) < 40:
         deliveries += await receive(world.source, 40)
-    await asyncio.gather(*[world.source.settle(delivery, Complete()) for delivery in deliveries])
+    await asyncio.gather(*[delivery.settle(Complete()) for delivery in deliveries])
     assert await receive(world.source) == []
 
 
@@ -288,7 +288,7 @@ async def test_the_lock_of_a_held_delivery_is_kept_for_many_lock_durations(bus: 
         ends = loop_time() + 6.5
         while loop_time() < ends:
             assert await receive(source, 30, wait=0.5) == [], "a lock has lapsed"
-        await asyncio.gather(*[source.settle(delivery, Complete()) for delivery in deliveries])
+        await asyncio.gather(*[delivery.settle(Complete()) for delivery in deliveries])
         counts = broker_of(bus).entity(HELD).counts()
     assert counts.active == 0
 
@@ -319,7 +319,7 @@ async def test_lost_locks_are_found_among_many_told_once_and_the_others_are_kept
                 await events.next()
         assert sorted(lost) == sorted(taken)
         kept = [delivery for number, delivery in enumerate(deliveries) if number not in taken]
-        await asyncio.gather(*[source.settle(delivery, Complete()) for delivery in kept])
+        await asyncio.gather(*[delivery.settle(Complete()) for delivery in kept])
     assert [event.lost for event in events.of(LocksRenewed) if event.lost] == [4]
 
 
@@ -328,7 +328,7 @@ async def test_a_delivery_can_be_settled_after_its_connection_was_lost(bus: Bus)
         await send(bus, JOBS, job_line("a"))
         [delivery] = await receive(source)
         service_of(bus).drop_connections()
-        await source.settle(delivery, Complete())
+        await delivery.settle(Complete())
         assert broker_of(bus).entity(JOBS).counts().active == 0
 
 
@@ -344,7 +344,7 @@ async def test_after_its_connection_was_lost_the_source_receives_again(bus: Bus)
                     received = await receive(source)
                 except SourceUnavailable:
                     await asyncio.sleep(0.1)
-        await source.settle(received[0], Complete())
+        await received[0].settle(Complete())
 
 
 async def test_the_receiver_reads_in_short_turns_so_that_settlements_need_not_wait(bus: Bus) -> None:

@@ -121,7 +121,7 @@ async def test_a_delivery_is_settled_as_over_amqp(
     async with front.source() as source:
         [delivery] = await source.receive(10, wait=2)
         assert delivery.envelope.body == body
-        await source.settle(delivery, settlement)
+        await delivery.settle(settlement)
         again = await source.receive(10, wait=0.3)
     assert [one.envelope.delivery_count for one in again] == ([] if count is None else [count])
     letters = service(front.bus).broker.entity(f"{JOBS}/$DeadLetterQueue").peek(0, 10)
@@ -135,7 +135,7 @@ async def test_many_settlements_wait_at_once_beside_a_receive(front: Front) -> N
         while len(deliveries) < 50:
             deliveries += await source.receive(50, wait=2)
         receiving = asyncio.ensure_future(source.receive(10, wait=1))
-        await asyncio.gather(*[source.settle(delivery, Complete()) for delivery in deliveries])
+        await asyncio.gather(*[delivery.settle(Complete()) for delivery in deliveries])
         assert await receiving == []
     assert front.active() == 0
 
@@ -160,7 +160,7 @@ async def test_locks_are_kept_for_many_lock_durations(front: Front) -> None:
         ends = loop_time() + 4.5
         while loop_time() < ends:
             assert await source.receive(5, wait=0.5) == [], "a lock has lapsed"
-        await asyncio.gather(*[source.settle(delivery, Complete()) for delivery in deliveries])
+        await asyncio.gather(*[delivery.settle(Complete()) for delivery in deliveries])
     assert front.active(HELD) == 0
     assert events.of(LocksRenewed) != []
 
@@ -170,7 +170,7 @@ async def test_a_delivery_can_be_settled_after_its_connection_was_lost(front: Fr
     async with front.source() as source:
         [delivery] = await source.receive(1, wait=2)
         service(front.bus).drop_connections()
-        await source.settle(delivery, Complete())
+        await delivery.settle(Complete())
     assert front.active() == 0
 
 
@@ -188,7 +188,7 @@ async def test_the_jobs_queue_gets_over_it(front: Front, fault: dict[str, Any]) 
     async with front.source(HELD) as source:
         await send(front.bus, HELD, job_line("a"), job_line("b"))
         [warm] = await source.receive(1, wait=2)
-        await source.settle(warm, Complete())
+        await warm.settle(Complete())
         disturb(front.bus, fault)
         async with asyncio.timeout(PATIENCE):
             while front.active(HELD):
@@ -199,7 +199,7 @@ async def test_the_jobs_queue_gets_over_it(front: Front, fault: dict[str, Any]) 
 async def take_and_complete(source: JobsQueue) -> None:
     try:
         for delivery in await source.receive(1, wait=0.5):
-            await source.settle(delivery, Complete())
+            await delivery.settle(Complete())
     except SourceUnavailable:
         await asyncio.sleep(0.1)
 
@@ -285,7 +285,7 @@ async def work_one_job(front: Front, **changes: Any) -> None:
     await send(front.bus, JOBS, job_line("a"))
     async with front.source(**changes) as source:
         [delivery] = await source.receive(1, wait=2)
-        await source.settle(delivery, Complete())
+        await delivery.settle(Complete())
     assert front.active() == 0
 
 

@@ -30,12 +30,13 @@ def test_a_document_with_a_type_declaration_is_refused_even_if_it_is_fine_otherw
     ("document", "named"),
     [
         (ENTRY % ("<a>" * 40 + "</a>" * 40), "nested 32 deep"),
+        (ENTRY % ("<a>" * 37_000 + "</a>" * 37_000), "nested 32 deep"),
         (ENTRY % ("x" * (1 << 18)), "at most 262144"),
         (ENTRY.replace("QueueDescription", "Other") % "x", "must be one QueueDescription"),
         ("<entry/>", "an ATOM entry is expected"),
         (ENTRY % "&e;", "not well-formed"),
     ],
-    ids=["deep", "large", "other", "no-namespace", "entity"],
+    ids=["deep", "as-deep-as-fits", "large", "other", "no-namespace", "entity"],
 )
 def test_what_is_no_description_is_refused_by_what_is_wrong(document: str, named: str) -> None:
     with pytest.raises(AtomError, match=named):

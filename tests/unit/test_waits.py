@@ -1,13 +1,19 @@
-"""The bell and the interrupt."""
+"""The bell, the interrupt and the backoff."""
 
 import asyncio
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from worker.errors import HandedBack, LockLost
-from worker.waits import Bell, Interrupt, loop_time
+from worker.waits import Bell, Interrupt, backoff, loop_time
 
 pytestmark = pytest.mark.looptime
+
+bases = st.floats(0.01, 10.0)
+caps = st.floats(0.01, 3_600.0)
+factors = st.floats(1.1, 10.0)
 
 
 async def test_a_bell_wakes_all_who_wait() -> None:
@@ -94,3 +100,18 @@ async def test_a_cancellation_together_with_an_interrupt_stays_a_cancellation() 
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+@given(st.integers(1, 10**9), bases, caps, factors)
+def test_a_backoff_is_never_above_its_cap_and_grows_by_its_factor_at_most(
+    failures: int, base: float, cap: float, factor: float
+) -> None:
+    this = backoff(failures, base=base, cap=cap, factor=factor)
+    following = backoff(failures + 1, base=base, cap=cap, factor=factor)
+    assert min(base, cap) <= this <= following <= cap
+    assert following <= this * factor * (1 + 1e-9)
+
+
+def test_backoffs_double_from_the_base_to_the_cap() -> None:
+    waits = [backoff(failures, base=0.5, cap=15.0) for failures in range(1, 9)]
+    assert waits == [0.5, 1, 2, 4, 8, 15, 15, 15]

@@ -32,9 +32,13 @@ from worker.azure.network import has_proxy, trust
 from worker.errors import InvalidSettings, TokenUnavailable
 from worker.interfaces import Observer, TokenRefreshed, TokenRefreshFailed
 from worker.settings import ConnectionSettings
+from worker.waits import backoff
+
+TOKEN_TIMEOUT = 10.0
+"""Seconds for one token request, all in all. The SDK's own 300 would stall a refresh for minutes."""
 
 LONGEST_RETRY_DELAY = 15.0
-"""Seconds. Work waits for the token, and one small request is all that an attempt costs Entra."""
+"""Seconds, less up to half by chance. Work waits for the token, and a try costs Entra one small request."""
 
 EXPIRY_MARGIN = 30.0
 """Seconds before its expiry at which a token is no longer handed out: it must survive the call it is sent with."""
@@ -206,7 +210,7 @@ class TokenBroker(AsyncTokenCredential):
         now = self._clock()
         earlier = self._failures.get(scope)
         count = earlier.count + 1 if earlier else 1
-        retry_at = now + retry_delay(count, self._jitter())
+        retry_at = now + backoff(count, base=1.0, cap=LONGEST_RETRY_DELAY) * (1 - self._jitter() / 2)
         self._failures[scope] = _Failure(error, count, retry_at)
         token = self._tokens.get(scope)
         if token is not None:
@@ -250,11 +254,6 @@ def refresh_moment(token: AccessTokenInfo, now: float, jitter: float) -> float:
     left = max(0.0, token.expires_on - now)
     ahead = max(0.0, token.refresh_on - now) if token.refresh_on else left / 2
     return now + max(SOONEST_REFRESH, min(ahead + jitter * ahead / 10, left - EXPIRY_MARGIN))
-
-
-def retry_delay(failures: int, jitter: float) -> float:
-    """Seconds until the next request after so many failures in a row: 1, 2, 4 ... 15, less up to a half."""
-    return float(min(LONGEST_RETRY_DELAY, 2.0 ** min(failures - 1, 9)) * (1 - jitter / 2))
 
 
 def aadsts_code(message: str) -> str:
@@ -307,7 +306,7 @@ def open_broker(settings: ConnectionSettings, observer: Observer) -> TokenBroker
     make = _credential_maker(settings, session)
     resources = AsyncExitStack()
     resources.push_async_callback(session.close)
-    fetch = CredentialFetch(make, timeout=settings.token_timeout)
+    fetch = CredentialFetch(make, timeout=TOKEN_TIMEOUT)
     return TokenBroker(fetch, observer=observer, resources=resources)
 
 
@@ -339,8 +338,8 @@ def _credential_maker(settings: ConnectionSettings, session: aiohttp.ClientSessi
         # one try: the broker repeats by its own clock, in the background
         return {
             "transport": AioHttpTransport(session=session, session_owner=False),
-            "connection_timeout": settings.token_timeout,
-            "read_timeout": settings.token_timeout,
+            "connection_timeout": TOKEN_TIMEOUT,
+            "read_timeout": TOKEN_TIMEOUT,
             "retry_total": 0,
         }
 

@@ -18,8 +18,8 @@ from worker.cli.terminal import FAILED, GOES_ON, WRONG_INPUT, complain, readable
 
 if TYPE_CHECKING:
     from worker.jobs.job import Envelope
-    from worker.jobs.replays import Letter, NewDeadline, Plan, Selection, Survey
-    from worker.operations.dead_letters.queue import Post, Taken
+    from worker.jobs.replays import DeadLetter, NewDeadline, Plan, Selection, Survey
+    from worker.operations.dead_letters.queue import DeadLetterQueue, Taken
 
 app = typer.Typer(
     help="Look at dead letters, send them again, or take them away.",
@@ -153,15 +153,15 @@ async def _survey(queue: str | None) -> "tuple[str, Survey]":
     """The queue's name, and what is in its dead-letter queue."""
     from worker.operations.dead_letters.queue import survey
 
-    async with _open(queue) as post:
-        return post.queue, await survey(post.dead_letters)
+    async with _open(queue) as opened:
+        return opened.queue, await survey(opened.dead_letters)
 
 
 async def _look_at(queue: str | None, number: int) -> "tuple[str, Envelope | None]":
     from worker.operations.dead_letters.queue import look_at
 
-    async with _open(queue) as post:
-        return post.queue, await look_at(post.dead_letters, number)
+    async with _open(queue) as opened:
+        return opened.queue, await look_at(opened.dead_letters, number)
 
 
 async def _replay(queue: str | None, selection: "Selection", deadline: "NewDeadline | None") -> bool:
@@ -169,42 +169,42 @@ async def _replay(queue: str | None, selection: "Selection", deadline: "NewDeadl
     from worker.jobs.replays import plan_replays
     from worker.operations.dead_letters.queue import survey
 
-    async with _open(queue) as post:
-        found = await survey(post.dead_letters)
+    async with _open(queue) as opened:
+        found = await survey(opened.dead_letters)
         plan = plan_replays(found.letters, selection.of(found.letters), deadline, time.time())
-        is_found = _tell_missing(post.queue, selection, found)
+        is_found = _tell_missing(opened.queue, selection, found)
         for number, why in plan.left.items():
             complain(f"{number} is left: {why}.")
         if not plan.replays:
             return is_found and not plan.left
-        taken = await _send_again(post, plan)
+        taken = await _send_again(opened, plan)
     complain(f"{taken.done:,} replayed.")
     return _tell_rest(taken) and is_found and not plan.left
 
 
-async def _send_again(post: "Post", plan: "Plan") -> "Taken":
+async def _send_again(opened: "DeadLetterQueue", plan: "Plan") -> "Taken":
     from worker.operations.dead_letters.queue import take
 
     def report(envelope: "Envelope") -> None:
         typer.echo(f"{envelope.sequence_number}\t{plan.replays[envelope.sequence_number].message_id}")
 
-    async with post.resending(plan.replays) as resending:
-        return await take(post.dead_letters, plan.replays.keys(), resending, report)
+    async with opened.resending(plan.replays) as resending:
+        return await take(opened.dead_letters, plan.replays.keys(), resending, report)
 
 
 async def _discard(queue: str | None, numbers: Sequence[int], path: str) -> "Taken":
     from worker.operations.dead_letters.queue import saving, take
 
     with saving(path) as save:
-        async with _open(queue) as post:
-            return await take(post.dead_letters, numbers, save, lambda _: None)
+        async with _open(queue) as opened:
+            return await take(opened.dead_letters, numbers, save, lambda _: None)
 
 
-def _open(queue: str | None) -> "AbstractAsyncContextManager[Post]":
-    from worker.operations.dead_letters.queue import open_post
+def _open(queue: str | None) -> "AbstractAsyncContextManager[DeadLetterQueue]":
+    from worker.operations.dead_letters.queue import open_dead_letters
     from worker.settings import ConnectionSettings, load
 
-    return open_post(load(ConnectionSettings), queue)
+    return open_dead_letters(load(ConnectionSettings), queue)
 
 
 def _selection(numbers: Sequence[int] | None, reason: str | None, everything: bool) -> "Selection":
@@ -219,7 +219,7 @@ def _selection(numbers: Sequence[int] | None, reason: str | None, everything: bo
     return Selection(numbers=frozenset(numbers or ()), reason=reason, everything=everything)
 
 
-def _require_consent(queue: str, chosen: "Sequence[Letter]", save: str, yes: bool) -> None:
+def _require_consent(queue: str, chosen: "Sequence[DeadLetter]", save: str, yes: bool) -> None:
     from worker.operations.dead_letters.texts import told_reasons
 
     if yes:

@@ -8,10 +8,13 @@ import orjson
 
 from worker.errors import WorkerError
 from worker.jobs.job import BATCH_ID, Manifest
+from worker.waits import backoff
 
 FOLLOW_TIMEOUT = 900.0
 """Seconds without a manifest or a new result after which following ends: longer than a pause of the service and the
 lock of a dead collector (5 minutes at most), short enough for a night job to fail while somebody can still act."""
+REPEAT_DELAYS = tuple(backoff(failures, base=0.5, cap=30.0) for failures in range(1, 9))
+"""Seconds before what failed once it had worked is begun again, a minute and a half in all: 0.5, 1, 2 ... 30."""
 RECORD_SCHEMA = 1
 LONGEST_NAME = 255
 """Characters of a file name in a collection record, so that the record stays small: it is session state, which

@@ -11,10 +11,19 @@ from typing import Protocol
 
 from worker.azure.blob.container import BlobFailed
 from worker.azure.blob.names import ResultName, batch_folder, counting, job_key, manifest_name, parse_result_name
-from worker.client.batches import FOLLOW_TIMEOUT, BatchStatus, OnProgress, Progress, is_whole, require_submittable
+from worker.client.batches import (
+    FOLLOW_TIMEOUT,
+    REPEAT_DELAYS,
+    BatchStatus,
+    OnProgress,
+    Progress,
+    is_whole,
+    require_submittable,
+)
 from worker.client.result_files import ResultOutput
 from worker.errors import WorkerError
 from worker.jobs.job import Manifest, ResultLine, decode_manifest, decode_result, encode_manifest
+from worker.waits import backoff
 
 LARGEST_RESULT = 256 << 20
 """Bytes; answers have 64 MiB at most."""
@@ -22,8 +31,6 @@ GROUP = 64
 """Results that are read at once, and made durable together."""
 SHORTEST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 """Seconds between two listings of a batch that is followed."""
-REPEAT_DELAYS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 30.0)
-"""Seconds before a listing or reading that failed is begun again, until one has succeeded."""
 
 
 class Container(Protocol):
@@ -125,7 +132,7 @@ class BlobCollector:
 
         Following ends too after `timeout` seconds without the manifest or a new result: `timed_out`.
 
-        Raises BlobFailed (what failed once it had worked is tried again for some two minutes), or UnusableBlob.
+        Raises BlobFailed (what failed once it had worked is tried again, REPEAT_DELAYS), or UnusableBlob.
         """
         clock = asyncio.get_running_loop().time
         idle_rounds, worked = 0, False
@@ -205,7 +212,7 @@ class BlobCollector:
 
 def pause_after(listing: float, idle_rounds: int) -> float:
     """Seconds until the next look. A tenth of the time at most goes into looking, and less while nothing comes."""
-    return min(LONGEST_PAUSE, max(SHORTEST_PAUSE, 10 * listing) * 1.5 ** min(idle_rounds, 10))
+    return backoff(idle_rounds + 1, base=max(SHORTEST_PAUSE, 10 * listing), cap=LONGEST_PAUSE, factor=1.5)
 
 
 def _split_before_last_job(names: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -22,6 +22,7 @@ from azure.servicebus.exceptions import (
 from worker.azure.servicebus.faults import describe_fault
 from worker.client.batches import (
     FOLLOW_TIMEOUT,
+    REPEAT_DELAYS,
     AlreadyCollected,
     BatchStatus,
     CollectionRecord,
@@ -50,8 +51,8 @@ from worker.jobs.job import (
     rfc3339,
 )
 
-REOPEN_DELAYS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 30.0)
-"""Seconds before a session that was lost is opened again, until it has lived for a minute."""
+SETTLED_AFTER = 60.0
+"""Seconds that a session has lived after which the delays before it is opened again begin anew."""
 HELD_DELAY = 5.0
 """Seconds between two tries to open a session that another collector holds."""
 
@@ -167,7 +168,7 @@ async def take_all(
     """Open the session as often as it takes; give up when it fails again and again. `waiting` is told what for."""
     waiting_for = f"queue {queue!r} to answer about batch {batch_id}"
     clock = asyncio.get_running_loop().time
-    delays = iter(REOPEN_DELAYS)
+    delays = iter(REPEAT_DELAYS)
     opened: float | None = None
     waiting(waiting_for)
     while True:
@@ -183,8 +184,8 @@ async def take_all(
         except SESSION_FAILURES as error:
             if opened is None:
                 raise  # it never worked: an answer now is better than patience
-            if clock() - opened > 60:
-                delays = iter(REOPEN_DELAYS)
+            if clock() - opened > SETTLED_AFTER:
+                delays = iter(REPEAT_DELAYS)
             delay = next(delays, None)
             if delay is None:
                 raise

@@ -14,6 +14,7 @@ from azure.servicebus.exceptions import (
     SessionCannotBeLockedError,
 )
 
+from worker.azure.servicebus.messages import read_body
 from worker.client.batches import (
     CollectionRecord,
     decode_record,
@@ -46,7 +47,8 @@ class BeingCollected(WorkerError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Received:
-    """A message of a results session. `body` is empty where it is not bytes; a claim stands for the result."""
+    """A message of a results session. `body` is empty where it is neither bytes nor text; a claim stands for the
+    result."""
 
     is_manifest: bool
     body: bytes
@@ -183,13 +185,10 @@ async def find_last(first_from: Callable[[int], Awaitable[int | None]]) -> int:
 
 
 def _read_message(message: ServiceBusReceivedMessage) -> Received:
-    body = message.body
-    chunks = [] if isinstance(body, (str, bytes)) else list(body)
-    is_bytes = all(isinstance(chunk, bytes) for chunk in chunks)
     return Received(
         is_manifest=message.subject == MANIFEST_SUBJECT,
         is_claim=message.content_type == CLAIM_TYPE,
-        body=b"".join(chunks) if is_bytes else b"",
+        body=read_body(message),
         number=message.sequence_number or 0,
         message=message,
     )

@@ -93,7 +93,7 @@ class Consumer:
             interrupt.by(HandedBack(HandBackReason.SHUTDOWN))
         self._interrupts.add(interrupt)
         slot = self._admission.slot(receiver.intake, len(delivery.envelope.body))
-        job = jobs.create_task(self._processor.process(delivery, receiver.source, slot, interrupt))
+        job = jobs.create_task(self._processor.process(delivery, slot, interrupt))
         job.add_done_callback(lambda _: self._interrupts.discard(interrupt))
 
     async def _drain(self) -> int:

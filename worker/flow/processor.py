@@ -37,7 +37,6 @@ from worker.interfaces import (
     ResultWritten,
     Settled,
     Sink,
-    Source,
     SuspectMet,
 )
 from worker.jobs.job import Claim, Envelope, Job, Record, claim_of, decode, encode_result
@@ -77,7 +76,7 @@ class Processor:
     clock: Callable[[], float] = time.time
     chance: Callable[[], float] = field(default=random.random)
 
-    async def process(self, delivery: Delivery, source: Source, slot: Slot, interrupt: Interrupt) -> None:
+    async def process(self, delivery: Delivery, slot: Slot, interrupt: Interrupt) -> None:
         """Bring a delivery to its outcome and settle it. The slot is free once the result is written."""
         delivery.when_lost(lambda: interrupt.by(LockLost("the lock lapsed")))
         course = Course()
@@ -85,7 +84,7 @@ class Processor:
             outcome = await self._conclude(delivery, slot, interrupt, course)
             slot.free()
             self._report(delivery, outcome, course)
-            await self._settle(source, delivery, settlement_of(outcome))
+            await self._settle(delivery, settlement_of(outcome))
 
     async def _conclude(self, delivery: Delivery, slot: Slot, interrupt: Interrupt, course: Course) -> Outcome:
         envelope = delivery.envelope
@@ -191,11 +190,11 @@ class Processor:
                 self.observer(ResultWritten(queue=job.queue, seconds=loop_time() - begun, paid_twice=paid_twice))
                 return outcome
 
-    async def _settle(self, source: Source, delivery: Delivery, settlement: Settlement) -> None:
+    async def _settle(self, delivery: Delivery, settlement: Settlement) -> None:
         if isinstance(settlement, Lapse):
             return
         try:
-            await source.settle(delivery, settlement)
+            await delivery.settle(settlement)
         except (LockLost, SourceUnavailable):
             # the result is written and keyed by the job: a redelivery changes nothing
             self.observer(Settled(settlement=settlement, confirmed=False))

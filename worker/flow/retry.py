@@ -14,7 +14,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 from worker.errors import SetupWrong, Throttled, Unavailable
 from worker.interfaces import Target
 from worker.jobs.outcomes import Response
-from worker.waits import release_frames
+from worker.waits import backoff, release_frames
 
 STRAY_BACKOFF = 0.5
 """Seconds, with full jitter, before a job is called again that was refused while others were answered."""
@@ -34,7 +34,7 @@ class RetryPolicy:
 
     def backoff(self, failures: int, chance: float) -> float:
         """Seconds before the next attempt; `chance` in [0, 1) is the jitter."""
-        return chance * min(self.cap, self.base * 2.0 ** min(failures - 1, 30))
+        return chance * backoff(failures, base=self.base, cap=self.cap)
 
     def ends(self, failures: int, upcoming: float, left: float) -> bool:
         """Whether to give up: the attempts are used, or the next would start after the deadline."""

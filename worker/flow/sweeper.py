@@ -7,15 +7,16 @@ completes the message. Dead letters with any other reason stay where they are: t
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 from worker.admission.admission import Admission
-from worker.errors import LockLost, NotAJob, ResultTooLarge, SourceUnavailable
+from worker.errors import NotAJob, ResultTooLarge
+from worker.flow.dead_letters import Pass, pages
 from worker.interfaces import Claims, DeadLetters, DeadLetterSwept, Delivery, Observer, Sink, SweepFailed
 from worker.jobs.job import Envelope, Job, Record, claim_of, decode, encode_result
-from worker.jobs.outcomes import Complete, Failed, FailureCode, Release
+from worker.jobs.outcomes import Failed, FailureCode
 from worker.waits import loop_time
 
 CODES = {
@@ -30,11 +31,8 @@ TOGETHER = 100
 LOOKED_AT = 10_000
 """Dead letters that one pass looks through at most."""
 
-KEPT = 2_000
-"""Dead letters for people that one pass locks at most, to reach what lies behind them."""
-
-KEPT_BYTES = 16 << 20
-"""Of these, so many bytes at most."""
+HELD_BYTES = 16 << 20
+"""Of dead letters for people that one pass holds about so many bytes at most."""
 
 RECEIVE_WAIT = 1.0
 
@@ -65,56 +63,29 @@ class Sweeper:
 
     async def sweep(self, dead_letters: DeadLetters) -> None:
         """One pass. Nothing is locked where there is nothing to sweep."""
-        wanted = await self._count_sweepable(dead_letters)
-        kept: list[Delivery] = []
-        try:
-            while wanted > 0 and _is_bearable(kept) and not self.admission.state.is_stopping:
-                deliveries = await dead_letters.receive(TOGETHER, wait=RECEIVE_WAIT)
-                if not deliveries:
-                    break
-                wanted -= await self._bury(dead_letters, deliveries, kept)
-        finally:
-            await _settle_all(dead_letters, kept)
+        wanted = await _count_sweepable(dead_letters)
+        async with Pass(dead_letters, count=TOGETHER, wait=RECEIVE_WAIT, held_bytes=HELD_BYTES) as one_pass:
+            while wanted > 0 and not self.admission.state.is_stopping and (deliveries := await one_pass.receive()):
+                sweepable = [delivery for delivery in deliveries if _is_sweepable(delivery.envelope)]
+                wanted -= len(sweepable)
+                sweeps = [self._sweep_one(one_pass, delivery) for delivery in sweepable]
+                # each is seen to its end, or one would be released while it is being written
+                for outcome in await asyncio.gather(*sweeps, return_exceptions=True):
+                    if isinstance(outcome, BaseException):
+                        raise outcome
 
-    async def _count_sweepable(self, dead_letters: DeadLetters) -> int:
-        looked_at, found, following = 0, 0, 0
-        while looked_at < LOOKED_AT:
-            envelopes = await dead_letters.peek(following, TOGETHER)
-            if not envelopes:
-                break
-            looked_at += len(envelopes)
-            found += sum(envelope.dead_letter_reason in CODES for envelope in envelopes)
-            following = envelopes[-1].sequence_number + 1
-        return found
-
-    async def _bury(self, dead_letters: DeadLetters, deliveries: Sequence[Delivery], kept: list[Delivery]) -> int:
-        """Write and complete what can be; the others are added to `kept`. How many were swept."""
-        codes = [CODES.get(delivery.envelope.dead_letter_reason or "") for delivery in deliveries]
-        kept += [delivery for delivery, code in zip(deliveries, codes, strict=True) if code is None]
-        pairs = [(delivery, code) for delivery, code in zip(deliveries, codes, strict=True) if code]
-        swept = await asyncio.gather(
-            *[self._sweep_one(dead_letters, *pair) for pair in pairs], return_exceptions=True
-        )
-        for (delivery, _), is_swept in zip(pairs, swept, strict=True):
-            if is_swept is not True:
-                kept.append(delivery)
-        for outcome in swept:
-            if isinstance(outcome, BaseException):
-                raise outcome
-        return len(pairs)
-
-    async def _sweep_one(self, dead_letters: DeadLetters, delivery: Delivery, code: FailureCode) -> bool:
-        """Whether it has its line and is gone; what does not decode, or is not ours any more, is left."""
+    async def _sweep_one(self, one_pass: Pass, delivery: Delivery) -> None:
+        """What does not decode, or is not ours any more, is left."""
         envelope = delivery.envelope
+        code = CODES[envelope.dead_letter_reason or ""]
         try:
             job = await self._decode(envelope)
             if not await self.sink.has(job):
                 await self.sink.write(job, self._error_line(job, code, envelope))
-            await dead_letters.settle(delivery, Complete())
-        except (NotAJob, ResultTooLarge, LockLost):
-            return False
-        self.observer(DeadLetterSwept(queue=self.queue, message_id=envelope.message_id, code=code))
-        return True
+        except (NotAJob, ResultTooLarge):
+            return
+        if await one_pass.complete(delivery):
+            self.observer(DeadLetterSwept(queue=self.queue, message_id=envelope.message_id, code=code))
 
     async def _decode(self, envelope: Envelope) -> Job:
         claim = claim_of(envelope)
@@ -135,8 +106,18 @@ class Sweeper:
         return encode_result(job, Failed(code=code, message=explain(code, envelope)), record)
 
 
-def _is_bearable(kept: Sequence[Delivery]) -> bool:
-    return len(kept) < KEPT and sum(len(delivery.envelope.body) for delivery in kept) < KEPT_BYTES
+def _is_sweepable(envelope: Envelope) -> bool:
+    return envelope.dead_letter_reason in CODES
+
+
+async def _count_sweepable(dead_letters: DeadLetters) -> int:
+    looked_at = found = 0
+    async for envelopes in pages(dead_letters, TOGETHER):
+        looked_at += len(envelopes)
+        found += sum(map(_is_sweepable, envelopes))
+        if looked_at >= LOOKED_AT:
+            break
+    return found
 
 
 def explain(code: FailureCode, envelope: Envelope) -> str:
@@ -147,11 +128,3 @@ def explain(code: FailureCode, envelope: Envelope) -> str:
         f"the job was delivered {envelope.delivery_count} times and never finished: "
         "its workers died or lost their locks; see their logs before it is sent again"
     )
-
-
-async def _settle_all(dead_letters: DeadLetters, kept: Sequence[Delivery]) -> None:
-    """Back to where they were; a lock that cannot be given back lapses."""
-    releases = [dead_letters.settle(delivery, Release()) for delivery in kept]
-    for outcome in await asyncio.gather(*releases, return_exceptions=True):
-        if isinstance(outcome, BaseException) and not isinstance(outcome, (LockLost, SourceUnavailable)):
-            raise outcome

@@ -26,7 +26,7 @@ class InvalidDeadline(WorkerError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Letter:
+class DeadLetter:
     """A dead letter without its body, of which `size` is the bytes. `job_id` and `deadline` are the properties of
     that name, whatever their sender put there. `enqueued_at`: Unix seconds."""
 
@@ -46,7 +46,7 @@ class Letter:
 class Survey:
     """What was found by looking. `is_whole`: there were no more."""
 
-    letters: Sequence[Letter]
+    letters: Sequence[DeadLetter]
     is_whole: bool
 
     @property
@@ -63,15 +63,15 @@ class Selection:
     reason: str | None = None
     everything: bool = False
 
-    def has(self, letter: Letter) -> bool:
+    def has(self, letter: DeadLetter) -> bool:
         if self.reason is not None:
             return (letter.reason or "").casefold() == self.reason.casefold()
         return self.everything or letter.sequence_number in self.numbers
 
-    def of(self, letters: Sequence[Letter]) -> Sequence[Letter]:
+    def of(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
         return [letter for letter in letters if self.has(letter)]
 
-    def missing(self, letters: Sequence[Letter]) -> Sequence[int]:
+    def missing(self, letters: Sequence[DeadLetter]) -> Sequence[int]:
         """Sequence numbers that nothing has."""
         return sorted(set(self.numbers) - {letter.sequence_number for letter in letters})
 
@@ -104,9 +104,9 @@ class Plan:
     left: Mapping[int, str]
 
 
-def letter_of(envelope: Envelope) -> Letter:
+def dead_letter_of(envelope: Envelope) -> DeadLetter:
     properties = envelope.properties
-    return Letter(
+    return DeadLetter(
         queue=envelope.queue,
         sequence_number=envelope.sequence_number,
         enqueued_at=envelope.enqueued_at,
@@ -136,7 +136,7 @@ def read_deadline(text: str | None, now: float) -> NewDeadline | None:
 
 
 def plan_replays(
-    found: Sequence[Letter], chosen: Sequence[Letter], deadline: NewDeadline | None, now: float
+    found: Sequence[DeadLetter], chosen: Sequence[DeadLetter], deadline: NewDeadline | None, now: float
 ) -> Plan:
     """`found` are all that are known: what would be swallowed as the duplicate of another's replay is not sent."""
     ids = Counter(message_id_of(letter) for letter in found)
@@ -151,7 +151,7 @@ def plan_replays(
     return Plan(replays=replays, left=left)
 
 
-def replay_of(letter: Letter, deadline: NewDeadline | None = None) -> Replay:
+def replay_of(letter: DeadLetter, deadline: NewDeadline | None = None) -> Replay:
     changes: dict[str, str | None] = dict.fromkeys(NOT_THE_PRODUCERS)
     if letter.job_id is None:
         changes["job-id"] = _own_id(letter)
@@ -160,7 +160,7 @@ def replay_of(letter: Letter, deadline: NewDeadline | None = None) -> Replay:
     return Replay(message_id=message_id_of(letter), changes=changes)
 
 
-def message_id_of(letter: Letter) -> str:
+def message_id_of(letter: DeadLetter) -> str:
     """Of the letter's replay: what its producer called the message, and the next number."""
     number = _times_replayed(letter) + 1
     own = _own_id(letter)
@@ -171,17 +171,17 @@ def message_id_of(letter: Letter) -> str:
     return f"{HASHED}{hashlib.sha256(base.encode()).hexdigest()}~r{number}"
 
 
-def _own_id(letter: Letter) -> str:
+def _own_id(letter: DeadLetter) -> str:
     """As the worker reads it, the job's id too where no property names that."""
     return letter.message_id or f"{letter.queue}/{letter.sequence_number}"
 
 
-def _times_replayed(letter: Letter) -> int:
+def _times_replayed(letter: DeadLetter) -> int:
     found = REPLAYED.search(letter.message_id or "") if letter.job_id is not None else None
     return int(found[1]) if found else 0
 
 
-def _objection(letter: Letter, deadline: NewDeadline | None, now: float, ids: Mapping[str, int]) -> str | None:
+def _objection(letter: DeadLetter, deadline: NewDeadline | None, now: float, ids: Mapping[str, int]) -> str | None:
     moment = _moment(str(letter.deadline))
     if deadline is None and moment is not None and moment <= now:
         return (

@@ -6,8 +6,10 @@ ones.
 
 from collections.abc import Iterable, Sequence
 from typing import Final
-from xml.etree.ElementTree import Element, SubElement, TreeBuilder, tostring
-from xml.parsers import expat
+from xml.etree.ElementTree import Element, SubElement, tostring
+
+from defusedxml import DTDForbidden
+from defusedxml.ElementTree import ParseError, fromstring
 
 ATOM: Final = "http://www.w3.org/2005/Atom"
 SERVICE_BUS: Final = "http://schemas.microsoft.com/netservices/2010/10/servicebus/connect"
@@ -41,38 +43,18 @@ def read_description(document: bytes, *names: str) -> Element:
 def _parse(document: bytes) -> Element:
     if len(document) > LARGEST:
         raise AtomError(f"the document has {len(document)} bytes; at most {LARGEST} are read")
-    builder = TreeBuilder()
-    parser = expat.ParserCreate(namespace_separator="}")
-    depth = 0
-
-    def start(tag: str, attributes: dict[str, str]) -> None:
-        nonlocal depth
-        depth += 1
-        if depth > DEEPEST:
-            raise AtomError(f"elements may be nested {DEEPEST} deep")
-        builder.start(_qualified(tag), {_qualified(name): value for name, value in attributes.items()})
-
-    def end(tag: str) -> None:
-        nonlocal depth
-        depth -= 1
-        builder.end(_qualified(tag))
-
-    def refuse(*_anything: object) -> None:
-        raise AtomError("a document type declaration is not allowed here")
-
-    parser.StartElementHandler = start
-    parser.EndElementHandler = end
-    parser.CharacterDataHandler = builder.data
-    parser.StartDoctypeDeclHandler = refuse
     try:
-        parser.Parse(document, True)
-    except (expat.ExpatError, ValueError, LookupError) as error:
+        element = fromstring(document, forbid_dtd=True)
+    except DTDForbidden as error:
+        raise AtomError("a document type declaration is not allowed here") from error
+    except (ParseError, ValueError, LookupError) as error:
         raise AtomError(f"the document is not well-formed XML: {error}") from error
-    return builder.close()
-
-
-def _qualified(name: str) -> str:
-    return f"{{{name}" if "}" in name else name
+    level = [element]
+    for _ in range(DEEPEST):
+        level = [child for parent in level for child in parent]
+    if level:
+        raise AtomError(f"elements may be nested {DEEPEST} deep")
+    return element
 
 
 def child_text(parent: Element, name: str) -> str | None:

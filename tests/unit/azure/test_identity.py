@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import AsyncIterator, Callable
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,13 +21,13 @@ from worker.azure import identity
 from worker.azure.identity import (
     EXPIRY_MARGIN,
     SOONEST_REFRESH,
+    TOKEN_TIMEOUT,
     CredentialFetch,
     TokenBroker,
     aadsts_code,
     check_environment,
     open_broker,
     refresh_moment,
-    retry_delay,
 )
 from worker.errors import InvalidSettings, TokenUnavailable
 from worker.interfaces import TokenRefreshed, TokenRefreshFailed
@@ -250,6 +251,19 @@ async def test_a_failed_refresh_keeps_the_last_good_token_and_is_tried_again_eve
 
 
 @pytest.mark.looptime
+async def test_jitter_shortens_the_waits_after_failures_by_half_at_most(
+    service: TokenService, events: EventList
+) -> None:
+    service.refresh_in = 100.0
+    async with TokenBroker(service, observer=events, clock=wall_clock, jitter=lambda: 0.999) as broker:
+        await broker.bearer(SCOPE)
+        service.down = True
+        await after(154.0)
+    waits = [round(later - earlier, 1) for earlier, later in pairwise(service.times[1:9])]
+    assert waits == [0.5, 1, 2, 4, 7.5, 7.5, 7.5]
+
+
+@pytest.mark.looptime
 async def test_the_backoff_begins_anew_after_a_success(broker: TokenBroker, service: TokenService) -> None:
     service.refresh_in = 100.0
     await broker.bearer(SCOPE)
@@ -433,18 +447,6 @@ def test_a_refresh_comes_before_the_token_lapses_and_never_without_pause(
     assert moment <= max(now + SOONEST_REFRESH, token.expires_on - EXPIRY_MARGIN)
     if refresh_on is not None and now + SOONEST_REFRESH <= refresh_on <= token.expires_on - EXPIRY_MARGIN:
         assert refresh_on - 1e-3 <= moment <= refresh_on + (refresh_on - now) / 10 + 1e-3
-
-
-@given(st.integers(1, 10**9), st.floats(0, 1, exclude_max=True))
-def test_a_retry_is_never_sooner_than_half_a_second_nor_later_than_15_seconds(failures: int, jitter: float) -> None:
-    delay = retry_delay(failures, jitter)
-    assert 0.5 <= delay <= 15.0
-    assert retry_delay(failures + 1, jitter) >= delay
-
-
-def test_retries_double_up_to_15_seconds() -> None:
-    delays = [retry_delay(failures, 0.0) for failures in range(1, 12)]
-    assert delays == [1, 2, 4, 8, 15, 15, 15, 15, 15, 15, 15]
 
 
 @pytest.mark.parametrize(
@@ -657,11 +659,11 @@ async def test_the_credential_is_chosen_by_name_or_by_the_projected_token(
 async def test_a_token_request_is_tried_once_and_within_its_timeout(
     made: Made, events: EventList, credential: str
 ) -> None:
-    async with open_broker(settings_of(credential=credential, token_timeout=7.0), events) as broker:
+    async with open_broker(settings_of(credential=credential), events) as broker:
         await broker.bearer(SCOPE)
     ((_, options),) = made
     assert options["retry_total"] == 0
-    assert options["connection_timeout"] == options["read_timeout"] == 7.0
+    assert options["connection_timeout"] == options["read_timeout"] == TOKEN_TIMEOUT
 
 
 async def test_every_request_goes_over_one_shared_session_that_closes_with_the_broker(

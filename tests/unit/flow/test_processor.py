@@ -552,11 +552,20 @@ class ConfirmsLate:
         self.confirmed = asyncio.Event()
 
     async def receive(self, count: int, *, wait: float) -> Sequence[Delivery]:
-        return await self.behind.receive(count, wait=wait)
+        deliveries = await self.behind.receive(count, wait=wait)
+        return [ConfirmedLate(delivery, self.confirmed) for delivery in deliveries]
 
-    async def settle(self, delivery: Delivery, settlement: Settlement) -> None:
-        await self.confirmed.wait()
-        await self.behind.settle(delivery, settlement)
+
+class ConfirmedLate:
+    def __init__(self, delivery: Delivery, confirmed: asyncio.Event) -> None:
+        self.envelope = delivery.envelope
+        self.when_lost = delivery.when_lost
+        self._settle = delivery.settle
+        self._confirmed = confirmed
+
+    async def settle(self, settlement: Settlement) -> None:
+        await self._confirmed.wait()
+        await self._settle(settlement)
 
 
 async def test_the_slot_is_free_before_the_settlement_is_confirmed() -> None:

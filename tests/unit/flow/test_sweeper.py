@@ -99,6 +99,29 @@ async def test_what_lies_behind_dead_letters_for_people_is_reached_and_they_stay
     assert yard.dead.locked == []
 
 
+async def test_over_many_receives_all_that_is_to_be_swept_goes_and_all_else_stays() -> None:
+    yard = Yard()
+    for number in range(347):
+        yard.bury(f"{number}", (EXPIRED, TOO_OFTEN, "InvalidJob")[number % 3], delivery_count=number % 7)
+    await yard.sweep()
+    assert set(yard.sink.lines) == {f"batch/{number}" for number in range(347) if number % 3 < 2}
+    assert len(yard.events.of(DeadLetterSwept)) == len(yard.sink.lines) == 232
+    assert len(yard.dead) == 115
+    assert yard.dead.locked == []
+
+
+async def test_a_pass_holds_no_more_than_is_bearable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.flow.sweeper.HELD_BYTES", 30_000)
+    yard = Yard()
+    for number in range(347):
+        yard.bury(f"broken{number}", "InvalidJob", body=b"x" * 173)
+    yard.bury("a", EXPIRED)
+    await yard.sweep()
+    assert yard.sink.lines == {}
+    assert len(yard.dead.settled) == 200, "the second hundred passes the limit"
+    assert yard.dead.locked == []
+
+
 async def test_what_does_not_decode_stays_for_people() -> None:
     yard = Yard()
     yard.bury("a", EXPIRED, body=b"{")

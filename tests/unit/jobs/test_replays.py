@@ -14,7 +14,7 @@ from worker.jobs.replays import (
     Plan,
     Replay,
     Selection,
-    letter_of,
+    dead_letter_of,
     message_id_of,
     plan_replays,
     read_deadline,
@@ -47,7 +47,7 @@ def without_none(**properties: object) -> dict[str, Any]:
 
 
 def replay(of: Envelope, deadline: NewDeadline | None = None) -> Replay:
-    return replay_of(letter_of(of), deadline)
+    return replay_of(dead_letter_of(of), deadline)
 
 
 def sent_again(of: Envelope) -> Envelope:
@@ -57,7 +57,7 @@ def sent_again(of: Envelope) -> Envelope:
 
 
 def plan(*envelopes: Envelope, deadline: NewDeadline | None = None) -> Plan:
-    letters = [letter_of(one) for one in envelopes]
+    letters = [dead_letter_of(one) for one in envelopes]
     return plan_replays(letters, letters, deadline, NOW)
 
 
@@ -97,7 +97,7 @@ def test_a_replay_is_named_by_the_dead_letter_alone_so_that_a_second_one_is_drop
     ],
 )
 def test_the_number_counts_on_from_the_last_replays(message_id: str | None, job_id: object, named: str) -> None:
-    assert message_id_of(letter_of(envelope(message_id=message_id, **without_none(job_id=job_id)))) == named
+    assert message_id_of(dead_letter_of(envelope(message_id=message_id, **without_none(job_id=job_id)))) == named
 
 
 def test_the_producers_properties_stay_and_the_brokers_go() -> None:
@@ -142,7 +142,7 @@ def test_of_two_that_would_be_one_message_neither_is_sent() -> None:
 
 
 def test_one_that_is_not_chosen_can_be_the_other_ones_twin() -> None:
-    one, other = letter_of(envelope(1)), letter_of(envelope(2))
+    one, other = dead_letter_of(envelope(1)), dead_letter_of(envelope(2))
     assert set(plan_replays([one, other], [one], None, NOW).left) == {1}
 
 
@@ -153,9 +153,9 @@ def test_after_9999_replays_there_is_no_other() -> None:
 
 def test_a_selection_is_of_numbers_of_a_reason_or_of_all() -> None:
     found = [
-        letter_of(envelope(1)),
-        letter_of(envelope(2, reason="InvalidJson")),
-        letter_of(envelope(3, reason="")),
+        dead_letter_of(envelope(1)),
+        dead_letter_of(envelope(2, reason="InvalidJson")),
+        dead_letter_of(envelope(3, reason="")),
     ]
 
     def numbers(**selection: Any) -> list[int]:

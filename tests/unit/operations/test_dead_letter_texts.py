@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.jobs.job import Envelope
-from worker.jobs.replays import Letter, Survey, letter_of
+from worker.jobs.replays import DeadLetter, Survey, dead_letter_of
 from worker.operations.dead_letters.texts import (
     as_line,
     describe,
@@ -40,12 +40,12 @@ def envelope(
     )
 
 
-def letters(*reasons: str | None) -> Sequence[Letter]:
-    return [letter_of(envelope(number, reason=reason)) for number, reason in enumerate(reasons, 1)]
+def letters(*reasons: str | None) -> Sequence[DeadLetter]:
+    return [dead_letter_of(envelope(number, reason=reason)) for number, reason in enumerate(reasons, 1)]
 
 
 def test_a_script_gets_a_line_of_fields_between_tabs() -> None:
-    line = as_line(letter_of(envelope(message_id=None)))
+    line = as_line(dead_letter_of(envelope(message_id=None)))
     assert line == "17\t2026-11-24T06:00:00.000Z\t-\tb\tInvalidJson\tmend\\nit\t1"
 
 
@@ -54,7 +54,7 @@ def test_nothing_that_a_producer_writes_steers_a_terminal_or_breaks_a_line(one: 
     written = envelope(
         message_id=one, correlation_id=two, properties={"DeadLetterErrorDescription": three, one: three, two: 1}
     )
-    assert as_line(letter_of(written)).replace("\t", "").isprintable()
+    assert as_line(dead_letter_of(written)).replace("\t", "").isprintable()
     assert all(line.isprintable() for line in describe(written))
 
 
@@ -110,7 +110,7 @@ def test_no_line_of_a_list_is_wider_than_the_terminal(
     long = envelope(
         message_id="m" * 128, correlation_id="b" * 48, properties={"DeadLetterErrorDescription": "d" * 900}
     )
-    print_list([letter_of(long), *letters("InvalidJob", None)])
+    print_list([dead_letter_of(long), *letters("InvalidJob", None)])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 7
     assert max(map(len, lines)) == 80

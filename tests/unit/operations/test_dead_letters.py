@@ -112,9 +112,9 @@ async def test_a_broker_that_does_not_confirm_ends_the_pass() -> None:
     assert (notes.acted, notes.reported) == ([1], [])
 
 
-@pytest.mark.parametrize("limit", ["HELD", "HELD_BYTES"])
+@pytest.mark.parametrize("limit", ["worker.flow.dead_letters.HELD", f"{module.__name__}.HELD_BYTES"])
 async def test_no_more_is_held_than_is_bearable(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, limit, 100)
+    monkeypatch.setattr(limit, 100)
     dead, notes = queue_of(200), Notes()
     taken = await take(dead, {200}, notes, notes.report)
     assert taken == Taken(done=0, unconfirmed=[], missing=[200], is_full=True)

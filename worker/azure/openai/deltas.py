@@ -28,29 +28,49 @@ def merge(into: dict[str, Any], delta: dict[str, Any], depth: int = 0) -> None:
     """Add a delta: strings go on, lists are extended, objects are merged; of the rest the last counts."""
     for name, value in delta.items():
         held = into.get(name)
-        if value is None or depth == MAX_DEPTH:
-            into[name] = held if value is None else value
-        elif isinstance(value, str) and name not in _SENT_WHOLE:
-            into[name] = held if isinstance(held, _Bits) else _Bits()
-            into[name].append(value)
-        elif isinstance(value, dict):
-            into[name] = held if type(held) is dict else {}
-            merge(into[name], value, depth + 1)
-        elif isinstance(value, list) and name == "tool_calls":
-            into[name] = held if isinstance(held, _Calls) else _Calls()
-            _merge_calls(into[name], value, depth + 1)
-        elif isinstance(value, list) and type(held) is list:
-            held.extend(value)
-        elif value or not held:
+        if value is None:
+            into[name] = held
+        elif depth == MAX_DEPTH:
             into[name] = value
+        else:
+            into[name] = _merged(name, held, value, depth)
 
 
-def _merge_calls(into: _Calls, deltas: list[Any], depth: int) -> None:
+def _merged(name: str, held: Any, value: Any, depth: int) -> Any:
+    match value:
+        case str() if name not in _SENT_WHOLE:
+            return _longer(held, value)
+        case dict():
+            return _merged_object(held, value, depth + 1)
+        case list() if name == "tool_calls":
+            return _merged_calls(held, value, depth + 1)
+        case list() if type(held) is list:
+            held.extend(value)
+            return held
+        case _:
+            return value or held or value
+
+
+def _longer(held: Any, bit: str) -> _Bits:
+    bits = held if isinstance(held, _Bits) else _Bits()
+    bits.append(bit)
+    return bits
+
+
+def _merged_object(held: Any, delta: dict[str, Any], depth: int) -> dict[str, Any]:
+    made = held if type(held) is dict else {}
+    merge(made, delta, depth)
+    return made
+
+
+def _merged_calls(held: Any, deltas: list[Any], depth: int) -> _Calls:
+    calls = held if isinstance(held, _Calls) else _Calls()
     for position, delta in enumerate(deltas):
         if not isinstance(delta, dict):
             raise Unavailable("a tool call in the stream is no object")
         index = delta.pop("index", position)
-        merge(into.setdefault(index if type(index) is int else position, {}), delta, depth)
+        merge(calls.setdefault(index if type(index) is int else position, {}), delta, depth)
+    return calls
 
 
 def join(value: Any, depth: int = 0) -> Any:

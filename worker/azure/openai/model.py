@@ -1,8 +1,8 @@
 """The deployments of Azure OpenAI: one lean call, on the v1 surface or on that of an api-version.
 
 The openai client does the talking, with retries off (tenacity owns them) and answers as bytes: building its
-models costs 0.4 ms more of CPU for each call. What is an answer decides `answers.py`, how a stream becomes one
-`streams.py`, and what a refusal means `refusals.py`.
+models costs 0.4 ms more of CPU for each call (`private.py`). What is an answer decides `answers.py`, how a stream
+becomes one `streams.py`, and what a refusal means `refusals.py`.
 """
 
 import asyncio
@@ -10,8 +10,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
 import aiohttp
@@ -20,6 +19,7 @@ import openai
 import orjson
 
 from worker.azure.openai.answers import read_answer
+from worker.azure.openai.private import make_client, post
 from worker.azure.openai.refusals import Exchange, classify, plain_headers
 from worker.azure.openai.streams import ASSEMBLIES, read_stream
 from worker.azure.openai.transport import MAX_ANSWER, LeanClient, counted, take_in
@@ -57,21 +57,6 @@ are held as objects."""
 LINGER = 1.0
 """Seconds for a stream to end once its answer is whole; only then can its connection be used again."""
 
-_HEADERS = {
-    "Accept": "application/json",
-    "Content-Type": "application/json",
-    "User-Agent": f"AsyncOpenAI/Python {openai.__version__}",
-}
-
-_OPTIONS: Any = {
-    "security": {"bearer_auth": True},
-    "max_retries": 0,
-    "timeout": None,  # the whole call has one
-    "params": {},
-    "idempotency_key": "none",  # goes into a header that this API does not have
-}
-"""Of every request. What is not given here the client copies or makes up each time, such as a UUID for the key."""
-
 T = TypeVar("T")
 
 
@@ -85,23 +70,6 @@ class Call:
     timeout: float
     room: Room | None = None
     stream_weight: float = TEXT_WEIGHT
-
-
-class _FewHeaders:
-    """In front of a client: it does not tell of itself and of the machine, which costs 0.02 ms of CPU a call, and
-    takes no header from the environment (`OPENAI_CUSTOM_HEADERS`, `OPENAI_ORG_ID`)."""
-
-    @property
-    def default_headers(self) -> dict[str, str | openai.Omit]:
-        return {**_HEADERS}
-
-
-class _Client(_FewHeaders, openai.AsyncOpenAI):
-    """Of the v1 surface."""
-
-
-class _AzureClient(_FewHeaders, openai.AsyncAzureOpenAI):
-    """Of the surface of an api-version."""
 
 
 class AzureOpenAI:
@@ -139,12 +107,7 @@ class AzureOpenAI:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._http.aclose()
 
     async def complete(self, job: Job, target: Target, room: Room | None = None) -> Response:
@@ -233,18 +196,9 @@ class AzureOpenAI:
 
     async def _send(self, call: Call) -> httpx2.Response:
         """A response whose body is not read yet. To be closed."""
-        answered = await self._client(call.target.endpoint).post(
-            self._url(call),
-            cast_to=httpx2.Response,
-            content=call.body,
-            options=_OPTIONS,
-            stream=True,
-            stream_cls=openai.AsyncStream[Any],
-        )
-        return cast(httpx2.Response, answered)  # as `cast_to` asks, streamed or not
+        return await post(self._client(call.target.endpoint), self._url(call), call.body)
 
     def _url(self, call: Call) -> str:
-        """Whole, which spares the client its joining of base and path at every call."""
         path = PATHS[call.operation]
         if self._api_version is None:
             return f"{call.target.endpoint}/openai/v1{path}"
@@ -261,21 +215,10 @@ class AzureOpenAI:
     def _client(self, endpoint: str) -> openai.AsyncOpenAI:
         client = self._clients.get(endpoint)
         if client is None:
-            client = self._clients[endpoint] = self._make_client(endpoint)
-        return client
-
-    def _make_client(self, endpoint: str) -> openai.AsyncOpenAI:
-        if self._api_version is None:
-            return _Client(
-                base_url=f"{endpoint}/openai/v1/", api_key=self._bearer, http_client=self._http, max_retries=0
+            client = self._clients[endpoint] = make_client(
+                endpoint, api_version=self._api_version, bearer=self._bearer, http=self._http
             )
-        return _AzureClient(
-            azure_endpoint=endpoint,
-            api_version=self._api_version,
-            azure_ad_token_provider=self._bearer,
-            http_client=self._http,
-            max_retries=0,
-        )
+        return client
 
     async def _bearer(self) -> str:
         return await self._tokens.bearer(self._scope)

@@ -1,15 +1,14 @@
 """The jobs queue on Azure Service Bus: receive, and reconnect when a link fails.
 
-`servicebus_links` is what happens on a link (locks are kept, messages settled), `servicebus_private` what the SDK's
-public surface cannot do, `servicebus_messages` how a message is read.
+`links` is what happens on a link (locks are kept, messages settled), `private` what the SDK's
+public surface cannot do, `messages` how a message is read.
 """
 
 import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from azure.core.credentials_async import AsyncTokenCredential
 from azure.servicebus import ServiceBusSubQueue, TransportType
@@ -17,11 +16,10 @@ from azure.servicebus.aio import ServiceBusClient
 
 from worker.azure.network import proxy_to, trust
 from worker.azure.servicebus.faults import FAULTS, describe_fault
-from worker.azure.servicebus.links import SETTLE_TIMEOUT, Link, LockedMessage, close
+from worker.azure.servicebus.links import SETTLE_TIMEOUT, Link, close
 from worker.errors import SourceUnavailable
 from worker.interfaces import Delivery, Observer
 from worker.jobs.job import Envelope
-from worker.jobs.outcomes import Settlement
 from worker.settings import ConnectionSettings
 
 SERVICEBUS_SCOPE = "https://servicebus.azure.net//.default"
@@ -108,12 +106,7 @@ class JobsQueue:
         await self._tending.__aenter__()
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         for link in self._links:
             link.retire()
             link.forget()
@@ -150,7 +143,3 @@ class JobsQueue:
         await self.open()
         assert self._link is not None
         return await self._link.peek(following, count)
-
-    async def settle(self, delivery: Delivery, settlement: Settlement) -> None:
-        locked = cast(LockedMessage, delivery)
-        await locked.link.settle(locked, settlement)

@@ -52,13 +52,15 @@ RENEW_AGAIN = 2.0
 class LockedMessage:
     """A delivery under a lock that lasts until `locked_until` (Unix seconds, by the broker's clock)."""
 
-    def __init__(self, message: ServiceBusReceivedMessage, link: "Link", queue: str, now: float) -> None:
+    def __init__(
+        self, message: ServiceBusReceivedMessage, queue: str, settlements: "Settlements", now: float
+    ) -> None:
         self.message = message
-        self.link = link
         self.envelope = open_envelope(message, queue)
         self.token = str(message.lock_token)
         self.renew_at = 0.0
         self.is_lost = False
+        self._settlements = settlements
         self._callback: Callable[[], None] | None = None
         self.note_renewed(end_of_lock(message), now)
 
@@ -66,6 +68,9 @@ class LockedMessage:
         self._callback = callback
         if self.is_lost:
             callback()
+
+    async def settle(self, settlement: Settlement) -> None:
+        await self._settlements.settle(self, settlement)
 
     def note_renewed(self, locked_until: float, now: float) -> None:
         self.locked_until = locked_until
@@ -78,14 +83,10 @@ class LockedMessage:
 
 
 class Link:
-    """One receiver of the SDK and the deliveries that came through it.
+    """One receiver of the SDK, the locks of what came through it, and their settlements.
 
     One coroutine at a time uses its management link: concurrent requests get the same delivery-id, and the
     service drops the connection.
-
-    What goes unanswered for the whole of its time is not asked again for each message. A link that does not confirm
-    a settlement is mute: the others go over the management link at once. Where nobody answers there either, the
-    broker is silent: settlements fail, after no more than the renewal under way, until a renewal is answered.
     """
 
     def __init__(
@@ -96,13 +97,10 @@ class Link:
         self._queue = queue
         self._observer = observer
         self._clock = clock
-        self._deliveries: dict[str, LockedMessage] = {}
         self._management = asyncio.Lock()
-        self._settling = asyncio.Semaphore(SETTLE_TOGETHER)
+        self._locks = Locks(receiver, self._management, observer, clock)
+        self._settlements = Settlements(receiver, self._management, self._locks, self._give_up)
         self._is_receiving = False
-        self._is_mute = False
-        self._is_silent = False
-        self._bell = Bell()
 
     async def receive(self, count: int, wait: float) -> Sequence[LockedMessage]:
         """Raises SourceUnavailable; the link is retired then."""
@@ -114,16 +112,13 @@ class Link:
             self._give_up(error)
             raise SourceUnavailable(self._describe(error)) from error
         else:
-            return self._take(messages)
+            now = self._clock()
+            taken = [LockedMessage(message, self._queue, self._settlements, now) for message in messages]
+            self._locks.keep(taken)
+            return taken
         finally:
             self._is_receiving = False
-            self._bell.ring()
-
-    def _take(self, messages: Iterable[ServiceBusReceivedMessage]) -> Sequence[LockedMessage]:
-        now = self._clock()
-        taken = [LockedMessage(message, self, self._queue, now) for message in messages]
-        self._deliveries.update((locked.token, locked) for locked in taken)
-        return taken
+            self._locks.look()
 
     async def peek(self, following: int, count: int) -> Sequence[Envelope]:
         """Raises SourceUnavailable; the link is retired then."""
@@ -140,75 +135,19 @@ class Link:
     def retire(self) -> None:
         """Receive nothing more through it; what came is kept until it is settled."""
         self.is_retired = True
-        self._bell.ring()
+        self._locks.look()
 
     def forget(self) -> None:
         """Renew nothing more: what is unsettled comes again when its lock lapses."""
-        self._deliveries.clear()
-        self._bell.ring()
+        self._locks.forget()
 
-    async def settle(self, locked: LockedMessage, settlement: Settlement) -> None:
-        """Raises LockLost or SourceUnavailable, the latter half a minute after its turn at the latest."""
+    async def tend(self) -> None:
+        """Keep every lock renewed until the link is retired and its last delivery settled. Closes the receiver."""
         try:
-            await self._settle_once(locked, settlement)
-        except MessageLockLostError as error:
-            raise LockLost(f"lock lost before {type(settlement).__name__}") from error
-        except FAULTS as error:
-            raise SourceUnavailable(f"unconfirmed {type(settlement).__name__}: {describe_fault(error)}") from error
+            while len(self._locks) or self._is_receiving or not self.is_retired:
+                await self._locks.tend()
         finally:
-            self._deliveries.pop(locked.token, None)
-            if self.is_retired:
-                self._bell.ring()
-
-    async def _settle_once(self, locked: LockedMessage, settlement: Settlement) -> None:
-        gives_up_at = math.inf
-        try:
-            async with self._settling:
-                gives_up_at = loop_time() + SETTLE_WITHIN
-                async with asyncio.timeout_at(gives_up_at):
-                    await self._settle_on_link(locked.message, settlement)
-        except MessageLockLostError:
-            raise
-        except FAULTS:
-            # the link is gone or mute; over the management link the lock's token still counts
-            async with asyncio.timeout_at(gives_up_at), self._management:
-                await self._settle_by_token(locked.message, settlement)
-
-    async def _settle_on_link(self, message: ServiceBusReceivedMessage, settlement: Settlement) -> None:
-        if self._is_mute:
-            raise TimeoutError("the link confirms nothing")
-        started = loop_time()
-        try:
-            await settle_on_link(self.receiver, message, settlement, timeout=SETTLE_TIMEOUT)
-        except FAULTS as error:
-            if _went_unanswered(started):
-                self._is_mute = True
-                self._give_up(error)
-            raise
-
-    async def _settle_by_token(self, message: ServiceBusReceivedMessage, settlement: Settlement) -> None:
-        """Twice if need be: over a dead connection the first try fails and makes the SDK open another."""
-        if self._is_silent:
-            raise TimeoutError("nobody answers, not even over a new connection")
-        try:
-            await settle_by_token(self.receiver, message, settlement, timeout=SETTLE_TIMEOUT)
-        except MessageLockLostError:
-            raise
-        except FAULTS:
-            started = loop_time()
-            try:
-                await settle_by_token(self.receiver, message, settlement, timeout=SETTLE_TIMEOUT)
-            except BaseException:  # the end of the half minute counts too
-                if _went_unanswered(started):
-                    self._fall_silent()
-                raise
-
-    def _fall_silent(self) -> None:
-        """Until a renewal is answered, which is tried from now on."""
-        self._is_silent = True
-        for locked in self._deliveries.values():
-            locked.renew_at = self._clock()
-        self._bell.ring()
+            await close(self.receiver)
 
     def _give_up(self, error: BaseException) -> None:
         """Retire it because it failed, which is told once."""
@@ -219,18 +158,141 @@ class Link:
     def _describe(self, error: BaseException) -> str:
         return f"queue {self._queue!r}: {describe_fault(error)}"
 
-    async def tend(self) -> None:
-        """Keep every lock renewed until the link is retired and its last delivery settled. Closes the receiver."""
+
+class Settlements:
+    """What is told to the broker, many at once: on the link, or else over the management link.
+
+    What goes unanswered for the whole of its time is not asked again for each message. A link that does not confirm
+    a settlement is mute: `on_mute` hears of it, and the others go over the management link at once. Where nobody
+    answers there either, the broker is silent: settlements fail, after no more than the renewal under way, until a
+    renewal is answered.
+    """
+
+    def __init__(
+        self,
+        receiver: ServiceBusReceiver,
+        management: asyncio.Lock,
+        locks: "Locks",
+        on_mute: Callable[[BaseException], None],
+    ) -> None:
+        self._receiver = receiver
+        self._management = management
+        self._locks = locks
+        self._on_mute = on_mute
+        self._places = asyncio.Semaphore(SETTLE_TOGETHER)
+        self._is_mute = False
+
+    async def settle(self, locked: LockedMessage, settlement: Settlement) -> None:
+        """Raises LockLost or SourceUnavailable, the latter half a minute after its turn at the latest."""
         try:
-            while self._deliveries or self._is_receiving or not self.is_retired:
-                due_at = min((locked.renew_at for locked in self._deliveries.values()), default=None)
-                if due_at is None or due_at > self._clock():
-                    until = {} if due_at is None else {"until": loop_time() + due_at - self._clock()}
-                    await self._bell.wait(**until)
-                else:
-                    await self._renew_due()
+            await self._settle_once(locked.message, settlement)
+        except MessageLockLostError as error:
+            raise LockLost(f"lock lost before {type(settlement).__name__}") from error
+        except FAULTS as error:
+            raise SourceUnavailable(f"unconfirmed {type(settlement).__name__}: {describe_fault(error)}") from error
         finally:
-            await close(self.receiver)
+            self._locks.drop(locked)
+
+    async def _settle_once(self, message: ServiceBusReceivedMessage, settlement: Settlement) -> None:
+        gives_up_at = math.inf
+        try:
+            async with self._places:
+                gives_up_at = loop_time() + SETTLE_WITHIN
+                async with asyncio.timeout_at(gives_up_at):
+                    await self._settle_on_link(message, settlement)
+        except MessageLockLostError:
+            raise
+        except FAULTS:
+            # the link is gone or mute; over the management link the lock's token still counts
+            async with asyncio.timeout_at(gives_up_at), self._management:
+                await self._settle_by_token(message, settlement)
+
+    async def _settle_on_link(self, message: ServiceBusReceivedMessage, settlement: Settlement) -> None:
+        if self._is_mute:
+            raise TimeoutError("the link confirms nothing")
+        started = loop_time()
+        try:
+            await settle_on_link(self._receiver, message, settlement, timeout=SETTLE_TIMEOUT)
+        except FAULTS as error:
+            if _went_unanswered(started):
+                self._is_mute = True
+                self._on_mute(error)
+            raise
+
+    async def _settle_by_token(self, message: ServiceBusReceivedMessage, settlement: Settlement) -> None:
+        """Twice if need be: over a dead connection the first try fails and makes the SDK open another."""
+        if self._locks.is_silent:
+            raise TimeoutError("nobody answers, not even over a new connection")
+        try:
+            await settle_by_token(self._receiver, message, settlement, timeout=SETTLE_TIMEOUT)
+        except MessageLockLostError:
+            raise
+        except FAULTS:
+            started = loop_time()
+            try:
+                await settle_by_token(self._receiver, message, settlement, timeout=SETTLE_TIMEOUT)
+            except BaseException:  # the end of the half minute counts too
+                if _went_unanswered(started):
+                    self._locks.fall_silent()
+                raise
+
+
+class Locks:
+    """The locks of a link's deliveries, renewed many in one request.
+
+    `is_silent`: nobody answers over the management link; until a renewal is answered.
+    """
+
+    def __init__(
+        self,
+        receiver: ServiceBusReceiver,
+        management: asyncio.Lock,
+        observer: Observer,
+        clock: Callable[[], float],
+    ) -> None:
+        self.is_silent = False
+        self._receiver = receiver
+        self._management = management
+        self._observer = observer
+        self._clock = clock
+        self._deliveries: dict[str, LockedMessage] = {}
+        self._bell = Bell()
+
+    def __len__(self) -> int:
+        return len(self._deliveries)
+
+    def keep(self, deliveries: Iterable[LockedMessage]) -> None:
+        """Renew these too, from the next `look` on."""
+        self._deliveries.update((locked.token, locked) for locked in deliveries)
+
+    def drop(self, locked: LockedMessage) -> None:
+        """It is settled. Only who waits for the last one is woken, as each wakening costs."""
+        self._deliveries.pop(locked.token, None)
+        if not self._deliveries:
+            self.look()
+
+    def forget(self) -> None:
+        self._deliveries.clear()
+        self.look()
+
+    def look(self) -> None:
+        """Something has changed: `tend` returns."""
+        self._bell.ring()
+
+    def fall_silent(self) -> None:
+        """Until a renewal is answered, which is tried from now on."""
+        self.is_silent = True
+        for locked in self._deliveries.values():
+            locked.renew_at = self._clock()
+        self.look()
+
+    async def tend(self) -> None:
+        """Renew what is due; where nothing is, wait until something is or has changed."""
+        due_at = min((locked.renew_at for locked in self._deliveries.values()), default=math.inf)
+        if due_at > self._clock():
+            await self._bell.wait(until=loop_time() + due_at - self._clock())
+        else:
+            await self._renew_due()
 
     async def _renew_due(self) -> None:
         """Renew what is due, and what soon will be, in as few requests as possible."""
@@ -251,14 +313,14 @@ class Link:
         try:
             async with self._management:
                 expirations = await renew_locks(
-                    self.receiver, [locked.message for locked in due], timeout=SETTLE_TIMEOUT
+                    self._receiver, [locked.message for locked in due], timeout=SETTLE_TIMEOUT
                 )
         except MessageLockLostError:
             return await self._find_lost(due)
         except FAULTS as error:
             return self._postpone(due, error)
         else:
-            self._is_silent = False
+            self.is_silent = False
             now = self._clock()
             for locked, expiration in zip(due, expirations, strict=True):
                 locked.note_renewed(expiration, now)

@@ -2,10 +2,11 @@
 lock. The SDK leaves keys and texts of others as bytes, and bodies in parts."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from azure.servicebus import ServiceBusReceivedMessage
+from azure.servicebus.amqp import AmqpMessageBodyType
 
 from worker.jobs.job import Envelope
 
@@ -13,7 +14,7 @@ from worker.jobs.job import Envelope
 def open_envelope(message: ServiceBusReceivedMessage, queue: str) -> Envelope:
     enqueued = message.enqueued_time_utc
     return Envelope(
-        body=_body(message),
+        body=read_body(message),
         queue=queue,
         sequence_number=message.sequence_number or 0,
         enqueued_at=enqueued.timestamp() if enqueued else time.time(),
@@ -26,14 +27,28 @@ def open_envelope(message: ServiceBusReceivedMessage, queue: str) -> Envelope:
     )
 
 
-def _body(message: ServiceBusReceivedMessage) -> bytes:
-    """The bytes of a data body; a text value is what some AMQP clients send for JSON; else nothing."""
+def read_body(message: ServiceBusReceivedMessage) -> bytes:
+    """The bytes of a data body; a text or binary value is what some AMQP clients send for JSON; else nothing."""
     body = message.body
-    if isinstance(body, (str, bytes)):
-        return body.encode() if isinstance(body, str) else body
-    is_parts = isinstance(body, Iterable) and not isinstance(body, Mapping)
-    parts = list(body) if is_parts else []
-    return b"".join(part for part in parts if isinstance(part, bytes))
+    match message.body_type:
+        case AmqpMessageBodyType.DATA:
+            return b"".join(body)
+        case AmqpMessageBodyType.VALUE if isinstance(body, (str, bytes)):
+            return body.encode() if isinstance(body, str) else body
+        case _:
+            return b""
+
+
+def read_structure(message: ServiceBusReceivedMessage) -> object:
+    """An AMQP map, list, number or sequence: a body of which `read_body` has nothing. None where it has it."""
+    body = message.body
+    match message.body_type:
+        case AmqpMessageBodyType.SEQUENCE:
+            return list(body)
+        case AmqpMessageBodyType.VALUE if not isinstance(body, (str, bytes)):
+            return body
+        case _:
+            return None
 
 
 def _properties(properties: Mapping[Any, Any] | None) -> Mapping[str, object]:

@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from types import TracebackType
 from typing import Self
 
 from azure.servicebus import ServiceBusMessage
@@ -69,12 +68,7 @@ class ResultsQueue:
         self._sending = asyncio.get_running_loop().create_task(self._send_forever(), name="results")
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._sending is not None:
             self._sending.cancel()
             await asyncio.wait({self._sending})

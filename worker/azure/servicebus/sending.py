@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import Awaitable, Callable
-from types import TracebackType
 from typing import Self, TypeVar
 
 from azure.servicebus import ServiceBusMessage, ServiceBusMessageBatch
@@ -25,7 +24,7 @@ from azure.servicebus.exceptions import (
 
 from worker.azure.servicebus.faults import FAULTS, causes_of, describe_fault
 from worker.errors import TokenUnavailable
-from worker.waits import loop_time
+from worker.waits import backoff, loop_time
 
 TRY_TIMEOUT = 30.0
 """Seconds for one try: opening a link where there is none, sending, and the queue's confirmation. A batch of 1 MB
@@ -74,12 +73,7 @@ class RetryingSender:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._close()
 
     async def create_message_batch(self, max_size_in_bytes: int | None = None) -> ServiceBusMessageBatch:
@@ -107,7 +101,7 @@ class RetryingSender:
                 return await self._try_once(operation)
             except FAULTS as error:
                 await self._close()
-                pause = min(2.0 ** (number - 1), LONGEST_PAUSE)
+                pause = backoff(number, base=1.0, cap=LONGEST_PAUSE)
                 patience = PATIENCE if self._was_reached else FIRST_PATIENCE
                 if _is_final(error) or loop_time() + pause - started > patience:
                     raise

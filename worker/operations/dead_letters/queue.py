@@ -1,14 +1,8 @@
-"""The dead-letter queue for people: look through it, send its messages again, take them away.
+"""The dead-letter queue for people: look through it, send its messages again, take them away."""
 
-Service Bus has no way to take a message by its sequence number. So what lies before a wanted one is received too,
-held under lock, and released at the end of the pass, which leaves it where it was. Two people may do this at once,
-and workers may sweep meanwhile: a message is under one lock only, and who comes later does not find it.
-"""
-
-import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol, cast
@@ -20,11 +14,11 @@ from azure.servicebus.amqp import AmqpAnnotatedMessage, AmqpMessageBodyType, Amq
 from worker.azure.identity import open_broker
 from worker.azure.servicebus.jobs_queue import SERVICEBUS_SCOPE, JobsQueue, connect
 from worker.azure.servicebus.links import LockedMessage
-from worker.errors import LockLost, SourceUnavailable
+from worker.azure.servicebus.messages import read_structure
+from worker.flow.dead_letters import Pass, pages
 from worker.interfaces import DeadLetters, Delivery
 from worker.jobs.job import Envelope
-from worker.jobs.outcomes import Complete, Release
-from worker.jobs.replays import Letter, Replay, Survey, letter_of
+from worker.jobs.replays import DeadLetter, Replay, Survey, dead_letter_of
 from worker.operations.dead_letters.texts import saved_line
 from worker.settings import ConnectionSettings
 
@@ -35,9 +29,8 @@ LOOKED_AT = 10_000
 LOOKED_AT_BYTES = 256 << 20
 """Of dead letters one command looks at about so many at most: looking brings the whole message here."""
 
-HELD = 2_000
 HELD_BYTES = 64 << 20
-"""Of unwanted ones a pass holds about so many at most, to reach what lies behind them."""
+"""Of unwanted ones a pass holds about so many bytes at most."""
 
 RECEIVE_WAIT = 5.0
 SEND_TIMEOUT = 30.0
@@ -76,7 +69,7 @@ class Taken:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Post:
+class DeadLetterQueue:
     """A queue's dead letters, and the way back into it. Nothing is opened before it is used."""
 
     queue: str
@@ -91,7 +84,9 @@ class Post:
 
 
 @asynccontextmanager
-async def open_post(settings: ConnectionSettings, queue: str | None = None) -> AsyncIterator[Post]:
+async def open_dead_letters(
+    settings: ConnectionSettings, queue: str | None = None
+) -> AsyncIterator[DeadLetterQueue]:
     """Of `queue`, or of the settings' queue of jobs."""
     name = queue or settings.jobs_queue
     async with open_broker(settings, _ignore) as tokens:
@@ -102,21 +97,19 @@ async def open_post(settings: ConnectionSettings, queue: str | None = None) -> A
             connect(settings, tokens, retries=0) as receivers,
             JobsQueue(receivers, name, observer=_ignore, dead_letters=True) as dead_letters,
         ):
-            yield Post(queue=name, dead_letters=dead_letters, senders=senders)
+            yield DeadLetterQueue(queue=name, dead_letters=dead_letters, senders=senders)
 
 
 async def survey(dead_letters: DeadLetters) -> Survey:
     """Look at what is there; nothing is locked. Raises SourceUnavailable."""
-    letters: list[Letter] = []
-    size = following = 0
-    while len(letters) < LOOKED_AT and size < LOOKED_AT_BYTES:
-        envelopes = await dead_letters.peek(following, TOGETHER)
-        if not envelopes:
-            return Survey(letters=letters, is_whole=True)
-        letters += map(letter_of, envelopes)
+    letters: list[DeadLetter] = []
+    size = 0
+    async for envelopes in pages(dead_letters, TOGETHER):
+        if len(letters) >= LOOKED_AT or size >= LOOKED_AT_BYTES:
+            return Survey(letters=letters, is_whole=False)
+        letters += map(dead_letter_of, envelopes)
         size += sum(len(envelope.body) for envelope in envelopes)
-        following = envelopes[-1].sequence_number + 1
-    return Survey(letters=letters, is_whole=not await dead_letters.peek(following, 1))
+    return Survey(letters=letters, is_whole=True)
 
 
 async def look_at(dead_letters: DeadLetters, sequence_number: int) -> Envelope | None:
@@ -135,24 +128,19 @@ async def take(
     A crash after the act leaves a dead letter that was acted on. Raises SourceUnavailable, and what `act` raises;
     all that is held is then released, or comes back when its lock lapses.
     """
-    left, held = set(wanted), dict[int, Delivery]()
-    done, unconfirmed = 0, list[int]()
-    try:
-        while left and _is_bearable(held.values()):
-            deliveries = await dead_letters.receive(TOGETHER, wait=RECEIVE_WAIT)
-            if not deliveries:
-                break
-            held |= {delivery.envelope.sequence_number: delivery for delivery in deliveries}
-            for number in sorted(left & held.keys()):
-                await act(held[number])
+    left, done, unconfirmed = set(wanted), 0, list[int]()
+    async with Pass(dead_letters, count=TOGETHER, wait=RECEIVE_WAIT, held_bytes=HELD_BYTES) as one_pass:
+        while left and await one_pass.receive():
+            for number in sorted(left & one_pass.held.keys()):
+                delivery = one_pass.held[number]
+                await act(delivery)
                 left.discard(number)
-                if await _is_completed(dead_letters, held.pop(number), report):
+                if await one_pass.complete(delivery):
+                    report(delivery.envelope)
                     done += 1
                 else:
                     unconfirmed.append(number)
-    finally:
-        await _release(dead_letters, held.values())
-    is_full = bool(left) and not _is_bearable(held.values())
+        is_full = bool(left) and one_pass.is_full
     return Taken(done=done, unconfirmed=unconfirmed, missing=sorted(left), is_full=is_full)
 
 
@@ -176,7 +164,8 @@ class Saving:
         self._file = file
 
     async def __call__(self, delivery: Delivery, /) -> None:
-        self._file.write(saved_line(delivery.envelope, value=unread_body(delivery)) + b"\n")
+        value = read_structure(cast(LockedMessage, delivery).message)
+        self._file.write(saved_line(delivery.envelope, value=value) + b"\n")
         self._file.flush()
         if self._file is not sys.stdout.buffer:
             os.fsync(self._file.fileno())
@@ -221,20 +210,6 @@ def as_sent(value: Any) -> Any:
             return value
 
 
-def unread_body(delivery: Delivery) -> object:
-    """What is no bytes at all: an AMQP map, list or number; None where an envelope has the body."""
-    if not isinstance(delivery, LockedMessage):
-        return None
-    body = delivery.message.body
-    match delivery.message.body_type:
-        case AmqpMessageBodyType.SEQUENCE:
-            return list(body)
-        case AmqpMessageBodyType.VALUE if not isinstance(body, (str, bytes)):
-            return body
-        case _:
-            return None
-
-
 def _body_of(raw: AmqpAnnotatedMessage) -> dict[str, Any]:
     match raw.body_type:
         case AmqpMessageBodyType.VALUE:
@@ -243,27 +218,6 @@ def _body_of(raw: AmqpAnnotatedMessage) -> dict[str, Any]:
             return {"sequence_body": as_sent(list(raw.body))}
         case _:
             return {"data_body": list(raw.body)}
-
-
-def _is_bearable(held: Collection[Delivery]) -> bool:
-    return len(held) < HELD and sum(len(delivery.envelope.body) for delivery in held) < HELD_BYTES
-
-
-async def _is_completed(dead_letters: DeadLetters, delivery: Delivery, report: Callable[[Envelope], None]) -> bool:
-    try:
-        await dead_letters.settle(delivery, Complete())
-    except LockLost:
-        return False
-    report(delivery.envelope)
-    return True
-
-
-async def _release(dead_letters: DeadLetters, held: Collection[Delivery]) -> None:
-    """Back to where they were; a lock that cannot be given back lapses."""
-    releases: list[Awaitable[None]] = [dead_letters.settle(delivery, Release()) for delivery in held]
-    for outcome in await asyncio.gather(*releases, return_exceptions=True):
-        if isinstance(outcome, BaseException) and not isinstance(outcome, (LockLost, SourceUnavailable)):
-            raise outcome
 
 
 def _ignore(_: object) -> None:

@@ -11,12 +11,12 @@ from typing import Any
 
 from worker.flow.sweeper import CODES
 from worker.jobs.job import Envelope, rfc3339
-from worker.jobs.replays import NOT_THE_PRODUCERS, Letter, Survey, letter_of, message_id_of
+from worker.jobs.replays import NOT_THE_PRODUCERS, DeadLetter, Survey, dead_letter_of, message_id_of
 
 NONE = "-"
 
 
-def as_document(letter: Letter) -> dict[str, Any]:
+def as_document(letter: DeadLetter) -> dict[str, Any]:
     """The field names are a promise: docs/operations.md."""
     return {
         "sequence_number": letter.sequence_number,
@@ -32,7 +32,7 @@ def as_document(letter: Letter) -> dict[str, Any]:
 def saved_line(envelope: Envelope, *, value: object = None) -> bytes:
     """All of it. The body is text in `body`, or in `body_base64` where it is not UTF-8, or where it is no bytes at
     all it is `value`, in `body_value` as far as JSON can say it."""
-    document = as_document(letter_of(envelope)) | {
+    document = as_document(dead_letter_of(envelope)) | {
         "queue": envelope.queue,
         "content_type": envelope.content_type,
         "delivery_count": envelope.delivery_count,
@@ -42,13 +42,13 @@ def saved_line(envelope: Envelope, *, value: object = None) -> bytes:
     return json.dumps(document, ensure_ascii=False, default=_said).encode(errors="surrogatepass")
 
 
-def as_line(letter: Letter) -> str:
+def as_line(letter: DeadLetter) -> str:
     """For another program: fields between tabs, in the order of the document's."""
     values = as_document(letter).values()
     return "\t".join(NONE if value in (None, "") else printable(str(value)) for value in values)
 
 
-def as_lines(letter: Letter, widths: Sequence[int]) -> tuple[str, str]:
+def as_lines(letter: DeadLetter, widths: Sequence[int]) -> tuple[str, str]:
     """For a terminal, which cuts them: what it is, and what is wrong with it."""
     number, size, batch = widths
     moment = rfc3339(letter.enqueued_at)[:16].replace("T", " ")
@@ -60,7 +60,7 @@ def as_lines(letter: Letter, widths: Sequence[int]) -> tuple[str, str]:
     return head, printable(letter.description)
 
 
-def widths_of(letters: Sequence[Letter]) -> tuple[int, int, int]:
+def widths_of(letters: Sequence[DeadLetter]) -> tuple[int, int, int]:
     """Of the sequence number, the size and the batch."""
     numbers = max((len(str(letter.sequence_number)) for letter in letters), default=0)
     sizes = max((len(f"{letter.size:,}") for letter in letters), default=0)
@@ -68,7 +68,7 @@ def widths_of(letters: Sequence[Letter]) -> tuple[int, int, int]:
     return max(3, numbers), max(5, sizes), min(max(5, batches), 20)
 
 
-def print_list(letters: Sequence[Letter]) -> None:
+def print_list(letters: Sequence[DeadLetter]) -> None:
     """For somebody who watches: two lines each, cut to the terminal's width."""
     from rich.console import Console
     from rich.text import Text
@@ -106,7 +106,7 @@ def summary(queue: str, survey: Survey, shown: int) -> str:
     return "\n".join(lines)
 
 
-def told_reasons(letters: Sequence[Letter]) -> str:
+def told_reasons(letters: Sequence[DeadLetter]) -> str:
     """How many of each, the most frequent first."""
     reasons = Counter(letter.reason or "no reason" for letter in letters)
     told = [f"{count:,} {printable(reason)}" for reason, count in reasons.most_common(8)]
@@ -115,7 +115,7 @@ def told_reasons(letters: Sequence[Letter]) -> str:
 
 def describe(envelope: Envelope) -> Iterator[str]:
     """Everything but the body, a line each."""
-    letter = letter_of(envelope)
+    letter = dead_letter_of(envelope)
     fields = {
         "sequence number": letter.sequence_number,
         "queue": letter.queue,

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 from azure.servicebus.aio import ServiceBusClient
+from azure.servicebus.amqp import AmqpMessageBodyType
 from azure.servicebus.exceptions import OperationTimeoutError, ServiceBusError
 
 from tests.support.bench import wall_clock
@@ -75,6 +76,7 @@ class Message:
         self.locked_until_utc = datetime.fromtimestamp(wall_clock() + lock, UTC)
         self.enqueued_time_utc = datetime.fromtimestamp(wall_clock(), UTC)
         self.body = [b"{}"]
+        self.body_type = AmqpMessageBodyType.DATA
         self.message_id = self.correlation_id = self.content_type = self.dead_letter_reason = None
         self.delivery_count = 0
         self.application_properties = None
@@ -138,8 +140,8 @@ def jobs_queue(broker: Broker, events: EventList) -> JobsQueue:
     return JobsQueue(cast(ServiceBusClient, broker), "jobs", observer=events, clock=wall_clock)
 
 
-async def settle_all(source: JobsQueue, deliveries: Sequence[Delivery]) -> list[BaseException | None]:
-    settlements = [source.settle(delivery, Complete()) for delivery in deliveries]
+async def settle_all(deliveries: Sequence[Delivery]) -> list[BaseException | None]:
+    settlements = [delivery.settle(Complete()) for delivery in deliveries]
     return await asyncio.gather(*settlements, return_exceptions=True)
 
 
@@ -147,12 +149,12 @@ async def test_settlements_before_a_silent_broker_end_within_half_a_minute_howev
     broker, events = Broker(messages=1000, confirms=False, answers_after=3600), EventList()
     async with jobs_queue(broker, events) as source:
         *deliveries, last = await source.receive(1000, wait=1.0)
-        outcomes = await settle_all(source, deliveries)
+        outcomes = await settle_all(deliveries)
         assert {type(outcome) for outcome in outcomes} == {SourceUnavailable}
         assert loop_time() == 3 * SETTLE_TIMEOUT < SETTLE_WITHIN
         assert (broker.asked_on_link, broker.asked_by_token) == (SETTLE_TOGETHER, 2)
         with pytest.raises(SourceUnavailable):
-            await source.settle(last, Complete())
+            await last.settle(Complete())
         assert loop_time() == 4 * SETTLE_TIMEOUT  # for the renewal that was under way
         assert (broker.asked_on_link, broker.asked_by_token) == (SETTLE_TOGETHER, 2)
     assert len(events.of(ReceiverRestarted)) == 1
@@ -163,7 +165,7 @@ async def test_a_slow_broker_that_confirms_is_waited_for_however_many_settlement
     broker.confirming_takes = 1.0
     async with jobs_queue(broker, events) as source:
         deliveries = await source.receive(2_000, wait=1.0)
-        assert set(await settle_all(source, deliveries)) == {None}
+        assert set(await settle_all(deliveries)) == {None}
         assert loop_time() == 63 > SETTLE_WITHIN
     assert broker.asked_by_token == 0
     assert events.of(ReceiverRestarted) == []
@@ -173,7 +175,7 @@ async def test_a_link_that_confirms_nothing_receives_nothing_more() -> None:
     broker = Broker(messages=2, confirms=False, answers_after=0)
     async with jobs_queue(broker, EventList()) as source:
         [first] = await source.receive(1, wait=1.0)
-        await source.settle(first, Complete())
+        await first.settle(Complete())
         await source.receive(1, wait=1.0)
     assert broker.opened == 2
 
@@ -184,10 +186,10 @@ async def test_a_link_is_not_closed_under_a_receive_and_keeps_what_that_brings()
         [first] = await source.receive(1, wait=1.0)
         broker.receive_takes = 20.0
         receiving = tasks.create_task(source.receive(1, wait=20.0))
-        await source.settle(first, Complete())
+        await first.settle(Complete())
         [second] = await receiving
         assert not broker.is_closed
-        await source.settle(second, Complete())
+        await second.settle(Complete())
         await asyncio.sleep(0)
         assert broker.is_closed
 
@@ -197,7 +199,7 @@ async def test_settlements_are_made_good_over_a_new_connection_when_the_old_one_
     broker = Broker(messages=300, confirms=False, answers_after=2 * SETTLE_TIMEOUT)
     async with jobs_queue(broker, EventList()) as source:
         deliveries = await source.receive(300, wait=1.0)
-        assert set(await settle_all(source, deliveries)) == {None}
+        assert set(await settle_all(deliveries)) == {None}
     assert broker.asked_on_link == SETTLE_TOGETHER
 
 
@@ -206,9 +208,9 @@ async def test_settlements_succeed_again_once_a_silent_broker_has_answered_a_ren
     async with jobs_queue(broker, EventList()) as source:
         first, second = await source.receive(2, wait=1.0)
         with pytest.raises(SourceUnavailable):
-            await source.settle(first, Complete())
+            await first.settle(Complete())
         await asyncio.sleep(60 - loop_time())
-        await source.settle(second, Complete())
+        await second.settle(Complete())
     assert loop_time() == pytest.approx(60.02)
 
 
@@ -217,5 +219,5 @@ async def test_a_settlement_waits_for_renewals_no_longer_than_half_a_minute_in_a
     async with jobs_queue(broker, EventList()) as source:
         deliveries = await source.receive(500, wait=1.0)
         with pytest.raises(SourceUnavailable):
-            await source.settle(deliveries[0], Complete())
+            await deliveries[0].settle(Complete())
         assert loop_time() == SETTLE_WITHIN

@@ -49,6 +49,7 @@ from worker.jobs.job import (
     parse_claim,
     rfc3339,
 )
+from worker.roles import SERVICE_BUS_DATA_RECEIVER
 
 REOPEN_DELAYS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 30.0)
 """Seconds before a session that was lost is opened again, until it has lived for a minute."""
@@ -123,7 +124,7 @@ async def announce(
                 raise UncheckedBatch(
                     manifest.batch_id,
                     f"this identity may not listen to the queue {queue}",
-                    'give it the role "Azure Service Bus Data Receiver" there',
+                    f'give it the role "{SERVICE_BUS_DATA_RECEIVER.name}" there',
                 ) from error
             session = None
         except BeingCollected as error:

@@ -18,14 +18,8 @@ from worker.azure.identity import TokenBroker, open_broker
 from worker.azure.openai.model import AzureOpenAI
 from worker.azure.servicebus.jobs_queue import SERVICEBUS_SCOPE, JobsQueue, connect
 from worker.azure.servicebus.results_queue import ResultsQueue
-from worker.flow.startup import Check
+from worker.flow.startup import Check, Container, Queue, TokenScope
 from worker.interfaces import Observer, Sink, Target
-from worker.roles import (
-    BLOB_DATA_CONTRIBUTOR,
-    OPENAI_USER,
-    SERVICE_BUS_DATA_RECEIVER,
-    SERVICE_BUS_DATA_SENDER,
-)
 from worker.settings import Deployment, WorkerSettings
 
 
@@ -107,19 +101,18 @@ async def open_connections(
             model=model,
             checks=[
                 *[
-                    Check(what=f"token for {name}", about=scope, prove=partial(tokens.bearer, scope))
-                    for name, scope in scopes(settings).items()
+                    Check(
+                        what=f"token for {service}",
+                        place=TokenScope(service=service, scope=scope),
+                        prove=partial(tokens.bearer, scope),
+                    )
+                    for service, scope in scopes(settings).items()
                 ],
-                *_queue_checks(sources),
+                *_queue_checks(settings.servicebus_namespace, sources),
                 sink_check,
                 *_claim_checks(settings, storage.claims),
                 *[
-                    Check(
-                        what=f"deployment {target.label}",
-                        about=target,
-                        prove=partial(model.prove, target),
-                        role=OPENAI_USER,
-                    )
+                    Check(what=f"deployment {target.label}", place=target, prove=partial(model.prove, target))
                     for target in targets
                 ],
             ],
@@ -139,13 +132,17 @@ def _model(settings: WorkerSettings, tokens: TokenBroker) -> AzureOpenAI:
     )
 
 
-def _queue_checks(sources: Sequence[JobsQueue]) -> Sequence[Check]:
+def _queue_checks(namespace: str, sources: Sequence[JobsQueue]) -> Sequence[Check]:
     """One for each queue, however many receivers it has."""
     by_queue: dict[str, list[JobsQueue]] = {}
     for source in sources:
         by_queue.setdefault(source.queue, []).append(source)
     return [
-        Check(what=f"queue {queue}", about=queue, prove=partial(_open_all, some), role=SERVICE_BUS_DATA_RECEIVER)
+        Check(
+            what=f"queue {queue}",
+            place=Queue(namespace=namespace, name=queue, with_sessions=False),
+            prove=partial(_open_all, some),
+        )
         for queue, some in by_queue.items()
     ]
 
@@ -161,7 +158,7 @@ def _claim_checks(settings: WorkerSettings, claims: BlobClaims | None) -> Sequen
     if claims is None:
         return []
     url = settings.claims_container or settings.blob_container or ""
-    return [Check(what=f"claims in {url}", about=url, prove=claims.open, role=BLOB_DATA_CONTRIBUTOR)]
+    return [Check(what=f"claims in {url}", place=Container(url=url), prove=claims.open)]
 
 
 async def _open_sink(
@@ -170,8 +167,9 @@ async def _open_sink(
     if storage.results is not None:
         blobs = BlobResults(storage.results, prefix=settings.blob_prefix)
         url = settings.blob_container or ""
-        return blobs, Check(what=f"results in {url}", about=url, prove=blobs.open, role=BLOB_DATA_CONTRIBUTOR)
-    queue = await stack.enter_async_context(ResultsQueue(client, settings.results_queue))
+        return blobs, Check(what=f"results in {url}", place=Container(url=url), prove=blobs.open)
     name = settings.results_queue
-    check = Check(what=f"queue {name}", about=name, prove=queue.open, role=SERVICE_BUS_DATA_SENDER)
+    queue = await stack.enter_async_context(ResultsQueue(client, name))
+    place = Queue(namespace=settings.servicebus_namespace, name=name, with_sessions=True)
+    check = Check(what=f"queue {name}", place=place, prove=queue.open)
     return ClaimedResults(queue, storage.claims) if storage.claims else queue, check

@@ -20,17 +20,66 @@
         ├── LockLost             another holder decides
         └── HandedBack           the message goes back to the queue
 
-Errors carry what the handler needs; the original is chained as cause.
+Errors carry what the handler needs; the original is chained (`raise ... from`).
 """
 
 from collections.abc import Sequence
 from enum import StrEnum
+from typing import Self
 
 from worker.rate_limits import Headroom, ThrottleKind
 
 
+class Cause(StrEnum):
+    """Why Azure cannot be reached, or refuses us: a closed list, and each has its own fix.
+
+    The adapters find it in Azure's codes, conditions and headers, and in Azure's words where there is nothing else.
+    The values stand in logs, in `/readyz` and in the document of `check` (docs/operations.md).
+    """
+
+    NO_TOKEN = "no_token"
+    """Entra, or the CLI, gave no token; TokenUnavailable has the AADSTS code."""
+    TOKEN_REFUSED = "token_refused"
+    """The service does not accept the token: its audience, its signature or its time."""
+    WRONG_TENANT = "wrong_tenant"
+    """The token is of another tenant than the resource."""
+    ROLE_MISSING = "role_missing"
+    ROLE_SPREADING = "role_spreading"
+    """A role that was just assigned may not have reached all of Azure yet, or there is none."""
+    FORBIDDEN = "forbidden"
+    """A 403 that does not tell whether a role is missing or the network is closed."""
+    NETWORK_CLOSED = "network_closed"
+    """The resource's firewall does not admit this network."""
+    MISSING = "missing"
+    """The queue, the deployment or the container does not exist."""
+    DISABLED = "disabled"
+    SESSIONS_REQUIRED = "sessions_required"
+    """A queue that can only be received session by session."""
+    WRONG_ENDPOINT = "wrong_endpoint"
+    """Something answers there that is not the service: a redirect, an unknown path."""
+    NAME_NOT_RESOLVED = "name_not_resolved"
+    TLS_UNTRUSTED = "tls_untrusted"
+    PROXY_REFUSED = "proxy_refused"
+    UNREACHABLE = "unreachable"
+
+
 class WorkerError(Exception):
-    """Base of all errors that the worker raises on purpose."""
+    """Base of all errors that the worker raises on purpose.
+
+    `detail` is what is wrong with the `subject`, which the message begins with; `cause` is None where only waiting,
+    or the detail itself, can tell what to do.
+    """
+
+    def __init__(self, detail: str, *, subject: str = "", cause: Cause | None = None) -> None:
+        super().__init__(f"{subject}: {detail}" if subject else detail)
+        self.detail = detail
+        self.subject = subject
+        self.cause = cause
+
+    @classmethod
+    def from_error(cls, error: "WorkerError") -> Self:
+        """The same failure for the layer above, for classes without fields of their own."""
+        return cls(error.detail, subject=error.subject, cause=error.cause)
 
 
 class InvalidSettings(WorkerError):
@@ -77,9 +126,9 @@ class CallFailed(WorkerError):
         request_id: str | None = None,
         retry_after: float | None = None,
         headroom: Headroom | None = None,
+        cause: Cause | None = None,
     ) -> None:
-        super().__init__(detail)
-        self.detail = detail
+        super().__init__(detail, cause=cause)
         self.status = status
         self.body = body
         self.request_id = request_id
@@ -115,7 +164,7 @@ class NoToken(SetupWrong):
     """There is no token for `scope` to call with; the service was not asked."""
 
     def __init__(self, error: "TokenUnavailable") -> None:
-        super().__init__(str(error))
+        super().__init__(str(error), cause=error.cause)
         self.scope = error.scope
 
 
@@ -131,9 +180,8 @@ class TokenUnavailable(WorkerError):
     """No valid token for `scope`. `code` is an AADSTS code of the closed set, `other`, `timeout` or `none`."""
 
     def __init__(self, scope: str, detail: str, *, code: str) -> None:
-        super().__init__(f"no token for {scope}: {detail}")
+        super().__init__(detail, subject=f"no token for {scope}", cause=Cause.NO_TOKEN)
         self.scope = scope
-        self.detail = detail
         self.code = code
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from worker.errors import Cause
 from worker.jobs.job import Claim, Envelope, Job
 from worker.jobs.outcomes import Outcome, Response, Settlement, Usage
 from worker.rate_limits import ThrottleKind
@@ -310,9 +311,10 @@ class TokenRefreshFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetupCheckFailed:
-    """Something that must be true before anything is received is not."""
+    """Something that must be true before anything is received is not. `cause`: None where nothing tells it."""
 
     what: str
+    cause: Cause | None
     detail: str
 
 

@@ -15,7 +15,7 @@ from tests.support.local_azure import Authority, SignedCredential
 from worker.azure.blob.container import LARGEST_PUT, PIECE, BlobContainer
 from worker.azure.blob.names import batch_folder, counting
 from worker.azure.blob.results import BlobResults
-from worker.errors import ResultTooLarge, SinkUnavailable, TokenUnavailable
+from worker.errors import Cause, ResultTooLarge, SinkUnavailable, TokenUnavailable
 from worker.interfaces import Sink
 from worker.testing import FakeSink
 
@@ -209,22 +209,22 @@ def credential(authority: Authority) -> CountedCredential:
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "told"),
+    ("status", "code", "told", "cause"),
     [
-        (401, "InvalidAuthenticationInfo", "AZURE_TENANT_ID"),
-        (403, "AuthorizationPermissionMismatch", 'role "Storage Blob Data Contributor"'),
-        (403, "AuthorizationFailure", "firewall"),
-        (404, "ContainerNotFound", "create it"),
-        (404, "ResourceNotFound", "create it"),
-        (409, "ContainerBeingDeleted", "409 ContainerBeingDeleted"),
-        (429, "TooManyRequests", "throttles"),
-        (503, "ServerBusy", "throttles"),
-        (500, "InternalError", "tried again later"),
-        (302, "no error code", "302"),
+        (401, "InvalidAuthenticationInfo", "AZURE_TENANT_ID", Cause.TOKEN_REFUSED),
+        (403, "AuthorizationPermissionMismatch", 'role "Storage Blob Data Contributor"', Cause.ROLE_MISSING),
+        (403, "AuthorizationFailure", "firewall", Cause.NETWORK_CLOSED),
+        (404, "ContainerNotFound", "create it", Cause.MISSING),
+        (404, "ResourceNotFound", "create it", Cause.MISSING),
+        (409, "ContainerBeingDeleted", "409 ContainerBeingDeleted", None),
+        (429, "TooManyRequests", "throttles", None),
+        (503, "ServerBusy", "throttles", None),
+        (500, "InternalError", "tried again later", None),
+        (302, "no error code", "302", Cause.WRONG_ENDPOINT),
     ],
 )
 async def test_a_refusal_is_a_sink_that_is_down_and_names_the_next_step(
-    authority: Authority, status: int, code: str, told: str
+    authority: Authority, status: int, code: str, told: str, cause: Cause | None
 ) -> None:
     async def refuse(request: web.Request) -> web.Response:
         headers = {"x-ms-error-code": code, "location": "https://example.com"}
@@ -238,8 +238,9 @@ async def test_a_refusal_is_a_sink_that_is_down_and_names_the_next_step(
             BlobResults(container).write(make_job(), make_line(make_job())),
             BlobResults(container).has(make_job()),
         ):
-            with pytest.raises(SinkUnavailable, match=told):
+            with pytest.raises(SinkUnavailable, match=told) as caught:
                 await attempt
+            assert caught.value.cause is cause
 
 
 async def test_a_result_that_is_there_is_no_failure_however_the_service_says_it(authority: Authority) -> None:

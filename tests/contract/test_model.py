@@ -13,7 +13,7 @@ from aiohttp import web
 
 from tests.support.model_service import SCOPE, ScriptedTokens, Service, embedded_service, job, job_of, scripted
 from worker.azure.openai.model import AzureOpenAI
-from worker.errors import AnswerTooLarge, RefusedByService, SetupWrong, Throttled, Unavailable
+from worker.errors import AnswerTooLarge, Cause, RefusedByService, SetupWrong, Throttled, Unavailable
 from worker.interfaces import Target
 from worker.jobs.job import Job
 from worker.rate_limits import Headroom, ThrottleKind
@@ -57,31 +57,34 @@ async def test_a_token_that_is_rejected_twice_shows_that_the_setup_is_wrong(serv
     async with service.model(expired, expired, expired) as model:
         with pytest.raises(SetupWrong) as caught:
             await model.complete(job("Hi"), service.target())
-    assert caught.value.status == 401
+    assert (caught.value.status, caught.value.cause) == (401, Cause.TOKEN_REFUSED)
 
 
 async def test_no_token_to_be_had_is_a_wrong_setup_and_nothing_is_sent(service: Service) -> None:
     async with AzureOpenAI(ScriptedTokens([]), scope=SCOPE, ca_file=service.state.ca) as model:
-        with pytest.raises(SetupWrong, match="none left"):
+        with pytest.raises(SetupWrong, match="none left") as caught:
             await model.complete(job("Hi"), service.target())
+    assert caught.value.cause is Cause.NO_TOKEN
     assert service.account.counters.document()["requests"] == 0
 
 
 async def test_a_missing_role_is_a_wrong_setup_that_names_what_is_missing(service: Service) -> None:
     stranger = service.token("stranger")
     async with service.model(stranger, stranger) as model:
-        with pytest.raises(SetupWrong, match="lacks the required data action"):
+        with pytest.raises(SetupWrong, match="lacks the required data action") as caught:
             await model.complete(job("Hi"), service.target())
+    assert caught.value.cause is Cause.ROLE_MISSING
 
 
 async def test_a_missing_deployment_is_our_setup_or_under_passthrough_the_jobs_mistake(service: Service) -> None:
     async with service.model() as model:
-        with pytest.raises(SetupWrong, match="nowhere"):
+        with pytest.raises(SetupWrong, match="nowhere") as caught:
             await model.complete(job("Hi"), service.target("nowhere"))
+        assert caught.value.cause is Cause.MISSING
     async with service.model(passthrough=True) as model:
-        with pytest.raises(RefusedByService) as caught:
+        with pytest.raises(RefusedByService) as refused:
             await model.complete(job("Hi"), service.target("nowhere"))
-    assert (caught.value.status, orjson.loads(caught.value.body)["error"]["code"]) == (404, "DeploymentNotFound")
+    assert (refused.value.status, orjson.loads(refused.value.body)["error"]["code"]) == (404, "DeploymentNotFound")
 
 
 async def test_a_filtered_prompt_is_a_refusal_with_the_services_own_body(service: Service) -> None:
@@ -117,21 +120,24 @@ async def test_a_broken_answer_may_be_tried_again(service: Service) -> None:
 
 async def test_a_call_that_hangs_is_given_up_at_its_time_out(service: Service) -> None:
     async with service.model(timeout=0.3) as model:
-        with pytest.raises(Unavailable, match=r"0\.3 s"):
+        with pytest.raises(Unavailable, match=r"0\.3 s") as caught:
             await model.complete(job("[[hang]]"), service.target())
+    assert caught.value.cause is Cause.UNREACHABLE
 
 
 async def test_a_service_that_is_not_there_may_be_tried_again(service: Service) -> None:
     nobody = Target(deployment="gpt-4o-mini", endpoint="https://localhost:9")
     async with service.model() as model:
-        with pytest.raises(Unavailable, match="localhost:9"):
+        with pytest.raises(Unavailable, match="localhost:9") as caught:
             await model.complete(job("Hi"), nobody)
+    assert caught.value.cause is Cause.UNREACHABLE
 
 
 async def test_a_server_that_we_do_not_trust_is_told_no_prompt(service: Service) -> None:
     async with AzureOpenAI(ScriptedTokens([service.token()]), scope=SCOPE, ca_file=None) as model:
-        with pytest.raises(Unavailable, match=r"(?i)certificate"):
+        with pytest.raises(Unavailable, match=r"(?i)certificate") as caught:
             await model.complete(job("Hi"), service.target())
+    assert caught.value.cause is Cause.TLS_UNTRUSTED
     assert service.account.counters.document()["requests"] == 0
 
 

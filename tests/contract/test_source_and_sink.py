@@ -25,7 +25,7 @@ from worker.admission.admission import Admission
 from worker.azure.servicebus.jobs_queue import SOCKET_TIMEOUT, JobsQueue, connect
 from worker.azure.servicebus.links import SETTLE_TIMEOUT, LockedMessage
 from worker.azure.servicebus.results_queue import ResultsQueue
-from worker.errors import DeadLetterReason, LockLost, ResultTooLarge, SinkUnavailable, SourceUnavailable
+from worker.errors import Cause, DeadLetterReason, LockLost, ResultTooLarge, SinkUnavailable, SourceUnavailable
 from worker.flow.sweeper import Sweeper
 from worker.interfaces import Delivery, LocksRenewed, Sink, Source
 from worker.jobs.job import Envelope, Job, decode
@@ -359,11 +359,16 @@ async def test_the_receiver_reads_in_short_turns_so_that_settlements_need_not_wa
 
 async def test_a_queue_that_does_not_exist_or_is_not_ours_is_named(bus: Bus) -> None:
     async with jobs_queue(bus, "nowhere") as source:
-        with pytest.raises(SourceUnavailable, match="nowhere"):
+        with pytest.raises(SourceUnavailable, match="nowhere") as missing:
+            await source.open()
+    async with jobs_queue(bus, RESULTS) as source:
+        with pytest.raises(SourceUnavailable, match="requires sessions") as with_sessions:
             await source.open()
     async with jobs_queue(bus, identity="stranger") as source:
-        with pytest.raises(SourceUnavailable, match="'Listen' claim"):
+        with pytest.raises(SourceUnavailable, match="'Listen' claim") as refused:
             await source.open()
+    causes = [caught.value.cause for caught in (missing, with_sessions, refused)]
+    assert causes == [Cause.MISSING, Cause.SESSIONS_REQUIRED, Cause.ROLE_MISSING]
 
 
 def token_of(delivery: Delivery) -> uuid.UUID:
@@ -470,8 +475,9 @@ async def test_a_line_that_can_never_be_taken_is_told_apart_and_the_others_are_w
 
 async def test_a_sink_that_may_not_be_written_to_says_which_claim_is_missing(bus: Bus) -> None:
     async with results_queue(bus, identity="stranger") as sink:
-        with pytest.raises(SinkUnavailable, match="'Send' claim"):
+        with pytest.raises(SinkUnavailable, match="'Send' claim") as caught:
             await sink.open()
+        assert caught.value.cause is Cause.ROLE_MISSING
         with pytest.raises(SinkUnavailable, match="'Send' claim"):
             await sink.write(a_job("a"), b"1")
 

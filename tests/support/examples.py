@@ -2,7 +2,7 @@
 
 from typing import Any, get_args, get_type_hints
 
-from worker.errors import DeadLetterReason
+from worker.errors import Cause, DeadLetterReason
 from worker.interfaces import Event
 from worker.jobs.outcomes import (
     Abandon,
@@ -69,6 +69,7 @@ _EXAMPLES: tuple[tuple[Any, Any], ...] = (
     (tuple[str, ...], ("text",)),
     (float | None, 1.5),
     (ThrottleKind | None, ThrottleKind.QUOTA),
+    (Cause | None, Cause.ROLE_MISSING),
     (Usage | None, Usage(prompt=10, completion=2, cached=4)),
 )
 

@@ -10,7 +10,7 @@ import pytest
 from worker.azure.servicebus.jobs_queue import JobsQueue
 from worker.connections import _queue_checks, targets
 from worker.errors import SourceUnavailable
-from worker.flow.startup import failure_of
+from worker.flow.startup import Queue, failure_of
 from worker.settings import WorkerSettings
 
 EAST = "https://east.openai.azure.com"
@@ -59,8 +59,9 @@ class Opened:
 async def test_every_receiver_of_a_queue_is_proved_and_the_queue_is_told_of_once() -> None:
     opened = Counter[str]()
     sources: list[Any] = [Opened(queue, opened, ["b"]) for queue in ("a", "b") for _ in range(3)]
-    checks = _queue_checks(cast(list[JobsQueue], sources))
-    assert [(check.what, check.about) for check in checks] == [("queue a", "a"), ("queue b", "b")]
+    checks = _queue_checks("bus", cast(list[JobsQueue], sources))
+    places = [Queue(namespace="bus", name=name, with_sessions=False) for name in "ab"]
+    assert [(check.what, check.place) for check in checks] == [("queue a", places[0]), ("queue b", places[1])]
     failures = [await failure_of(check) for check in checks]
     assert opened == {"a": 3, "b": 3}
-    assert [failure and str(failure) for failure in failures] == [None, "queue 'b': refused"]
+    assert [failure and str(failure.error) for failure in failures] == [None, "queue 'b': refused"]

@@ -16,7 +16,7 @@ from pydantic_core import PydanticUndefined
 
 from worker.admission.admission import Admission
 from worker.admission.closures import Closure
-from worker.errors import DeadLetterReason
+from worker.errors import Cause, DeadLetterReason
 from worker.jobs.job import Manifest
 from worker.jobs.outcomes import FailureCode
 from worker.settings import CONNECTION_STRINGS, PREFIX, SMUGGLED_KEYS, ConnectionSettings, WorkerSettings
@@ -99,6 +99,11 @@ def anchors(document: Path) -> set[str]:
     """Of the headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.+)$", FENCE.sub("", document.read_text(encoding="utf-8")), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_cause_of_a_refusal_is_documented_and_no_other() -> None:
+    section = read("docs/operations.md").split("### Causes")[1].split("\n## ")[0]
+    assert first_cells(section) == set(Cause)
 
 
 def test_every_setting_is_documented_with_its_default() -> None:

@@ -1,13 +1,19 @@
-"""How every client reaches a server: whom it trusts, and whether by a proxy."""
+"""How every client reaches a server: whom it trusts, whether by a proxy, and what keeps a connection from being
+made."""
 
 import re
+import socket
 import ssl
 import urllib.request
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from worker.errors import InvalidSettings
+import aiohttp
+from azure.core.exceptions import AzureError
+
+from worker.errors import Cause, InvalidSettings, TokenUnavailable
 
 
 def trust(ca_file: Path | None) -> ssl.SSLContext:
@@ -66,3 +72,42 @@ def _read_proxy(url: str) -> Proxy:
         user=None if parts.username is None else unquote(parts.username),
         password=None if parts.password is None else unquote(parts.password),
     )
+
+
+def causes_of(error: BaseException) -> Iterator[BaseException]:
+    """From the innermost outwards: the SDKs wrap what they were given."""
+    chain: list[BaseException] = []
+    following: BaseException | None = error
+    while following is not None and following not in chain:
+        chain.append(following)
+        inner = following.inner_exception if isinstance(following, AzureError) else None
+        following = inner or following.__cause__
+    yield from reversed(chain)
+
+
+def find_cause(
+    error: BaseException, cause_of: Callable[[BaseException], Cause | None] = lambda _: None
+) -> Cause | None:
+    """Of a failed connection, or of what `cause_of` knows: the innermost that tells decides.
+
+    A token that could not be had comes first: what kept it from coming is behind it, and is another server's.
+    """
+    chain = list(causes_of(error))
+    if any(isinstance(one, TokenUnavailable) for one in chain):
+        return Cause.NO_TOKEN
+    return next(filter(None, (cause_of(one) or _cause_of_connection(one) for one in chain)), None)
+
+
+def _cause_of_connection(error: BaseException) -> Cause | None:
+    match error:
+        case ssl.SSLCertVerificationError() | aiohttp.ClientConnectorCertificateError():
+            return Cause.TLS_UNTRUSTED
+        case socket.gaierror() | aiohttp.ClientConnectorDNSError():
+            return Cause.NAME_NOT_RESOLVED
+        case aiohttp.ClientHttpProxyError():
+            return Cause.PROXY_REFUSED
+        case aiohttp.ClientResponseError():
+            return None  # it was reached
+        case OSError() | TimeoutError() | aiohttp.ClientError():
+            return Cause.UNREACHABLE
+    return None

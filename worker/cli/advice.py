@@ -1,7 +1,5 @@
 """What a person at a terminal is told when Azure says no: what failed, why, and the next step."""
 
-import re
-
 from azure.servicebus._pyamqp.error import TokenAuthFailure
 from azure.servicebus.exceptions import (
     MessageSizeExceededError,
@@ -16,43 +14,39 @@ from azure.servicebus.exceptions import (
     ServiceBusServerBusyError,
 )
 
-from worker.azure.servicebus.faults import causes_of, find_unopened
+from worker.azure.network import causes_of
+from worker.azure.servicebus.faults import claims_wanted, find_unopened
 from worker.client.batch_files import InvalidBatch
 from worker.client.submission import SubmissionInterrupted
 from worker.errors import TokenUnavailable, WorkerError
-
-ROLES = {
-    "Send": "Azure Service Bus Data Sender",
-    "Listen": "Azure Service Bus Data Receiver",
-}
-"""The role that carries each of Service Bus's claims."""
+from worker.roles import SERVICE_BUS_DATA_RECEIVER, SERVICE_BUS_DATA_SENDER
 
 _AGAIN = "The same command again is safe: what was sent is not sent twice."
 
 
-def explain(error: BaseException) -> str:
-    """One readable message for an error of the client; the innermost cause that is known decides."""
+def explain(error: BaseException, *, again: str = f" {_AGAIN}") -> str:
+    """One readable message for an error of the client; the innermost cause that is known decides. `again` ends it
+    where the network failed."""
     if isinstance(error, SubmissionInterrupted) and error.__cause__:
         return _explain_interruption(error, error.__cause__)
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     if unopened := find_unopened(error):
-        return f"Service Bus cannot be reached: {unopened.what}\nNext: {unopened.next_step}. {_AGAIN}"
+        return f"Service Bus cannot be reached: {unopened.what}\nNext: {unopened.next_step}.{again}"
     for cause in causes_of(error):
-        told = _tell(cause)
+        told = _tell(cause, again)
         if told:
             return told
     return _first_line(error)
 
 
 def _explain_interruption(error: SubmissionInterrupted, cause: BaseException) -> str:
-    why = explain(cause)
     # a file that has changed is another batch
-    again = "" if _AGAIN in why or isinstance(cause, InvalidBatch) else f"\n{_AGAIN}"
-    return f"{error}, then it was interrupted.\n{why}{again}"
+    again = "" if isinstance(cause, InvalidBatch) else f"\n{_AGAIN}"
+    return f"{error}, then it was interrupted.\n{explain(cause, again='')}{again}"
 
 
-def _tell(error: BaseException) -> str | None:
+def _tell(error: BaseException, again: str) -> str | None:
     match error:
         case TokenUnavailable():
             return f"There is no token for {error.scope}: {error.detail}\nNext: {_way_to_a_token(error)}"
@@ -64,7 +58,7 @@ def _tell(error: BaseException) -> str | None:
                 "Next: check that the identity's tenant (AZURE_TENANT_ID) is the namespace's."
             )
         case TokenAuthFailure(status_code=404):  # Azure misses the queue when it is given a token for it
-            return _tell(MessagingEntityNotFoundError(message=_text(error.status_description)))
+            return _tell(MessagingEntityNotFoundError(message=_text(error.status_description)), again)
         case MessagingEntityNotFoundError():
             return (
                 f"The queue does not exist: {_first_line(error)}\n"
@@ -88,7 +82,7 @@ def _tell(error: BaseException) -> str | None:
                 "Next: check AOAI_WORKER_SERVICEBUS_NAMESPACE, AOAI_WORKER_SERVICEBUS_ENDPOINT and the "
                 "network: port 5671 must be open, past any proxy, or port 443 with "
                 "AOAI_WORKER_SERVICEBUS_TRANSPORT=websockets; for a private endpoint or TLS inspection set "
-                f"AOAI_WORKER_CA_FILE. {_AGAIN}"
+                f"AOAI_WORKER_CA_FILE.{again}"
             )
         case WorkerError():
             return str(error)
@@ -113,12 +107,11 @@ def _way_to_a_token(error: TokenUnavailable) -> str:
 
 
 def _missing_role(text: str) -> str:
-    claims = [claim for claim in re.findall(r"'(\w+)' claim", text) if claim in ROLES]
-    if claims:
-        return f'give this identity the role "{ROLES[claims[0]]}" on the queue; it takes effect within minutes.'
+    for role in claims_wanted(text):
+        return f'give this identity the role "{role.name}" on the queue; it takes effect within minutes.'
     return (
-        f'submitting needs the role "{ROLES["Send"]}" on both queues, status and collect "{ROLES["Listen"]}" '
-        "on the results queue; a new role takes effect within minutes."
+        f'submitting needs the role "{SERVICE_BUS_DATA_SENDER.name}" on both queues, status and collect '
+        f'"{SERVICE_BUS_DATA_RECEIVER.name}" on the results queue; a new role takes effect within minutes.'
     )
 
 

@@ -15,11 +15,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from worker.cli.terminal import FAILED, GOES_ON, WRONG_INPUT, complain, readable_errors
+from worker.roles import SERVICE_BUS_DATA_RECEIVER, SERVICE_BUS_DATA_SENDER
 
 if TYPE_CHECKING:
     from worker.jobs.job import Envelope
     from worker.jobs.replays import DeadLetter, NewDeadline, Plan, Selection, Survey
     from worker.operations.dead_letters.queue import DeadLetterQueue, Taken
+
+NEEDS_RECEIVER = f'Needs the role "{SERVICE_BUS_DATA_RECEIVER.name}" on the queue.'
+NEEDS_BOTH = (
+    f'Needs the roles "{SERVICE_BUS_DATA_RECEIVER.name}" and "{SERVICE_BUS_DATA_SENDER.name}" on the queue.'
+)
 
 app = typer.Typer(
     help="Look at dead letters, send them again, or take them away.",
@@ -39,7 +45,7 @@ Reason = Annotated[
 Everything = Annotated[bool, typer.Option("--all", help="All that are there now.")]
 
 
-@app.command("list")
+@app.command("list", epilog=NEEDS_RECEIVER)
 def list_letters(
     queue: Queue = None,
     limit: Annotated[int, typer.Option(min=1, metavar="N", help="Show so many at most.")] = 50,
@@ -48,7 +54,6 @@ def list_letters(
     """What was dead-lettered, when and why. Nothing is taken or locked.
 
     At most about 10,000 are looked at; standard error says how many there are.
-    Needs the role "Azure Service Bus Data Receiver" on the queue.
     """
     with readable_errors():
         from worker.operations.dead_letters.texts import as_document, as_line, print_list, summary
@@ -91,7 +96,7 @@ def show(
     typer.echo(f"\n{shown_body(envelope.body)}")
 
 
-@app.command()
+@app.command(epilog=NEEDS_BOTH)
 def replay(
     numbers: Numbers = None,
     reason: Reason = None,
@@ -108,9 +113,6 @@ def replay(
     Its result supersedes the one before. A dead letter goes when the queue has
     confirmed its replay. Killed in between, the same command sends it again
     under the same id, which duplicate detection drops.
-
-    Needs the roles "Azure Service Bus Data Receiver" and "Azure Service Bus
-    Data Sender" on the queue.
     """
     selection = _selection(numbers, reason, everything)
     with readable_errors(interrupted=GOES_ON):
@@ -120,7 +122,7 @@ def replay(
     raise typer.Exit(0 if is_done else FAILED)
 
 
-@app.command()
+@app.command(epilog=NEEDS_RECEIVER)
 def discard(
     save: Annotated[
         str,
@@ -132,10 +134,7 @@ def discard(
     queue: Queue = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Take dead letters away for good. Each is written to FILE first, so nothing is lost without a trace.
-
-    Needs the role "Azure Service Bus Data Receiver" on the queue.
-    """
+    """Take dead letters away for good. Each is written to FILE first, so nothing is lost without a trace."""
     selection = _selection(numbers, reason, everything)
     with readable_errors(interrupted=GOES_ON):
         name, survey = asyncio.run(_survey(queue))

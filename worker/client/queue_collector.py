@@ -50,6 +50,7 @@ from worker.jobs.job import (
     parse_claim,
     rfc3339,
 )
+from worker.roles import SERVICE_BUS_DATA_RECEIVER
 
 SETTLED_AFTER = 60.0
 """Seconds that a session has lived after which the delays before it is opened again begin anew."""
@@ -124,7 +125,7 @@ async def announce(
                 raise UncheckedBatch(
                     manifest.batch_id,
                     f"this identity may not listen to the queue {queue}",
-                    'give it the role "Azure Service Bus Data Receiver" there',
+                    f'give it the role "{SERVICE_BUS_DATA_RECEIVER.name}" there',
                 ) from error
             session = None
         except BeingCollected as error:

@@ -10,7 +10,6 @@ from worker.admission.closures import Closure
 from worker.errors import Unavailable, WorkerError
 from worker.flow.retry import RetryPolicy
 from worker.interfaces import Observer, SetupCheckFailed, Target
-from worker.roles import Role
 from worker.waits import loop_time
 
 CHECK_AGAIN = RetryPolicy(base=2.0, cap=20.0)
@@ -18,16 +17,55 @@ CHECK_AGAIN = RetryPolicy(base=2.0, cap=20.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """`prove` raises a WorkerError where `what` is not as it must be. `role` is the one that it needs.
+class TokenScope:
+    """What a token is asked for; `service` is what people call it."""
 
-    `about` is the queue's name, the container's url, the token's scope or the deployment, as the settings have it.
-    """
+    service: str
+    scope: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queue:
+    """`namespace` is its host name. A queue of results needs sessions, one of jobs must not have them."""
+
+    namespace: str
+    name: str
+    with_sessions: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Container:
+    """`url` as in the settings: of Azure's hosts, or with the account before the container, as Azurite's."""
+
+    url: str
+
+
+Place = TokenScope | Queue | Container | Target
+"""What a check is about; a Target is a deployment."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """`prove` raises a WorkerError where `place` is not as it must be."""
 
     what: str
-    about: str | Target
+    place: Place
     prove: Callable[[], Awaitable[object]]
-    role: Role | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """What is wrong with what a check is about."""
+
+    check: Check
+    error: WorkerError
+
+    def __str__(self) -> str:
+        cause = f"{self.error.cause}: " if self.error.cause else ""
+        return f"{self.check.what}: {cause}{self.error}"
+
+
+Routes = Mapping[str, Sequence[Target]]
 
 
 async def prove(
@@ -36,7 +74,7 @@ async def prove(
     observer: Observer,
     chance: Callable[[], float],
     *,
-    routes: Mapping[str, Sequence[Target]] | None = None,
+    routes: Routes | None = None,
 ) -> None:
     """Run the checks together, and those that failed again, until all have passed or it is stopping.
 
@@ -44,32 +82,39 @@ async def prove(
     passed: a pod that starts in a region's outage is of use. One that is there and refuses us always counts, so
     that a wrong set-up stops a rollout.
     """
-    pending = list(checks)
-    passed: set[str | Target] = set()
-    failures = 0
-    while pending and not admission.state.is_stopping:
-        errors = await _failures_unless_stopping(pending, admission)
-        if errors is None:
+    pending, passed, rounds = list(checks), set[Place](), 0
+    while not admission.state.is_stopping:
+        failures = await _failures_unless_stopping(pending, admission)
+        if failures is None:
             return
-        failed = [(check, error) for check, error in zip(pending, errors, strict=True) if error is not None]
-        passed.update(check.about for check, error in zip(pending, errors, strict=True) if error is None)
-        for check, error in failed:
-            observer(SetupCheckFailed(what=check.what, detail=str(error)))
-        wrong = [(check, error) for check, error in failed if not _is_spared(check, error, passed, routes or {})]
-        pending = [check for check, _ in wrong]
-        if not pending:
-            break
-        failures += 1
-        admission.close(Closure.START_UP, "; ".join(f"{check.what}: {error}" for check, error in wrong))
-        await admission.stopping(loop_time() + CHECK_AGAIN.backoff(failures, chance()))
-    if not pending:
-        admission.open(Closure.START_UP)
+        for failure in failures:
+            error = failure.error
+            observer(SetupCheckFailed(what=failure.check.what, cause=error.cause, detail=str(error)))
+        failed = [failure.check for failure in failures]
+        passed.update(check.place for check in pending if check not in failed)
+        blocking = blocking_failures(failures, passed, routes or {})
+        if not blocking:
+            admission.open(Closure.START_UP)
+            return
+        pending = [failure.check for failure in blocking]
+        rounds += 1
+        admission.close(Closure.START_UP, "; ".join(map(str, blocking)))
+        await admission.stopping(loop_time() + CHECK_AGAIN.backoff(rounds, chance()))
 
 
-async def _failures_unless_stopping(
-    checks: Sequence[Check], admission: Admission
-) -> Sequence[WorkerError | None] | None:
-    """What is wrong with each; None if it is stopping before all is known.
+def blocking_failures(failures: Sequence[Failure], passed: set[Place], routes: Routes) -> Sequence[Failure]:
+    """Those that keep the pod from starting: all but a deployment out of reach whose models have another each."""
+
+    def is_spared(failure: Failure) -> bool:
+        needing = [targets for targets in routes.values() if failure.check.place in targets]
+        has_others = bool(needing) and all(passed.intersection(targets) for targets in needing)
+        return isinstance(failure.error, Unavailable) and has_others
+
+    return [failure for failure in failures if not is_spared(failure)]
+
+
+async def _failures_unless_stopping(checks: Sequence[Check], admission: Admission) -> Sequence[Failure] | None:
+    """What is wrong; None if it is stopping before all is known.
 
     The checks are cancelled then: nothing is held yet, and a network that swallows packets keeps one for a minute,
     longer than a pod has for its end.
@@ -83,23 +128,15 @@ async def _failures_unless_stopping(
     return None if failures.cancelled() else failures.result()
 
 
-async def _failures_of(checks: Sequence[Check]) -> Sequence[WorkerError | None]:
-    return await asyncio.gather(*[failure_of(check) for check in checks])
+async def _failures_of(checks: Sequence[Check]) -> Sequence[Failure]:
+    found = await asyncio.gather(*[failure_of(check) for check in checks])
+    return [failure for failure in found if failure is not None]
 
 
-def _is_spared(
-    check: Check, error: WorkerError, passed: set[str | Target], routes: Mapping[str, Sequence[Target]]
-) -> bool:
-    """Whether it is out of reach, and every model that needs it has something else."""
-    needing = [targets for targets in routes.values() if check.about in targets]
-    is_needed = not needing or not all(passed.intersection(targets) for targets in needing)
-    return isinstance(error, Unavailable) and not is_needed
-
-
-async def failure_of(check: Check) -> WorkerError | None:
+async def failure_of(check: Check) -> Failure | None:
     """What is wrong, or None."""
     try:
         await check.prove()
     except WorkerError as error:
-        return error
+        return Failure(check=check, error=error)
     return None

@@ -19,7 +19,7 @@ from azure.servicebus.exceptions import ServiceBusAuthorizationError
 from typer.testing import CliRunner, Result
 
 import worker.client
-from worker.azure.blob.container import BlobFailed, describe_refusal
+from worker.azure.blob.container import refusal
 from worker.cli.commands import _Lines, app
 from worker.cli.terminal import Heartbeat, parse_seconds
 from worker.client import BatchStatus, Collection, CollectionRecord, OtherBatch, Progress, Submission
@@ -385,8 +385,7 @@ def test_a_batch_id_that_another_file_has_is_wrong_input(monkeypatch: pytest.Mon
 
 
 def test_a_container_that_refuses_is_told_with_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    refusal = describe_refusal("https://a.blob.core.windows.net/r", 403, "AuthorizationPermissionMismatch")
-    answer_with(monkeypatch, BlobFailed(refusal, status=403, code="AuthorizationPermissionMismatch"))
+    answer_with(monkeypatch, refusal("https://a.blob.core.windows.net/r", 403, "AuthorizationPermissionMismatch"))
     result = call("status", "b1")
     assert (result.exit_code, result.stdout) == (1, "")
     assert 'role "Storage Blob Data Contributor"' in result.stderr

@@ -8,8 +8,8 @@ import pytest
 from tests.support.bench import target
 from worker.admission.admission import Admission
 from worker.admission.closures import Closure
-from worker.errors import SetupWrong, SourceUnavailable, Unavailable, WorkerError
-from worker.flow.startup import Check, prove
+from worker.errors import Cause, SetupWrong, SourceUnavailable, Unavailable, WorkerError
+from worker.flow.startup import Check, Queue, prove
 from worker.interfaces import SetupCheckFailed, Target
 from worker.testing import EventList
 from worker.waits import loop_time
@@ -33,8 +33,10 @@ class Proof:
 
 
 def check(about: str | Target, proof: Proof) -> Check:
-    name = about if isinstance(about, str) else about.label
-    return Check(what=name, about=about, prove=proof)
+    """Of a deployment, or of the queue of that name."""
+    if isinstance(about, Target):
+        return Check(what=about.label, place=about, prove=proof)
+    return Check(what=about, place=Queue(namespace="bus", name=about, with_sessions=False), prove=proof)
 
 
 class Start:
@@ -81,6 +83,17 @@ async def test_a_stop_ends_the_waiting_and_opens_nothing() -> None:
     await start.run(check("jobs", Proof(*[SourceUnavailable("down")] * 99)))
     assert loop_time() == 3
     assert start.admission.closures == {"start-up": "jobs: down"}
+
+
+async def test_why_azure_refuses_is_told_to_who_watches_and_to_who_asks_whether_it_is_ready() -> None:
+    start = Start()
+    asyncio.get_running_loop().call_later(1, start.admission.stop)
+    refused = SourceUnavailable("no 'Listen' claim", subject="queue 'jobs'", cause=Cause.ROLE_MISSING)
+    await start.run(check("queue jobs", Proof(refused)), check("queue results", Proof(SourceUnavailable("busy"))))
+    causes = [(event.what, event.cause) for event in start.events.of(SetupCheckFailed)]
+    assert causes == [("queue jobs", Cause.ROLE_MISSING), ("queue results", None)]
+    told = "queue jobs: role_missing: queue 'jobs': no 'Listen' claim; queue results: busy"
+    assert start.admission.closures == {"start-up": told}
 
 
 async def test_a_deployment_that_is_out_of_reach_keeps_no_pod_from_starting_that_has_another() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import shlex
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,20 +17,22 @@ from hypothesis import strategies as st
 
 from tests.support.json_values import json_values
 from worker.connections import Connections
-from worker.flow.startup import Check
+from worker.errors import Cause, SourceUnavailable
+from worker.flow.startup import Check, Container, Queue
+from worker.interfaces import Target
 from worker.operations.check.checks import PATIENCE, Examination, look_at_identity
 from worker.operations.check.findings import Finding, Report, State, as_json, as_lines, print_table
 from worker.operations.check.queue_settings import QueueSettings, judge, look, open_administration
 from worker.operations.check.suggestions import (
     AUDIENCE,
-    Container,
-    Deployment,
-    Place,
     Principal,
-    Queue,
-    mend,
-    mend_token,
+    Refusing,
+    create_queue,
+    replace_queue,
+    resource_of,
     shorten,
+    suggest,
+    suggest_token,
 )
 from worker.operations.check.token_identity import (
     TokenClaims,
@@ -38,12 +41,18 @@ from worker.operations.check.token_identity import (
     read_claims,
     span,
 )
-from worker.roles import BLOB_DATA_CONTRIBUTOR, OPENAI_USER, SERVICE_BUS_DATA_RECEIVER, Role
+from worker.roles import (
+    BLOB_DATA_CONTRIBUTOR,
+    OPENAI_USER,
+    SERVICE_BUS_DATA_RECEIVER,
+    SERVICE_BUS_DATA_SENDER,
+    Role,
+)
 from worker.settings import WorkerSettings
 
 JOBS = Queue(namespace="my-bus.servicebus.windows.net", name="jobs", with_sessions=False)
 RESULTS = Queue(namespace="my-bus.servicebus.windows.net", name="results", with_sessions=True)
-MINI = Deployment(endpoint="https://my-account.openai.azure.com", name="mini")
+MINI = Target(endpoint="https://my-account.openai.azure.com", deployment="mini")
 CONTAINER = Container(url="https://mystore.blob.core.windows.net/results")
 SOMEBODY = Principal(object_id="0d0d")
 GOOD = QueueSettings(
@@ -95,10 +104,14 @@ def test_refused_settings_have_their_own_exit_code() -> None:
 
 
 def test_the_documents_fields_are_those_that_are_promised() -> None:
-    finding = Finding(state=State.WRONG, name="queue jobs", detail="gone", remedy="az one\naz two")
-    assert json.loads(as_json(Report(findings=[finding]))) == {
+    remedy, cause = "az one\naz two", Cause.MISSING
+    finding = Finding(state=State.WRONG, name="queue jobs", detail="gone", remedy=remedy, cause=cause)
+    assert json.loads(as_json(Report(findings=[finding, Finding(state=State.OK, name="a", detail="b")]))) == {
         "state": "wrong",
-        "findings": [{"state": "wrong", "name": "queue jobs", "detail": "gone", "remedy": "az one\naz two"}],
+        "findings": [
+            {"state": "wrong", "name": "queue jobs", "detail": "gone", "remedy": remedy, "cause": "missing"},
+            {"state": "ok", "name": "a", "detail": "b", "remedy": None, "cause": None},
+        ],
     }
 
 
@@ -116,7 +129,7 @@ def test_a_command_is_shown_whole_on_a_narrow_terminal_and_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "60")
-    command = JOBS.create()
+    command = create_queue(JOBS)
     findings = [Finding(state=State.WRONG, name=name, detail="[gone] " * 20, remedy=command) for name in "ab"]
     print_table(Report(findings=findings))
     lines = capsys.readouterr().out.splitlines()
@@ -125,82 +138,87 @@ def test_a_command_is_shown_whole_on_a_narrow_terminal_and_once(
     assert any("[gone]" in line for line in lines), "brackets are no markup"
 
 
-# Remedies
+# Suggestions
+
+
+PLACES: Sequence[tuple[Refusing, Role]] = (
+    (JOBS, SERVICE_BUS_DATA_RECEIVER),
+    (RESULTS, SERVICE_BUS_DATA_SENDER),
+    (MINI, OPENAI_USER),
+    (CONTAINER, BLOB_DATA_CONTRIBUTOR),
+)
+OF_QUEUES = (Cause.DISABLED, Cause.SESSIONS_REQUIRED)
+"""What only a queue can be."""
+
+
+@pytest.mark.parametrize("cause", Cause)
+@pytest.mark.parametrize("place", [place for place, _ in PLACES])
+def test_each_cause_has_a_suggestion_at_each_place(cause: Cause, place: Refusing) -> None:
+    suggestion = suggest(cause, place, SOMEBODY)
+    if cause in OF_QUEUES and not isinstance(place, Queue):
+        assert suggestion is None
+        return
+    assert suggestion
+    for line in suggestion.splitlines():
+        assert not line.startswith("az") or shlex.split(line)
+
+
+@pytest.mark.parametrize(("place", "role"), PLACES)
+def test_a_missing_role_is_the_one_that_the_worker_needs_there(place: Refusing, role: Role) -> None:
+    command = shlex.split(suggest(Cause.ROLE_MISSING, place, SOMEBODY) or "")
+    assert command[command.index("--role") + 1] == role.name
 
 
 @pytest.mark.parametrize(
-    ("failure", "role", "place", "beginning"),
+    ("cause", "beginnings"),
     [
-        (
-            "queue 'jobs': Unauthorized access. 'Listen' claim(s) are required to perform this operation.",
-            SERVICE_BUS_DATA_RECEIVER,
-            JOBS,
-            "az role assignment create",
-        ),
-        (
-            "401 from mini at https://a: The principal `x` lacks the required data action `y`",
-            OPENAI_USER,
-            MINI,
-            "az role assignment create",
-        ),
-        ("403 from mini at https://a: ", OPENAI_USER, MINI, "az role assignment create"),
-        (
-            'container u: HTTP 403 AuthorizationPermissionMismatch: give this identity the role "..." on the '
-            "container; or the account's firewall keeps this network out",
-            BLOB_DATA_CONTRIBUTOR,
-            CONTAINER,
-            "az role assignment create",
-        ),
-        (
-            "CBS Token authentication failed. Status code: 404 Description: The messaging entity 'x' could not be "
-            "found.",
-            SERVICE_BUS_DATA_RECEIVER,
-            JOBS,
-            "az servicebus queue create",
-        ),
-        ("404 from mini at https://a: ", OPENAI_USER, MINI, "az cognitiveservices account deployment list"),
-        (
-            "container u: HTTP 404 ContainerNotFound",
-            BLOB_DATA_CONTRIBUTOR,
-            CONTAINER,
-            "az storage container create",
-        ),
-        (
-            "It is not possible for an entity that requires sessions to create a non-sessionful message receiver.",
-            SERVICE_BUS_DATA_RECEIVER,
-            JOBS,
-            "az servicebus queue show",
-        ),
-        (
-            "403 from mini at https://a: Access denied due to Virtual Network/Firewall rules.",
-            OPENAI_USER,
-            MINI,
-            "az cognitiveservices account show",
-        ),
-        (
-            "400 from mini at https://a: Token tenant does not match resource tenant.",
-            OPENAI_USER,
-            MINI,
-            "az cognitiveservices account show",
-        ),
-        (
-            "container u: HTTP 401 InvalidAuthenticationInfo: it does not accept the token",
-            BLOB_DATA_CONTRIBUTOR,
-            CONTAINER,
-            "az storage account show",
-        ),
-        ("no answer within 20 s", SERVICE_BUS_DATA_RECEIVER, JOBS, "let this network reach my-bus"),
-        ("connection to https://a: refused", OPENAI_USER, MINI, "let this network reach https://my-account"),
+        (Cause.ROLE_MISSING, ["az role assignment create"]),
+        (Cause.ROLE_SPREADING, ["az role assignment create", "# if it was assigned within the last 10 minutes"]),
+        (Cause.FORBIDDEN, ["az role assignment create", "# if it is assigned already", "az cognitiveservices"]),
+        (Cause.NETWORK_CLOSED, ["az cognitiveservices account show", "admit this network"]),
+        (Cause.MISSING, ["az cognitiveservices account deployment list", "set one of these in AOAI_WORKER_MODELS"]),
+        (Cause.WRONG_TENANT, ["az cognitiveservices account show", "AZURE_TENANT_ID must be the tenant"]),
+        (Cause.TOKEN_REFUSED, ["az cognitiveservices account show", "AZURE_TENANT_ID must be the tenant"]),
+        (Cause.UNREACHABLE, ["let this network reach https://my-account.openai.azure.com; see that"]),
+        (Cause.NAME_NOT_RESOLVED, ["see that the name in AZURE_OPENAI_ENDPOINT"]),
+        (Cause.TLS_UNTRUSTED, ["set AOAI_WORKER_CA_FILE"]),
+        (Cause.PROXY_REFUSED, ["HTTPS_PROXY"]),
+        (Cause.WRONG_ENDPOINT, ["what answers there is not the service"]),
     ],
 )
-def test_the_words_of_a_refusal_decide_what_mends_it(
-    failure: str, role: Role, place: Place, beginning: str
-) -> None:
-    assert (mend(failure, role, place, SOMEBODY) or "").startswith(beginning)
+def test_the_cause_of_a_refusal_decides_what_is_suggested(cause: Cause, beginnings: list[str]) -> None:
+    lines = (suggest(cause, MINI, SOMEBODY) or "").splitlines()
+    assert len(lines) == len(beginnings)
+    for line, beginning in zip(lines, beginnings, strict=True):
+        assert line.startswith(beginning)
 
 
-def test_what_nobody_can_mend_has_no_remedy() -> None:
-    assert mend("503 from mini at https://a: busy", OPENAI_USER, MINI, SOMEBODY) is None
+@pytest.mark.parametrize(
+    ("cause", "place", "beginning"),
+    [
+        (Cause.MISSING, JOBS, "az servicebus queue create"),
+        (Cause.SESSIONS_REQUIRED, JOBS, "az servicebus queue show"),
+        (Cause.DISABLED, JOBS, "az servicebus queue update"),
+        (Cause.NETWORK_CLOSED, JOBS, "az servicebus namespace network-rule-set list"),
+        (Cause.WRONG_TENANT, JOBS, "az resource list"),
+        (Cause.UNREACHABLE, JOBS, "let this network reach my-bus.servicebus.windows.net on port 5671, past any"),
+        (Cause.MISSING, CONTAINER, "az storage container create"),
+        (Cause.NETWORK_CLOSED, CONTAINER, "az storage account show"),
+        (Cause.TOKEN_REFUSED, CONTAINER, "az storage account show"),
+        (Cause.UNREACHABLE, CONTAINER, "let this network reach https://mystore.blob.core.windows.net/results"),
+    ],
+)
+def test_a_suggestion_is_about_the_place_that_refuses(cause: Cause, place: Refusing, beginning: str) -> None:
+    assert (suggest(cause, place, SOMEBODY) or "").startswith(beginning)
+
+
+def test_where_5671_is_closed_websockets_are_suggested() -> None:
+    suggestion = suggest(Cause.UNREACHABLE, JOBS, SOMEBODY) or ""
+    assert "port 5671, past any proxy, or set AOAI_WORKER_SERVICEBUS_TRANSPORT=websockets" in suggestion
+
+
+def test_where_nothing_tells_the_cause_nothing_is_suggested() -> None:
+    assert suggest(None, MINI, SOMEBODY) is None
 
 
 @pytest.mark.parametrize(
@@ -214,19 +232,19 @@ def test_what_nobody_can_mend_has_no_remedy() -> None:
             "Microsoft.Storage/storageAccounts/devstoreaccount1/blobServices/default/containers/results",
         ),
         (
-            Deployment(endpoint="https://openai.example.com", name="mini"),
+            Target(endpoint="https://openai.example.com", deployment="mini"),
             "Microsoft.CognitiveServices/accounts/<account>",
         ),
     ],
 )
-def test_a_role_is_given_at_the_narrowest_scope(place: Place, scope: str) -> None:
-    command = shlex.split(SOMEBODY.grant(OPENAI_USER, place.scope))
+def test_a_role_is_given_at_the_narrowest_scope(place: Refusing, scope: str) -> None:
+    command = shlex.split(SOMEBODY.grant(OPENAI_USER, resource_of(place).scope))
     wanted = f"/subscriptions/<subscription>/resourceGroups/<resource-group>/providers/{scope}"
     assert command[command.index("--scope") + 1] == wanted
 
 
 def test_a_queue_is_created_as_the_worker_needs_it() -> None:
-    words = shlex.split(RESULTS.create())
+    words = shlex.split(create_queue(RESULTS))
     assert words[words.index("--lock-duration") + 1] == "PT5M"
     assert words[words.index("--max-delivery-count") + 1] == "20"
     assert words[words.index("--duplicate-detection-history-time-window") + 1] == "P1D"
@@ -238,26 +256,28 @@ def test_a_person_is_given_a_role_as_a_user() -> None:
 
 
 @pytest.mark.parametrize(
-    ("failure", "credential", "beginning"),
+    ("code", "credential", "beginning"),
     [
-        ("AADSTS700213: no match", "workload", "az identity federated-credential create"),
-        ("AADSTS70025: no credential", "workload", "az identity federated-credential create"),
-        ("AADSTS700016: unknown", "workload", "az identity list"),
-        ("AADSTS90002: no tenant", "workload", "az identity list"),
-        ("AADSTS700024: expired", "workload", "az aks show"),
-        ("it took longer than 10 s", "workload", "see that"),
-        ("Please run 'az login'", "cli", "az login"),
-        ("no identity", "managed", "az vmss identity assign"),
+        ("700213", "workload", "az identity federated-credential create"),
+        ("70025", "workload", "az identity federated-credential create"),
+        ("700016", "workload", "az identity list"),
+        ("90002", "workload", "az identity list"),
+        ("700024", "workload", "az aks show"),
+        ("timeout", "workload", "see that the file"),
+        ("none", "default", "see that the file"),
+        ("other", "workload", "see what the AADSTS code means"),
+        ("none", "cli", "az login"),
+        ("none", "managed", "az vmss identity assign"),
     ],
 )
-def test_a_refused_token_is_mended_by_its_code(failure: str, credential: str, beginning: str) -> None:
-    remedy = mend_token(failure, credential=credential, client_id="c", issuer="https://i/", subject="s")
+def test_the_code_of_a_refused_token_decides_what_is_suggested(code: str, credential: str, beginning: str) -> None:
+    remedy = suggest_token(code, credential=credential, client_id="c", issuer="https://i/", subject="s")
     assert remedy.startswith(beginning)
 
 
 @given(issuer=st.text(min_size=1), subject=st.text(min_size=1))
 def test_what_a_token_claims_cannot_leave_its_quotes(issuer: str, subject: str) -> None:
-    command = mend_token("AADSTS700213", credential="workload", client_id="c", issuer=issuer, subject=subject)
+    command = suggest_token("700213", credential="workload", client_id="c", issuer=issuer, subject=subject)
     words = shlex.split(command)
     assert words[words.index("--issuer") + 1] == issuer
     assert words[words.index("-n") + 1] == "aoai-worker"
@@ -266,8 +286,7 @@ def test_what_a_token_claims_cannot_leave_its_quotes(issuer: str, subject: str) 
 
 def test_a_detail_leaves_out_what_helps_nobody() -> None:
     service_bus = (
-        "queue 'jobs': Unauthorized access. Error condition: amqp:unauthorized-access.: Error condition: "
-        "amqp:unauthorized-access"
+        "Unauthorized access. Error condition: amqp:unauthorized-access.: Error condition: amqp:unauthorized-access"
     )
     assert shorten(service_bus) == "Unauthorized access"
     entra = "Microsoft Entra ID error '(invalid_request) AADSTS90002: Gone. Trace ID: 1 Timestamp: 2'"
@@ -310,7 +329,7 @@ def test_a_queue_of_results_without_sessions_is_wrong() -> None:
 def test_before_a_queue_is_replaced_its_messages_are_counted_and_their_loss_is_told(
     queue: Queue, what_to_do: str
 ) -> None:
-    count, warning, delete, create = queue.replace().splitlines()
+    count, warning, delete, create = replace_queue(queue).splitlines()
     assert shlex.split(count)[:4] == ["az", "servicebus", "queue", "show"]
     assert shlex.split(count)[-2:] == ["--query", "countDetails"]
     assert warning.startswith("# deleting the queue deletes its messages")
@@ -491,13 +510,37 @@ class NeverTells:
     async def __aexit__(self, *error: object) -> None: ...
 
 
+def check(queue: str, prove: Callable[[], Awaitable[None]]) -> Check:
+    place = Queue(namespace="my-bus.servicebus.windows.net", name=queue, with_sessions=False)
+    return Check(what=f"queue {queue}", place=place, prove=prove)
+
+
+async def test_words_in_a_detail_decide_nothing(settings: WorkerSettings) -> None:
+    """A refusal may quote a firewall, a tenant and a 404; what is suggested is for its cause."""
+
+    async def refuse() -> None:
+        detail = "no 'Listen' claim. A firewall's address, the tenant and HTTP 404 stand here: could not be found"
+        raise SourceUnavailable(detail, subject="queue 'jobs'", cause=Cause.ROLE_MISSING)
+
+    async def fail() -> None:
+        raise SourceUnavailable("a firewall could not be found: timed out", subject="queue 'jobs'")
+
+    checks = [check("jobs", refuse), check("busy", fail)]
+    azure = cast(Connections, SimpleNamespace(tokens=OneToken(), checks=checks))
+    examination = Examination(settings, azure, PATIENCE)
+    await examination.tokens()
+    refused, failed, *_ = await examination.what_they_open(lambda settings, credential: None)
+    assert refused.cause is Cause.ROLE_MISSING
+    assert refused.detail.startswith("no 'Listen' claim"), "its name says already that it is the queue"
+    assert (refused.remedy or "").startswith("az role assignment create")
+    assert (failed.cause, failed.remedy) == (None, None)
+
+
 @pytest.mark.looptime
 async def test_what_never_answers_is_given_up_together_after_20_seconds(
     settings: WorkerSettings, looptime: int
 ) -> None:
-    checks = [
-        Check(what=f"queue {name}", about=name, prove=never_answer, role=SERVICE_BUS_DATA_RECEIVER) for name in "ab"
-    ]
+    checks = [check(name, never_answer) for name in "ab"]
     azure = cast(Connections, SimpleNamespace(tokens=OneToken(), checks=checks))
     examination = Examination(settings, azure, PATIENCE)
     await examination.tokens()

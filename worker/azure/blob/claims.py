@@ -41,7 +41,7 @@ class BlobClaims:
         try:
             await self._container.prove(CLAIMS)
         except BlobFailed as error:
-            raise ClaimUnavailable(str(error)) from error
+            raise ClaimUnavailable.from_error(error) from error
 
     async def fetch(self, claim: Claim) -> bytes:
         name = self.require_ours(claim)
@@ -92,7 +92,7 @@ class ClaimedResults:
         try:
             claim = await self._claims.store(job.batch_id, line)
         except BlobFailed as error:
-            raise SinkUnavailable(str(error)) from error
+            raise SinkUnavailable.from_error(error) from error
         return await self._results.write(job, encode_claim(claim), content_type=CLAIM_TYPE)
 
     async def has(self, job: Job) -> bool:
@@ -126,4 +126,4 @@ def _explain(claim: Claim, error: BlobFailed) -> Exception:
         return invalid_claim('"claim.etag" is not that of the blob: it was written again after it was claimed')
     if error.code == "TooLarge":
         return invalid_claim(f'"claim.length" is {claim.length:,}, and the blob has more')
-    return ClaimUnavailable(str(error))
+    return ClaimUnavailable.from_error(error)

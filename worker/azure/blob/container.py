@@ -8,7 +8,7 @@ client's. Nothing is retried here: who asked knows how long to be patient.
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import aiohttp
 from azure.core import AsyncPipelineClient
@@ -20,11 +20,11 @@ from azure.core.pipeline.transport import AioHttpTransport
 from azure.core.rest import AsyncHttpResponse, HttpRequest
 from azure.storage.blob.aio import ContainerClient
 
-from worker.azure.network import has_proxy, trust
-from worker.errors import TokenUnavailable, WorkerError
+from worker.azure.network import find_cause, has_proxy, trust
+from worker.errors import Cause, TokenUnavailable, WorkerError
+from worker.roles import BLOB_DATA_CONTRIBUTOR
 
 STORAGE_SCOPE = "https://storage.azure.com/.default"
-ROLE = "Storage Blob Data Contributor"
 API_VERSION = "2023-11-03"
 """Of the requests made here and by the client alike: old enough for every cloud and for Azurite."""
 CONNECT_TIMEOUT = 10.0
@@ -47,11 +47,13 @@ FAULTS = (AzureError, TokenUnavailable, aiohttp.ClientError, OSError, TimeoutErr
 class BlobFailed(WorkerError):
     """A request failed. `status` is the HTTP status, None without an answer; `code` is the service's word for it.
 
-    The message names the container and the next step.
+    The message names the subject, which is the container or the blob, and the next step.
     """
 
-    def __init__(self, message: str, *, status: int | None, code: str) -> None:
-        super().__init__(message)
+    def __init__(
+        self, detail: str, *, status: int | None, code: str, subject: str = "", cause: Cause | None = None
+    ) -> None:
+        super().__init__(detail, subject=subject, cause=cause)
         self.status = status
         self.code = code
 
@@ -204,18 +206,16 @@ class BlobContainer:
     def _url(self, name: str) -> str:
         return f"{self.url}/{name}"
 
-    def _failure(self, response: AsyncHttpResponse) -> BlobFailed:
-        status, code = response.status_code, _error_code(response)
-        return BlobFailed(describe_refusal(self.url, status, code), status=status, code=code)
+    def _failure(self, response: Any) -> BlobFailed:
+        return refusal(self.url, response.status_code, _error_code(response))
 
     def _unreachable(self, error: BaseException) -> BlobFailed:
         if isinstance(error, BlobFailed):
             return error
-        if isinstance(error, HttpResponseError) and error.status_code:
-            code = str(getattr(error, "error_code", None) or "no error code")
-            message = describe_refusal(self.url, error.status_code, code)
-            return BlobFailed(message, status=error.status_code, code=code)
-        return BlobFailed(describe_silence(self.url, error), status=None, code="none")
+        if isinstance(error, HttpResponseError) and error.response is not None:
+            return self._failure(error.response)
+        detail, cause = describe_silence(error), find_cause(error)
+        return BlobFailed(detail, status=None, code="none", subject=f"container {self.url}", cause=cause)
 
     @property
     def _open_requests(self) -> "AsyncPipelineClient[HttpRequest, AsyncHttpResponse]":
@@ -270,40 +270,68 @@ class _Bearer(AsyncBearerTokenCredentialPolicy[HttpRequest, AsyncHttpResponse]):
         return True
 
 
-def describe_refusal(url: str, status: int, code: str) -> str:
-    """What failed, why, and the next step, for a status that Blob storage answered with."""
-    match status:
-        case 401:
+def refusal(url: str, status: int, code: str) -> BlobFailed:
+    """Of the container `url`: what failed, why, and the next step, for a status that Blob storage answered with."""
+    cause = cause_of_refusal(status, code)
+    match cause:
+        case Cause.TOKEN_REFUSED:
             why = "it does not accept the token: check that AZURE_TENANT_ID is the tenant of the storage account"
-        case 403:
-            why = (
-                f'give this identity the role "{ROLE}" on the container, which takes effect within minutes; '
-                "or the account's firewall keeps this network out"
-            )
-        case 404:
+        case Cause.ROLE_MISSING:
+            why = _GIVE_ROLE
+        case Cause.NETWORK_CLOSED:
+            why = "the account's firewall keeps this network out: admit it, or have a private endpoint in it"
+        case Cause.FORBIDDEN:
+            why = f"{_GIVE_ROLE}; or the account's firewall keeps this network out"
+        case Cause.MISSING:
             why = "create it, or check its name in AOAI_WORKER_BLOB_CONTAINER or AOAI_WORKER_CLAIMS_CONTAINER"
-        case 429 | 503:
+        case _ if status in (429, 503):
             why = "the storage account throttles; it is tried again later"
         case _ if status >= 500:
             why = "the service failed; it is tried again later"
         case _:
             why = "the request was refused"
-    return f"container {url}: HTTP {status} {code}: {why}"
+    detail = f"HTTP {status} {code}: {why}"
+    return BlobFailed(detail, status=status, code=code, subject=f"container {url}", cause=cause)
 
 
-def describe_silence(url: str, error: BaseException) -> str:
+_GIVE_ROLE = (
+    f'give this identity the role "{BLOB_DATA_CONTRIBUTOR.name}" on the container, '
+    "which takes effect within minutes"
+)
+
+
+def cause_of_refusal(status: int, code: str) -> Cause | None:
+    """By Azure's codes: AuthorizationFailure is what the account's network rules answer with, whoever asks
+    (azure-cli says the same of it, github.com/Azure/azure-cli/pull/11345)."""
+    match status, code:
+        case 403, "AuthorizationPermissionMismatch" | "InsufficientAccountPermissions":
+            return Cause.ROLE_MISSING
+        case 403, "AuthorizationFailure":
+            return Cause.NETWORK_CLOSED
+        case (401, _) | (403, "AuthenticationFailed" | "InvalidAuthenticationInfo"):
+            return Cause.TOKEN_REFUSED
+        case 403, _:
+            return Cause.FORBIDDEN
+        case 404, _:
+            return Cause.MISSING
+        case _ if 300 <= status < 400:
+            return Cause.WRONG_ENDPOINT
+    return None
+
+
+def describe_silence(error: BaseException) -> str:
     """The same where no answer came."""
     if isinstance(error, TokenUnavailable):
-        return f"container {url}: {error}"
+        return str(error)
     if isinstance(error, TimeoutError):
-        return f"container {url}: no answer in time; it is tried again later"
+        return "no answer in time; it is tried again later"
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
     return (
-        f"container {url} cannot be reached: {reason}. Check the name of the account and the network; "
+        f"cannot be reached: {reason}. Check the name of the account and the network; "
         "for a private endpoint or TLS inspection set AOAI_WORKER_CA_FILE"
     )
 
 
-def _error_code(response: AsyncHttpResponse) -> str:
+def _error_code(response: Any) -> str:
     code: str = response.headers.get("x-ms-error-code", "no error code")
     return code

@@ -21,7 +21,7 @@ class BlobResults:
         try:
             await self._container.prove(self._prefix)
         except BlobFailed as error:
-            raise SinkUnavailable(str(error)) from error
+            raise SinkUnavailable.from_error(error) from error
 
     async def write(self, job: Job, line: bytes) -> bool:
         """One request. After a SinkUnavailable False may also mean that the first attempt had arrived after all.
@@ -35,7 +35,7 @@ class BlobResults:
         try:
             return await self._container.create(name, line) is not None
         except BlobFailed as error:
-            raise SinkUnavailable(str(error)) from error
+            raise SinkUnavailable.from_error(error) from error
 
     async def has(self, job: Job) -> bool:
         """One request: a listing of what is there of the job. A later replay's result supersedes, so it counts."""
@@ -45,5 +45,5 @@ class BlobResults:
                 results = [result for name in names if (result := parse_result_name(name))]
                 found = found or any(result.replay >= job.replay for result in results)
         except BlobFailed as error:
-            raise SinkUnavailable(str(error)) from error
+            raise SinkUnavailable.from_error(error) from error
         return found

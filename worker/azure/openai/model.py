@@ -18,6 +18,7 @@ import httpx2
 import openai
 import orjson
 
+from worker.azure.network import find_cause
 from worker.azure.openai.answers import read_answer
 from worker.azure.openai.private import make_client, post
 from worker.azure.openai.refusals import Exchange, classify, plain_headers
@@ -26,6 +27,7 @@ from worker.azure.openai.transport import MAX_ANSWER, LeanClient, counted, take_
 from worker.errors import (
     AnswerTooLarge,
     CallFailed,
+    Cause,
     NoToken,
     RefusedByService,
     Throttled,
@@ -162,12 +164,14 @@ class AzureOpenAI:
         except TokenUnavailable as error:
             raise NoToken(error) from error
         except TimeoutError as error:
-            raise Unavailable(f"no whole answer within {call.timeout:g} s") from error
+            detail = f"no whole answer within {call.timeout:g} s"
+            raise Unavailable(detail, cause=Cause.UNREACHABLE) from error
         except openai.APIConnectionError as error:
-            raise Unavailable(f"connection to {endpoint}: {error.__cause__ or error}") from error
+            detail = f"connection to {endpoint}: {error.__cause__ or error}"
+            raise Unavailable(detail, cause=find_cause(error)) from error
         except (httpx2.HTTPError, aiohttp.ClientError, OSError) as error:
             release_frames(error)  # aiohttp's reader keeps it, and they hold the reader
-            raise Unavailable(f"connection to {endpoint}: {error!r}") from error
+            raise Unavailable(f"connection to {endpoint}: {error!r}", cause=find_cause(error)) from error
 
     async def _read_whole(self, call: Call) -> Response:
         response = await self._send(call)

@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from worker.errors import CallFailed, RefusedByService, SetupWrong, Throttled, Unavailable
+from worker.errors import CallFailed, Cause, RefusedByService, SetupWrong, Throttled, Unavailable
 from worker.interfaces import Target
 from worker.jobs.job import JsonObject, on_one_line
 from worker.rate_limits import Headroom, ThrottleKind
@@ -63,6 +63,12 @@ _CAPACITY_WORDS = ("high demand", "peak load", "temporarily unable to process", 
 _OWN_CODES = frozenset({"content_filter", "content_policy_violation", "invalid_prompt", "operationnotsupported"})
 _OWN_WORDS = ("outbound network access is restricted",)
 
+_MISSING_CODES = frozenset({"deploymentnotfound", "model_not_found"})
+_CLOSED_WORDS = ("virtual network", "firewall", "public access is disabled")
+_TENANT_WORDS = re.compile(r"token tenant \S+ does not match resource tenant\.?")
+"""The whole message: an error may quote the request, and a producer must not be able to close the deployment."""
+_SPREADING_WORDS = "principal does not have access"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exchange:
@@ -93,7 +99,8 @@ def classify(status: int, body: bytes, exchange: Exchange) -> CallFailed:
     """
     body = BEARER.sub(rb"\1[redacted]", body)
     error = _error_in(body)
-    kind = _kind(status, error, passthrough=exchange.passthrough)
+    cause = cause_of_refusal(status, error)
+    kind = _kind(status, error, cause, passthrough=exchange.passthrough)
     target = exchange.target
     failure = kind(
         f"{status} from {target.deployment} at {target.endpoint}: {_message(error, body)}",
@@ -102,6 +109,7 @@ def classify(status: int, body: bytes, exchange: Exchange) -> CallFailed:
         request_id=exchange.request_id,
         retry_after=retry_after(exchange.headers, time.time()),
         headroom=read_headroom(exchange.headers, throttled=status == 429),
+        cause=cause if kind is SetupWrong else None,
     )
     if isinstance(failure, Throttled):
         failure.kind = throttle_kind(error, failure.headroom, target)
@@ -170,12 +178,40 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
     return next((seconds for seconds in waits if 0 < seconds <= LONGEST_WAIT), None)
 
 
-def _kind(status: int, error: JsonObject, *, passthrough: bool) -> type[CallFailed]:
+def cause_of_refusal(status: int, error: JsonObject) -> Cause | None:
+    """Why a status that is about our set-up was given. A code stands for several causes, so words tell them apart:
+
+    - a token of another tenant gets a 400 ("Tenant provided in token does not match resource token"; Azure-Samples/
+      ai-rag-chat-evaluator#94);
+    - `PermissionDenied` is a missing role, and one that is still spreading through Azure;
+    - a 403 is the network's as well as the role's.
+    """
+    words = _text(error.get("message")).lower()
+    is_denied = _code(error) == "permissiondenied"
+    match status:
+        case 400 | 401 | 403 if _TENANT_WORDS.fullmatch(words):
+            return Cause.WRONG_TENANT
+        case 401 | 403 if is_denied and _SPREADING_WORDS in words:
+            return Cause.ROLE_SPREADING
+        case 401 | 403 if is_denied:
+            return Cause.ROLE_MISSING
+        case 401:
+            return Cause.TOKEN_REFUSED
+        case 403:
+            return Cause.NETWORK_CLOSED if any(phrase in words for phrase in _CLOSED_WORDS) else Cause.FORBIDDEN
+        case 404:
+            return Cause.MISSING if _code(error) in _MISSING_CODES else Cause.WRONG_ENDPOINT
+        case _ if 300 <= status < 400:  # a redirect is followed nowhere
+            return Cause.WRONG_ENDPOINT
+    return None
+
+
+def _kind(status: int, error: JsonObject, cause: Cause | None, *, passthrough: bool) -> type[CallFailed]:
     if status == 429:
         return Throttled
     if status >= 500 or status in RETRIED_STATUSES:
         return Unavailable
-    if status == 401 or 300 <= status < 400:  # a redirect is followed nowhere: the endpoint is wrong
+    if status == 401 or 300 <= status < 400 or cause is Cause.WRONG_TENANT:
         return SetupWrong
     if status == 403 or (status == 404 and not passthrough):
         return RefusedByService if _names_the_job(error) else SetupWrong

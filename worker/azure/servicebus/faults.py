@@ -1,6 +1,6 @@
-"""What goes wrong when one talks to Service Bus by the SDK, and how to say it in one line."""
+"""What goes wrong when one talks to Service Bus by the SDK: its cause, and how to say it in one line."""
 
-from collections.abc import Iterator
+import re
 from dataclasses import dataclass
 
 from aiohttp import (
@@ -10,10 +10,21 @@ from aiohttp import (
     ClientResponseError,
     ServerTimeoutError,
 )
-from azure.core.exceptions import AzureError
-from azure.servicebus.exceptions import ServiceBusError
+from azure.servicebus._pyamqp.error import AMQPException, ErrorCondition, TokenAuthFailure
+from azure.servicebus.exceptions import (
+    MessagingEntityDisabledError,
+    MessagingEntityNotFoundError,
+    OperationTimeoutError,
+    ServiceBusAuthenticationError,
+    ServiceBusAuthorizationError,
+    ServiceBusCommunicationError,
+    ServiceBusConnectionError,
+    ServiceBusError,
+)
 
-from worker.errors import TokenUnavailable
+from worker.azure.network import causes_of, find_cause
+from worker.errors import Cause, TokenUnavailable
+from worker.roles import SERVICE_BUS_DATA_RECEIVER, SERVICE_BUS_DATA_SENDER, Role
 
 FAULTS = (
     ServiceBusError,
@@ -28,6 +39,53 @@ FAULTS = (
     ValueError,
 )
 """What the SDK is known to raise when a link, a connection or a token fails."""
+
+
+def cause_of_fault(error: BaseException) -> Cause | None:
+    """What the fault comes from; None where only waiting can tell, as for a busy server or a full queue."""
+    return find_cause(error, _cause_of)
+
+
+def _cause_of(error: BaseException) -> Cause | None:
+    # the errors of the AMQP layer, within the SDK's own, have no public class; tests/contract holds them to this
+    match error:
+        case TokenAuthFailure(status_code=404) | MessagingEntityNotFoundError():
+            return Cause.MISSING
+        case TokenAuthFailure() | ServiceBusAuthenticationError():
+            return _cause_of_unauthorized(str(error), otherwise=Cause.TOKEN_REFUSED)
+        case AMQPException(condition=ErrorCondition.UnauthorizedAccess) | ServiceBusAuthorizationError():
+            return _cause_of_unauthorized(str(error), otherwise=Cause.ROLE_MISSING)
+        case AMQPException(condition=ErrorCondition.NotAllowed) if "requires sessions" in str(error):
+            return Cause.SESSIONS_REQUIRED
+        case MessagingEntityDisabledError():
+            return Cause.DISABLED
+        case ClientHttpProxyError():
+            return Cause.PROXY_REFUSED
+        case ClientResponseError(status=401 | 403):
+            return Cause.NETWORK_CLOSED
+        case ClientResponseError():
+            return Cause.WRONG_ENDPOINT
+        case OperationTimeoutError() | ServiceBusCommunicationError() | ServiceBusConnectionError():
+            return Cause.UNREACHABLE
+    return None
+
+
+def _cause_of_unauthorized(words: str, *, otherwise: Cause) -> Cause:
+    """Azure has one condition for all that it does not let in, so its words must tell a closed network, a missing
+    claim and a token of another tenant apart."""
+    if "Ip has been prevented" in words or "public network access" in words.lower():
+        return Cause.NETWORK_CLOSED
+    if "InvalidIssuer" in words:
+        return Cause.WRONG_TENANT
+    return Cause.ROLE_MISSING if claims_wanted(words) else otherwise
+
+
+def claims_wanted(words: str) -> list[Role]:
+    """The roles that carry the claims which Azure misses: "'Listen' claim(s) are required"."""
+    return [_ROLES[claim] for claim in re.findall(r"'(\w+)' claim", words) if claim in _ROLES]
+
+
+_ROLES = {"Send": SERVICE_BUS_DATA_SENDER, "Listen": SERVICE_BUS_DATA_RECEIVER}
 
 
 def describe_fault(error: BaseException) -> str:
@@ -109,14 +167,3 @@ def _answer(error: ClientResponseError) -> str:
     url = error.request_info.real_url
     reason = next(iter(error.message.splitlines()), "")[:100]
     return f"{url.host}:{url.port} answered {error.status} {reason}".rstrip()
-
-
-def causes_of(error: BaseException) -> Iterator[BaseException]:
-    """From the innermost outwards: the SDK wraps what it was given."""
-    chain: list[BaseException] = []
-    following: BaseException | None = error
-    while following is not None and following not in chain:
-        chain.append(following)
-        inner = following.inner_exception if isinstance(following, AzureError) else None
-        following = inner or following.__cause__
-    yield from reversed(chain)

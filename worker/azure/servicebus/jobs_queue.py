@@ -15,7 +15,7 @@ from azure.servicebus import ServiceBusSubQueue, TransportType
 from azure.servicebus.aio import ServiceBusClient
 
 from worker.azure.network import proxy_to, trust
-from worker.azure.servicebus.faults import FAULTS, describe_fault
+from worker.azure.servicebus.faults import FAULTS, cause_of_fault, describe_fault
 from worker.azure.servicebus.links import SETTLE_TIMEOUT, Link, close
 from worker.errors import SourceUnavailable
 from worker.interfaces import Delivery, Observer
@@ -128,7 +128,9 @@ class JobsQueue:
             await receiver.__aenter__()
         except FAULTS as error:
             await close(receiver)
-            raise SourceUnavailable(f"queue {self.queue!r}: {describe_fault(error)}") from error
+            raise SourceUnavailable(
+                describe_fault(error), subject=f"queue {self.queue!r}", cause=cause_of_fault(error)
+            ) from error
         link = self._link = Link(receiver, self.queue, self._observer, self._clock)
         self._links.add(link)
         tending = self._tending.create_task(link.tend(), name=f"locks of {self.queue}")

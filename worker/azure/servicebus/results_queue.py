@@ -22,7 +22,7 @@ from azure.servicebus.exceptions import (
     ServiceBusConnectionError,
 )
 
-from worker.azure.servicebus.faults import FAULTS, describe_fault
+from worker.azure.servicebus.faults import FAULTS, cause_of_fault, describe_fault
 from worker.azure.servicebus.packing import pack
 from worker.errors import ResultTooLarge, SinkUnavailable
 from worker.jobs.job import Job, result_id
@@ -80,7 +80,7 @@ class ResultsQueue:
             await self._open()
         except FAULTS as error:
             await self._close()
-            raise SinkUnavailable(self._describe(error)) from error
+            raise self._unavailable(error) from error
 
     async def has(self, job: Job) -> bool:
         """A queue of results cannot be asked."""
@@ -121,9 +121,9 @@ class ResultsQueue:
         except MessageSizeExceededError:
             await self._send_singly(entries)
         except Exception as error:  # whatever it is, the writers must hear of it, or they would wait for ever
-            detail = self._describe(error)
+            failure = self._unavailable(error)
             await self._close()
-            _fail(entries, lambda: SinkUnavailable(detail))
+            _fail(entries, lambda: SinkUnavailable.from_error(failure))
 
     async def _send_twice(self, entries: list[_Pending]) -> None:
         """Where nothing was confirmed, send again over a new link; duplicate detection drops what came twice."""
@@ -166,8 +166,8 @@ class ResultsQueue:
                 async with asyncio.timeout(CLOSE_TIMEOUT):
                     await sender.close()
 
-    def _describe(self, error: BaseException) -> str:
-        return f"queue {self._queue!r}: {describe_fault(error)}"
+    def _unavailable(self, error: BaseException) -> SinkUnavailable:
+        return SinkUnavailable(describe_fault(error), subject=f"queue {self._queue!r}", cause=cause_of_fault(error))
 
 
 def _session(entry: _Pending) -> str:

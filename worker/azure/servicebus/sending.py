@@ -22,7 +22,8 @@ from azure.servicebus.exceptions import (
     ServiceBusQuotaExceededError,
 )
 
-from worker.azure.servicebus.faults import FAULTS, causes_of, describe_fault
+from worker.azure.network import causes_of
+from worker.azure.servicebus.faults import FAULTS, describe_fault
 from worker.errors import TokenUnavailable
 from worker.waits import backoff, loop_time
 

@@ -14,8 +14,8 @@ from typing import TypeVar
 from worker.azure.identity import check_environment, chosen_credential
 from worker.azure.network import has_proxy, proxy_to
 from worker.connections import Connections, open_connections, scopes, targets
-from worker.errors import InvalidSettings, TokenUnavailable, WorkerError
-from worker.flow.startup import Check
+from worker.errors import Cause, InvalidSettings, TokenUnavailable, WorkerError
+from worker.flow.startup import Check, Container, Queue, TokenScope
 from worker.interfaces import Event, Target
 from worker.operations.check.findings import Finding, Report, State
 from worker.operations.check.queue_settings import (
@@ -23,19 +23,9 @@ from worker.operations.check.queue_settings import (
     QueueReader,
     look,
     open_administration,
-    queues_of,
     unseen,
 )
-from worker.operations.check.suggestions import (
-    Container,
-    Deployment,
-    Place,
-    Principal,
-    Queue,
-    mend,
-    mend_token,
-    shorten,
-)
+from worker.operations.check.suggestions import Principal, Refusing, shorten, suggest, suggest_token
 from worker.operations.check.token_identity import (
     TokenClaims,
     describe_access,
@@ -43,7 +33,6 @@ from worker.operations.check.token_identity import (
     read_claims,
     read_projected,
 )
-from worker.roles import BLOB_DATA_CONTRIBUTOR, OPENAI_USER, SERVICE_BUS_DATA_SENDER, Role
 from worker.settings import WorkerSettings, load
 
 PATIENCE = 20.0
@@ -146,46 +135,58 @@ class Examination:
         return await asyncio.gather(*[self._token(service, scope) for service, scope in wanted])
 
     async def what_they_open(self, administration: OpenAdministration) -> Sequence[Finding]:
-        jobs = list(self._settings.models_of_queues)
+        places = [check.place for check in self._azure.checks]
+        queues = dict.fromkeys(place for place in places if isinstance(place, Queue))
         async with self._open(administration) as reader:
             return await asyncio.gather(
-                *[self._prove(check, check.role) for check in self._azure.checks if check.role],
-                *[self._queue_settings(queue, reader) for queue in queues_of(self._settings, jobs)],
+                *[
+                    self._prove(check, check.place)
+                    for check in self._azure.checks
+                    if not isinstance(check.place, TokenScope)
+                ],
+                *[self._queue_settings(queue, reader) for queue in queues],
             )
 
     async def _token(self, service: str, scope: str) -> Finding:
         name = f"token for {service}"
         try:
             token = await self._in_time(self._azure.tokens.bearer(scope))
-        except (TokenUnavailable, TimeoutError) as error:
-            detail = error.detail if isinstance(error, TokenUnavailable) else self._too_late
-            return Finding(state=State.WRONG, name=name, detail=shorten(detail), remedy=self._mend_token(detail))
+        except TokenUnavailable as error:
+            return self._no_token(name, error.detail, error.code)
+        except TimeoutError:
+            return self._no_token(name, self._too_late, "timeout")
         claims = self._claims[service] = read_claims(token)
         return Finding(state=State.OK, name=name, detail=describe_access(claims, time.time()))
 
-    def _mend_token(self, detail: str) -> str:
+    def _no_token(self, name: str, detail: str, code: str) -> Finding:
         projected = read_projected(os.environ.get("AZURE_FEDERATED_TOKEN_FILE"))
-        return mend_token(
-            detail,
+        remedy = suggest_token(
+            code,
             credential=chosen_credential(self._settings),
             client_id=os.environ.get("AZURE_CLIENT_ID", "<client-id>"),
             issuer=projected.issuer or "<issuer>",
             subject=projected.subject or "<subject>",
         )
+        cause = Cause.NO_TOKEN
+        return Finding(state=State.WRONG, name=name, detail=shorten(detail), remedy=remedy, cause=cause)
 
-    async def _prove(self, check: Check, role: Role) -> Finding:
-        service, name = service_of(role), name_of(check, self._settings)
+    async def _prove(self, check: Check, place: Refusing) -> Finding:
+        name = name_of(check, self._settings)
+        service, proved = what_is_proved(place)
         if service not in self._claims:
             return Finding(state=State.UNSEEN, name=name, detail=f"cannot be tried without a token for {service}")
         try:
             await self._in_time(check.prove())
-        except (WorkerError, TimeoutError) as error:
-            failure = str(error) if isinstance(error, WorkerError) else self._too_late
-            claims = self._claims[service]
-            principal = Principal(object_id=claims.object_id, is_user=claims.is_user)
-            remedy = mend(failure, role, place_of(check, role, self._settings), principal)
-            return Finding(state=State.WRONG, name=name, detail=shorten(failure), remedy=remedy)
-        return Finding(state=State.OK, name=name, detail=_PROVED[service, role is SERVICE_BUS_DATA_SENDER])
+        except WorkerError as error:
+            detail, cause = error.detail, error.cause
+        except TimeoutError:
+            detail, cause = self._too_late, Cause.UNREACHABLE
+        else:
+            return Finding(state=State.OK, name=name, detail=proved)
+        claims = self._claims[service]
+        principal = Principal(object_id=claims.object_id, is_user=claims.is_user)
+        remedy = suggest(cause, place, principal)
+        return Finding(state=State.WRONG, name=name, detail=shorten(detail), remedy=remedy, cause=cause)
 
     async def _queue_settings(self, queue: Queue, reader: QueueReader | None) -> Finding:
         if reader is None:
@@ -212,39 +213,26 @@ class Examination:
         return f"no answer within {self._patience:g} s"
 
 
-_PROVED = {
-    ("Service Bus", False): "there, needs no session, and we may listen",
-    ("Service Bus", True): "there, and we may send",
-    ("Azure OpenAI", False): "there, and we may call it",
-    ("Blob storage", False): "there, and we may list and write",
-}
-
-
-def service_of(role: Role) -> str:
-    """The name of the token that opens what the role is for."""
-    if role is OPENAI_USER:
-        return "Azure OpenAI"
-    return "Blob storage" if role is BLOB_DATA_CONTRIBUTOR else "Service Bus"
+def what_is_proved(place: Refusing) -> tuple[str, str]:
+    """The name of the token that opens the place, and what is so where nothing fails."""
+    match place:
+        case Queue(with_sessions=True):
+            return "Service Bus", "there, and we may send"
+        case Queue():
+            return "Service Bus", "there, needs no session, and we may listen"
+        case Container():
+            return "Blob storage", "there, and we may list and write"
+        case Target():
+            return "Azure OpenAI", "there, and we may call it"
 
 
 def name_of(check: Check, settings: WorkerSettings) -> str:
     """Deployments of one name can be at several endpoints."""
-    match check.about:
+    match check.place:
         case Target(endpoint=endpoint, alias=None) if endpoint != settings.openai_endpoint:
             return f"{check.what} at {endpoint}"
         case _:
             return check.what
-
-
-def place_of(check: Check, role: Role, settings: WorkerSettings) -> Place:
-    match check.about:
-        case Target(deployment=deployment, endpoint=endpoint):
-            return Deployment(endpoint=endpoint, name=deployment)
-        case about if role is BLOB_DATA_CONTRIBUTOR:
-            return Container(url=about)
-        case queue:
-            is_results = role is SERVICE_BUS_DATA_SENDER
-            return Queue(namespace=settings.servicebus_namespace, name=queue, with_sessions=is_results)
 
 
 def _ignore(event: Event) -> None:

@@ -3,9 +3,10 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any
+
+from worker.errors import Cause
 
 
 class State(StrEnum):
@@ -22,12 +23,14 @@ STYLES = {State.OK: "green", State.UNSEEN: "dim", State.WARNING: "yellow", State
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that must be true. `remedy` is a command, or a sentence where no command can help."""
+    """One thing that must be true. `remedy` is a command, or a sentence where no command can help; `cause` is that
+    of a refusal by Azure."""
 
     state: State
     name: str
     detail: str
     remedy: str | None = None
+    cause: Cause | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +54,7 @@ class Report:
 
 def as_json(report: Report) -> str:
     """The field names are a promise: docs/operations.md."""
-    findings: list[dict[str, Any]] = [
-        {"state": finding.state, "name": finding.name, "detail": finding.detail, "remedy": finding.remedy}
-        for finding in report.findings
-    ]
-    return json.dumps({"state": report.state, "findings": findings}, indent=2)
+    return json.dumps({"state": report.state, "findings": list(map(asdict, report.findings))}, indent=2)
 
 
 def as_lines(report: Report) -> Iterator[str]:

@@ -3,7 +3,7 @@
 Judging is pure; `look` asks.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,8 +14,9 @@ from azure.core.exceptions import HttpResponseError, ResourceNotFoundError
 from azure.servicebus.aio.management import ServiceBusAdministrationClient
 
 from worker.azure.servicebus.faults import FAULTS, describe_fault
+from worker.flow.startup import Queue
 from worker.operations.check.findings import Finding, State
-from worker.operations.check.suggestions import Queue
+from worker.operations.check.suggestions import create_queue, replace_queue, show_queue, update_queue
 from worker.settings import ConnectionSettings
 
 SHORTEST_LOCK = 120.0
@@ -81,7 +82,9 @@ async def look(reader: QueueReader, queue: Queue) -> Finding:
     try:
         seen = QueueSettings.read(await reader.get_queue(queue.name))
     except ResourceNotFoundError:
-        return Finding(state=State.WRONG, name=_name(queue), detail="there is no such queue", remedy=queue.create())
+        return Finding(
+            state=State.WRONG, name=_name(queue), detail="there is no such queue", remedy=create_queue(queue)
+        )
     except HttpResponseError as error:
         if error.status_code in (401, 403):
             return unseen(queue, "not visible with this identity's rights, which is as it should be")
@@ -92,7 +95,7 @@ async def look(reader: QueueReader, queue: Queue) -> Finding:
 
 
 def unseen(queue: Queue, why: str) -> Finding:
-    return Finding(state=State.UNSEEN, name=_name(queue), detail=why, remedy=queue.show())
+    return Finding(state=State.UNSEEN, name=_name(queue), detail=why, remedy=show_queue(queue))
 
 
 def judge(queue: Queue, seen: QueueSettings) -> Finding:
@@ -106,7 +109,7 @@ def judge(queue: Queue, seen: QueueSettings) -> Finding:
         state=State.WRONG if wrong else State.WARNING,
         name=_name(queue),
         detail="; ".join(problems),
-        remedy=queue.replace() if wrong or lacking else queue.update(list(low)),
+        remedy=replace_queue(queue) if wrong or lacking else update_queue(queue, list(low)),
     )
 
 
@@ -160,14 +163,3 @@ def _name(queue: Queue) -> str:
 
 def _seconds(duration: Any) -> float:
     return duration.total_seconds() if isinstance(duration, timedelta) else 0.0
-
-
-def queues_of(settings: ConnectionSettings, jobs: Sequence[str]) -> Sequence[Queue]:
-    """Those that the worker touches."""
-    namespace = settings.servicebus_namespace
-    results = (
-        [Queue(namespace=namespace, name=settings.results_queue, with_sessions=True)]
-        if settings.sink == "queue"
-        else []
-    )
-    return [*(Queue(namespace=namespace, name=name, with_sessions=False) for name in jobs), *results]

@@ -1,4 +1,4 @@
-"""What mends a thing that is not as it must be: pure functions from a failure's text to a command of the Azure CLI.
+"""What to do about a thing that is not as it must be: pure functions from a cause to a command of the Azure CLI.
 
 The commands hold every name that the settings tell. What they cannot tell stands in <angle brackets>,
 quoted, so that a command that is run without being filled in fails instead of redirecting.
@@ -8,10 +8,18 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum, auto
 from urllib.parse import urlsplit
 
-from worker.roles import Role
+from worker.errors import Cause
+from worker.flow.startup import Container, Queue
+from worker.interfaces import Target
+from worker.roles import (
+    BLOB_DATA_CONTRIBUTOR,
+    OPENAI_USER,
+    SERVICE_BUS_DATA_RECEIVER,
+    SERVICE_BUS_DATA_SENDER,
+    Role,
+)
 
 GROUP = "<resource-group>"
 PREFIX = f"/subscriptions/<subscription>/resourceGroups/{GROUP}/providers"
@@ -28,35 +36,6 @@ QUEUE_OPTIONS: Mapping[str, str] = {
 """How a queue has to be created; docs/deploy.md says why."""
 
 
-class Cause(Enum):
-    """Why something is refused, as far as the words of the refusal tell."""
-
-    NO_ROLE = auto()
-    MISSING = auto()
-    SESSIONS = auto()
-    TENANT = auto()
-    NETWORK_RULES = auto()
-    UNREACHABLE = auto()
-    OTHER = auto()
-
-
-_WORDS: Sequence[tuple[Cause, str]] = (
-    (Cause.SESSIONS, r"requires sessions"),
-    (Cause.MISSING, r"could not be found|does not exist|not-found|Status code: 404|HTTP 404|^404 "),
-    # the claim that a token lacks, the data action, and Blob storage's word for both
-    (Cause.NO_ROLE, r"claim\(s\) are required|lacks the required|PermissionDenied|AuthorizationPermissionMismatch"),
-    (Cause.TENANT, r"InvalidIssuer|InvalidAuthenticationInfo|[Tt]enant"),
-    (Cause.NETWORK_RULES, r"(?i)virtual network|firewall|public access is disabled|ip address|ip has been"),
-    (Cause.NO_ROLE, r"Unauthorized|HTTP 40[13]|^40[13] "),
-    (Cause.UNREACHABLE, r"(?i)connect|cannot be reached|no (whole )?answer|timed? ?out"),
-)
-
-
-def cause_of(failure: str) -> Cause:
-    return next((cause for cause, words in _WORDS if re.search(words, failure)), Cause.OTHER)
-
-
-_SUBJECT = re.compile(r"^(queue '[^']*'|container \S+): ")
 _NOISE = re.compile(
     r"Service Bus has encountered an error|[.: ]*Error condition: [\w:-]+"
     r"|[. ]*Trace ID: .*$|Microsoft Entra ID error '"
@@ -64,8 +43,8 @@ _NOISE = re.compile(
 
 
 def shorten(failure: str) -> str:
-    """Without what the finding's name says already, what the SDK says twice and what Entra's support needs."""
-    return _NOISE.sub("", _SUBJECT.sub("", failure)).strip(" .:'") or failure
+    """Without what the SDK says twice and what Entra's support needs."""
+    return _NOISE.sub("", failure).strip(" .:'") or failure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,187 +69,173 @@ class Principal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Queue:
-    """`namespace` is its host name. A queue of results needs sessions, one of jobs must not have them."""
+class Resource:
+    """What of Azure a place is: the role that the worker needs there and its narrowest `scope`, where it is reached
+    and by which settings, and the commands that show or create it."""
 
-    namespace: str
-    name: str
-    with_sessions: bool
-
-    @property
-    def scope(self) -> str:
-        return f"{PREFIX}/Microsoft.ServiceBus/namespaces/{_first_label(self.namespace)}/queues/{self.name}"
-
-    @property
-    def reach(self) -> str:
-        return (
-            f"let this network reach {self.namespace} on port 5671, past any proxy, or set "
-            "AOAI_WORKER_SERVICEBUS_TRANSPORT=websockets: port 443, by the proxy of HTTPS_PROXY; see that the "
-            "name is right and resolves, and behind TLS inspection set AOAI_WORKER_CA_FILE"
-        )
-
-    def create(self) -> str:
-        sessions = ["--enable-session", "true"] if self.with_sessions else []
-        return self._az("create", *_flat(QUEUE_OPTIONS), *sessions)
-
-    def replace(self) -> str:
-        """What of a queue was decided when it was created can only be mended so. Its messages go with it, so they
-        are counted first, and what to do about them is a comment to the shell."""
-        count = self._az("show", "--query", "countDetails")
-        warning = (
-            "# deleting the queue deletes its messages, the dead letters too: stop what sends to it, and have them "
-            f"{'collected' if self.with_sessions else 'worked off'} or moved until every count is 0; only then"
-        )
-        return f"{count}\n{warning}\n{self._az('delete')}\n{self.create()}"
-
-    def update(self, options: Sequence[str]) -> str:
-        return self._az("update", *_flat({name: QUEUE_OPTIONS[name] for name in options}))
-
-    def show(self) -> str:
-        return self._az("show", "-o", "jsonc")
-
-    def show_network(self) -> str:
-        namespace = _first_label(self.namespace)
-        return az("servicebus namespace network-rule-set list", "-g", GROUP, "--namespace-name", namespace)
-
-    def show_tenant(self) -> str:
-        return az("resource list", "--name", _first_label(self.namespace), "--query", "[].id", "-o", "tsv")
-
-    def _az(self, verb: str, *options: str) -> str:
-        namespace = _first_label(self.namespace)
-        return az(f"servicebus queue {verb}", "-g", GROUP, "--namespace-name", namespace, "-n", self.name, *options)
+    role: Role
+    scope: str
+    address: str
+    settings: str
+    create: str
+    show_network: str
+    show_tenant: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Deployment:
-    """Of a model, at the endpoint of an account."""
-
-    endpoint: str
-    name: str
-
-    @property
-    def account(self) -> str:
-        """Azure's own hosts begin with the custom subdomain: the account's name unless chosen otherwise."""
-        host = urlsplit(self.endpoint).hostname or ""
-        return _first_label(host) if re.search(r"\.azure\.(com|us|cn)$", host) else "<account>"
-
-    @property
-    def scope(self) -> str:
-        return f"{PREFIX}/Microsoft.CognitiveServices/accounts/{self.account}"
-
-    @property
-    def reach(self) -> str:
-        return (
-            f"let this network reach {self.endpoint}, see that the name is right and resolves, and behind TLS "
-            "inspection set AOAI_WORKER_CA_FILE"
-        )
-
-    def create(self) -> str:
-        """The list of what is there: which model and how much quota it shall have is not ours to say."""
-        listing = az(
-            "cognitiveservices account deployment list",
-            "-g",
-            GROUP,
-            "-n",
-            self.account,
-            "--query",
-            "[].name",
-            "-o",
-            "tsv",
-        )
-        return f"{listing}\nset one of these in AOAI_WORKER_MODELS, or create {self.name!r}"
-
-    def show_network(self) -> str:
-        return self._show("properties.[publicNetworkAccess, networkAcls]")
-
-    def show_tenant(self) -> str:
-        return self._show("[id, properties.endpoint]")
-
-    def _show(self, query: str) -> str:
-        return az("cognitiveservices account show", "-g", GROUP, "-n", self.account, "--query", query)
+Refusing = Queue | Container | Target
+"""The places that a token opens."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Container:
-    """`url` as in the settings: of Azure's hosts, or with the account before the container, as Azurite's."""
+def resource_of(place: Refusing) -> Resource:
+    match place:
+        case Queue(namespace=host):
+            namespace = _first_label(host)
+            return Resource(
+                role=SERVICE_BUS_DATA_SENDER if place.with_sessions else SERVICE_BUS_DATA_RECEIVER,
+                scope=f"{PREFIX}/Microsoft.ServiceBus/namespaces/{namespace}/queues/{place.name}",
+                address=f"{host} on port 5671, past any proxy, or set AOAI_WORKER_SERVICEBUS_TRANSPORT=websockets: "
+                "port 443, by the proxy of HTTPS_PROXY",
+                settings="AOAI_WORKER_SERVICEBUS_NAMESPACE, and AOAI_WORKER_SERVICEBUS_ENDPOINT if set",
+                create=create_queue(place),
+                show_network=az(
+                    "servicebus namespace network-rule-set list", "-g", GROUP, "--namespace-name", namespace
+                ),
+                show_tenant=az("resource list", "--name", namespace, "--query", "[].id", "-o", "tsv"),
+            )
+        case Target(endpoint=endpoint, deployment=name):
+            account = _account_of(endpoint)
+            named = ("-g", GROUP, "-n", account)
+            listing = az("cognitiveservices account deployment list", *named, "--query", "[].name", "-o", "tsv")
+            show = "cognitiveservices account show"
+            return Resource(
+                role=OPENAI_USER,
+                scope=f"{PREFIX}/Microsoft.CognitiveServices/accounts/{account}",
+                address=endpoint,
+                settings="AZURE_OPENAI_ENDPOINT, or the endpoint in AOAI_WORKER_MODELS",
+                # which model and how much quota it shall have is not ours to say
+                create=f"{listing}\nset one of these in AOAI_WORKER_MODELS, or create {name!r}",
+                show_network=az(show, *named, "--query", "properties.[publicNetworkAccess, networkAcls]"),
+                show_tenant=az(show, *named, "--query", "[id, properties.endpoint]"),
+            )
+        case Container(url=url):
+            parts = urlsplit(url)
+            *_, account, name = (_first_label(parts.hostname or ""), *parts.path.strip("/").split("/"))
+            storage = f"{PREFIX}/Microsoft.Storage/storageAccounts/{account}"
+            return Resource(
+                role=BLOB_DATA_CONTRIBUTOR,
+                scope=f"{storage}/blobServices/default/containers/{name}",
+                address=url,
+                settings="AOAI_WORKER_BLOB_CONTAINER, or AOAI_WORKER_CLAIMS_CONTAINER",
+                create=az(
+                    "storage container create", "--account-name", account, "-n", name, "--auth-mode", "login"
+                ),
+                show_network=az(
+                    "storage account show", "-n", account, "--query", "[publicNetworkAccess, networkRuleSet]"
+                ),
+                show_tenant=az("storage account show", "-n", account, "--query", "id"),
+            )
 
-    url: str
 
-    @property
-    def name(self) -> str:
-        return self._parts[-1]
-
-    @property
-    def account(self) -> str:
-        return self._parts[0] if len(self._parts) > 1 else _first_label(urlsplit(self.url).hostname or "")
-
-    @property
-    def scope(self) -> str:
-        account = f"{PREFIX}/Microsoft.Storage/storageAccounts/{self.account}"
-        return f"{account}/blobServices/default/containers/{self.name}"
-
-    @property
-    def reach(self) -> str:
-        return f"let this network reach {self.url}, and behind TLS inspection set AOAI_WORKER_CA_FILE"
-
-    def create(self) -> str:
-        options = ("--account-name", self.account, "-n", self.name, "--auth-mode", "login")
-        return az("storage container create", *options)
-
-    def show_network(self) -> str:
-        return self._show("[publicNetworkAccess, networkRuleSet]")
-
-    def show_tenant(self) -> str:
-        return self._show("id")
-
-    @property
-    def _parts(self) -> Sequence[str]:
-        return urlsplit(self.url).path.strip("/").split("/")
-
-    def _show(self, query: str) -> str:
-        return az("storage account show", "-n", self.account, "--query", query)
-
-
-Place = Queue | Deployment | Container
-
-
-def mend(failure: str, role: Role, place: Place, principal: Principal) -> str | None:
+def suggest(cause: Cause | None, place: Refusing, principal: Principal) -> str | None:
     """None where only waiting, or the failure itself, can tell what to do."""
-    match cause_of(failure), place:
-        case Cause.NO_ROLE, _:
-            return principal.grant(role, place.scope)
+    resource = resource_of(place)
+    grant = principal.grant(resource.role, resource.scope)
+    match cause, place:
+        case Cause.NO_TOKEN, _:
+            return "see first what is wrong with the token: without one nothing can be tried"
+        case Cause.TOKEN_REFUSED, Target():
+            return f"{resource.show_tenant}\n{_TENANT}, and AOAI_WORKER_OPENAI_SCOPE the audience of that endpoint"
+        case Cause.TOKEN_REFUSED | Cause.WRONG_TENANT, _:
+            return f"{resource.show_tenant}\n{_TENANT}"
+        case Cause.ROLE_MISSING, _:
+            return grant
+        case Cause.ROLE_SPREADING, _:
+            return f"{grant}\n# if it was assigned within the last 10 minutes, wait: it may still be spreading"
+        case Cause.FORBIDDEN, _:
+            return f"{grant}\n# if it is assigned already, the network is what is refused\n{resource.show_network}"
+        case Cause.NETWORK_CLOSED, _:
+            return f"{resource.show_network}\nadmit this network there, or have a private endpoint in it"
         case Cause.MISSING, _:
-            return place.create()
-        case Cause.SESSIONS, Queue():
-            return place.replace()
-        case Cause.TENANT, _:
-            return f"{place.show_tenant()}\nAZURE_TENANT_ID must be the tenant of that subscription"
-        case Cause.NETWORK_RULES, _:
-            return place.show_network()
+            return resource.create
+        case Cause.DISABLED, Queue():
+            return _queue_command("update", place, "--status", "Active")
+        case Cause.SESSIONS_REQUIRED, Queue():
+            return replace_queue(place)
+        case Cause.WRONG_ENDPOINT, _:
+            return f"what answers there is not the service: see that {resource.settings} is right"
+        case Cause.NAME_NOT_RESOLVED, _:
+            return (
+                f"see that the name in {resource.settings} is right, and that it resolves from here: a private "
+                "endpoint needs its private DNS zone linked to this network"
+            )
+        case Cause.TLS_UNTRUSTED, _:
+            return "set AOAI_WORKER_CA_FILE to the authority that signed: a private endpoint's or TLS inspection's"
+        case Cause.PROXY_REFUSED, _:
+            return "HTTPS_PROXY must name a proxy that lets this pod through to it, or NO_PROXY the host"
         case Cause.UNREACHABLE, _:
-            return place.reach
+            return (
+                f"let this network reach {resource.address}; see that the name is right and resolves, and behind "
+                "TLS inspection set AOAI_WORKER_CA_FILE"
+            )
     return None
 
 
-def mend_token(failure: str, *, credential: str, client_id: str, issuer: str, subject: str) -> str:
-    """`failure` is the token service's; `issuer` and `subject` are those of the service-account token."""
-    code = match[1] if (match := re.search(r"AADSTS(\d+)", failure)) else ""
-    if credential == "cli":
-        return "az login"
-    if credential == "managed":
-        return az(
-            "vmss identity assign", "-g", "<node-resource-group>", "-n", "<scale-set>", "--identities", "<id>"
-        )
-    if code in ("70021", "70025", "700211", "700212", "700213"):
-        return federate(issuer, subject)
-    if code in ("700016", "90002", "900023", "7000112"):
-        query = "[?clientId=='" + client_id + "'].{name:name, group:resourceGroup, tenant:tenantId}"
-        listing = az("identity list", "--query", query, "-o", "table")
-        return f"{listing}\nAZURE_CLIENT_ID and AZURE_TENANT_ID must be those of one identity"
-    if code in ("700024", "700027"):
-        issuer_of_cluster = ("--query", "oidcIssuerProfile.issuerUrl", "-o", "tsv")
-        return az("aks show", "-g", GROUP, "-n", "<cluster>", *issuer_of_cluster)
-    return "see that the file of AZURE_FEDERATED_TOKEN_FILE is there and that AZURE_AUTHORITY_HOST can be reached"
+_TENANT = "AZURE_TENANT_ID must be the tenant of that subscription"
+
+
+def create_queue(queue: Queue) -> str:
+    sessions = ["--enable-session", "true"] if queue.with_sessions else []
+    return _queue_command("create", queue, *_flat(QUEUE_OPTIONS), *sessions)
+
+
+def replace_queue(queue: Queue) -> str:
+    """What of a queue was decided when it was created can only be changed so. Its messages go with it, so they
+    are counted first, and what to do about them is a comment to the shell."""
+    count = _queue_command("show", queue, "--query", "countDetails")
+    warning = (
+        "# deleting the queue deletes its messages, the dead letters too: stop what sends to it, and have them "
+        f"{'collected' if queue.with_sessions else 'worked off'} or moved until every count is 0; only then"
+    )
+    return f"{count}\n{warning}\n{_queue_command('delete', queue)}\n{create_queue(queue)}"
+
+
+def update_queue(queue: Queue, options: Sequence[str]) -> str:
+    return _queue_command("update", queue, *_flat({name: QUEUE_OPTIONS[name] for name in options}))
+
+
+def show_queue(queue: Queue) -> str:
+    return _queue_command("show", queue, "-o", "jsonc")
+
+
+def _queue_command(verb: str, queue: Queue, *options: str) -> str:
+    namespace = _first_label(queue.namespace)
+    return az(f"servicebus queue {verb}", "-g", GROUP, "--namespace-name", namespace, "-n", queue.name, *options)
+
+
+def suggest_token(code: str, *, credential: str, client_id: str, issuer: str, subject: str) -> str:
+    """`code` is that of TokenUnavailable; `issuer` and `subject` are those of the service-account token."""
+    match credential, code:
+        case "cli", _:
+            return "az login"
+        case "managed", _:
+            return az(
+                "vmss identity assign", "-g", "<node-resource-group>", "-n", "<scale-set>", "--identities", "<id>"
+            )
+        case _, "70021" | "70025" | "700211" | "700212" | "700213":
+            return federate(issuer, subject)
+        case _, "700016" | "90002" | "900023" | "7000112":
+            query = "[?clientId=='" + client_id + "'].{name:name, group:resourceGroup, tenant:tenantId}"
+            listing = az("identity list", "--query", query, "-o", "table")
+            return f"{listing}\nAZURE_CLIENT_ID and AZURE_TENANT_ID must be those of one identity"
+        case _, "700024" | "700027":
+            issuer_of_cluster = ("--query", "oidcIssuerProfile.issuerUrl", "-o", "tsv")
+            return az("aks show", "-g", GROUP, "-n", "<cluster>", *issuer_of_cluster)
+        case _, "none" | "timeout":
+            return (
+                "see that the file of AZURE_FEDERATED_TOKEN_FILE is there and that AZURE_AUTHORITY_HOST can be "
+                "reached; behind TLS inspection set AOAI_WORKER_CA_FILE"
+            )
+    return "see what the AADSTS code means: https://login.microsoftonline.com/error"
 
 
 def federate(issuer: str, subject: str) -> str:
@@ -307,3 +272,9 @@ def _flat(options: Mapping[str, str]) -> Sequence[str]:
 
 def _first_label(host: str) -> str:
     return host.partition(".")[0]
+
+
+def _account_of(endpoint: str) -> str:
+    """Azure's own hosts begin with the custom subdomain: the account's name unless chosen otherwise."""
+    host = urlsplit(endpoint).hostname or ""
+    return _first_label(host) if re.search(r"\.azure\.(com|us|cn)$", host) else "<account>"

@@ -8,11 +8,10 @@ from azure.servicebus.exceptions import ServiceBusConnectionError, ServiceBusErr
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from worker.azure.servicebus.faults import describe_fault, find_unopened
+from worker.azure.servicebus.faults import cause_of_fault, describe_fault, find_unopened
 from worker.cli.advice import explain
-from worker.errors import InvalidSettings, TokenUnavailable
+from worker.errors import Cause, InvalidSettings, TokenUnavailable
 from worker.operations.check.checks import describe_settings, run
-from worker.operations.check.suggestions import Cause, Queue, cause_of
 from worker.settings import WorkerSettings, load
 
 NAMESPACE = "my-namespace.servicebus.windows.net"
@@ -144,9 +143,8 @@ def test_a_fault_of_amqp_is_told_as_before() -> None:
     assert describe_fault(ServiceBusConnectionError(message="refused")) == "refused"
 
 
-def test_check_names_websockets_where_port_5671_is_closed() -> None:
-    assert cause_of(describe_fault(wrapped(REFUSED))) is Cause.UNREACHABLE
-    forbidden = describe_fault(wrapped(answered(aiohttp.WSServerHandshakeError, 403, "no")))
-    assert cause_of(forbidden) is Cause.NETWORK_RULES
-    reach = Queue(namespace=NAMESPACE, name="jobs", with_sessions=False).reach
-    assert "port 5671, past any proxy, or set AOAI_WORKER_SERVICEBUS_TRANSPORT=websockets" in reach
+def test_what_keeps_a_websocket_from_opening_has_a_cause() -> None:
+    assert cause_of_fault(wrapped(REFUSED)) is Cause.UNREACHABLE
+    assert cause_of_fault(wrapped(answered(aiohttp.WSServerHandshakeError, 403, "no"))) is Cause.NETWORK_CLOSED
+    assert cause_of_fault(wrapped(answered(aiohttp.WSServerHandshakeError, 404, "no"))) is Cause.WRONG_ENDPOINT
+    assert cause_of_fault(wrapped(answered(aiohttp.ClientHttpProxyError, 407, "no"))) is Cause.PROXY_REFUSED

@@ -4,6 +4,9 @@
 
 bin := .venv/bin
 
+# Set to 1, as container images often have it, this makes each of the tests' processes compile the whole project anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 help:
 	@echo "make demo    a real batch through the worker on an embedded Azure, start to end, in half a minute"
 	@echo "make unit    tests/unit alone, in about a minute: for while you write"

@@ -8,13 +8,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 from embedded_azure.amqp.codec import Symbol
 from embedded_azure.amqp.performatives import (
     ROLE_RECEIVER,
     ROLE_SENDER,
     Attach,
+    Composite,
     Coordinator,
     DeliveryState,
     Detach,
@@ -28,9 +29,6 @@ from embedded_azure.amqp.performatives import (
     encode_settlement,
     encode_transfer,
 )
-
-if TYPE_CHECKING:
-    from embedded_azure.amqp.session import Session
 
 INCOMING_CREDIT: Final = 1_000
 """Messages a peer may send on a link before we say more; topped up when half of it is used."""
@@ -80,6 +78,26 @@ class Producer(Protocol):
         """The link is gone, for whatever reason. Called once."""
 
 
+class LinkSession(Protocol):
+    """What a link asks of its session."""
+
+    max_frame_size: int
+    unsettled: dict[int, "OutgoingLink"]
+
+    @property
+    def writable(self) -> bool: ...
+    def now(self) -> float: ...
+    def next_delivery_id(self) -> int: ...
+    def expect_delivery_id(self, delivery_id: int | None) -> None: ...
+    def overhear_delivery_id(self, delivery_id: int | None) -> None: ...
+    def send(self, performative: Composite) -> None: ...
+    def send_body(self, body: bytes) -> None: ...
+    def send_transfer(self, body: bytes, payload: bytes) -> None: ...
+    def send_flow(
+        self, *, handle: int | None = None, delivery_count: int | None = None, link_credit: int | None = None
+    ) -> None: ...
+
+
 class LinkState(Enum):
     ATTACHING = "attaching"
     ATTACHED = "attached"
@@ -89,13 +107,13 @@ class LinkState(Enum):
 class Link(ABC):
     """What both ends have in common. The handle of our end is always the number the peer gave its own."""
 
-    def __init__(self, session: "Session", attach: Attach) -> None:
+    def __init__(self, session: LinkSession, attach: Attach) -> None:
         self.session = session
         self.attach = attach
         self.handle = attach.handle
         self.name = attach.name
         self.state = LinkState.ATTACHING
-        self.used_at = session.connection.now()
+        self.used_at = session.now()
         """When a message, a settlement or credit last passed, in seconds of the loop."""
         self._node: Consumer | Producer | None = None
 
@@ -165,7 +183,7 @@ def _address(terminus: Source | Target | Coordinator | None) -> str | None:
 class IncomingLink(Link):
     """The peer sends, we receive."""
 
-    def __init__(self, session: "Session", attach: Attach) -> None:
+    def __init__(self, session: LinkSession, attach: Attach) -> None:
         super().__init__(session, attach)
         self._delivery_count = attach.initial_delivery_count or 0
         self._credit = 0
@@ -193,7 +211,7 @@ class IncomingLink(Link):
 
     def on_transfer(self, transfer: Transfer, payload: bytes) -> None:
         """Raises LinkFailure."""
-        self.used_at = self.session.connection.now()
+        self.used_at = self.session.now()
         if self.state is not LinkState.ATTACHED:
             self.session.overhear_delivery_id(transfer.delivery_id)  # in flight when the link was detached
             return
@@ -273,7 +291,7 @@ class IncomingLink(Link):
 class OutgoingLink(Link):
     """We send, the peer receives, as many messages as it has given credit for."""
 
-    def __init__(self, session: "Session", attach: Attach) -> None:
+    def __init__(self, session: LinkSession, attach: Attach) -> None:
         super().__init__(session, attach)
         self._delivery_count = 0
         self.credit = 0
@@ -302,7 +320,7 @@ class OutgoingLink(Link):
     def send(self, payload: bytes, tag: bytes, *, settled: bool) -> int:
         """Sends one message and uses one credit; ask `ready` first. Returns the delivery-id."""
         delivery_id = self.session.next_delivery_id()
-        self.used_at = self.session.connection.now()
+        self.used_at = self.session.now()
         self.credit -= 1
         self._delivery_count = (self._delivery_count + 1) & _SERIAL_MASK
         if not settled:
@@ -321,7 +339,7 @@ class OutgoingLink(Link):
         self.session.send_body(body)
 
     def on_flow(self, flow: Flow) -> None:
-        self.used_at = self.session.connection.now()
+        self.used_at = self.session.now()
         if flow.link_credit is not None:
             # The peer may not have seen what we sent last: credit counts from its delivery-count (2.6.7).
             sent_since = (self._delivery_count - (flow.delivery_count or 0)) & _SERIAL_MASK
@@ -339,7 +357,7 @@ class OutgoingLink(Link):
             self._node.on_ready()  # type: ignore[union-attr]  # an outgoing link has a producer
 
     def on_disposition(self, delivery_id: int, state: DeliveryState | None, settled: bool) -> None:
-        self.used_at = self.session.connection.now()
+        self.used_at = self.session.now()
         if settled:
             self.session.unsettled.pop(delivery_id, None)
         if self._node is not None:

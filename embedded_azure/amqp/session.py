@@ -1,7 +1,7 @@
 """Sessions (2.5): windows, delivery-ids, and the links of one channel."""
 
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from embedded_azure.amqp.frames import frame_of
 from embedded_azure.amqp.links import IncomingLink, LinkFailure, LinkState, OutgoingLink
@@ -19,9 +19,6 @@ from embedded_azure.amqp.performatives import (
     encode_composite,
 )
 
-if TYPE_CHECKING:
-    from embedded_azure.amqp.connection import Connection
-
 INCOMING_WINDOW: Final = 5_000
 OUTGOING_WINDOW: Final = 5_000
 MAX_LINKS: Final = 255
@@ -36,10 +33,22 @@ class ConnectionFailure(Exception):
         self.error = Error(condition=condition, description=description)
 
 
+class SessionConnection(Protocol):
+    """What a session asks of its connection."""
+
+    peer_max_frame_size: int
+    strict_delivery_ids: bool
+    writable: bool
+
+    def now(self) -> float: ...
+    def write(self, frame: bytes) -> None: ...
+    def attach(self, link: IncomingLink | OutgoingLink) -> None: ...
+
+
 class Session:
     """Our end of one session. Its channel number is the one the peer gave its own."""
 
-    def __init__(self, connection: "Connection", channel: int, begin: Begin) -> None:
+    def __init__(self, connection: SessionConnection, channel: int, begin: Begin) -> None:
         self.connection = connection
         self.channel = channel
         self.max_frame_size = connection.peer_max_frame_size
@@ -67,6 +76,10 @@ class Session:
     def writable(self) -> bool:
         """The peer's window and the socket have room for another message."""
         return self._peer_window > 0 and not self._held and self.connection.writable
+
+    def now(self) -> float:
+        """Seconds of the loop."""
+        return self.connection.now()
 
     # What the peer sends
 

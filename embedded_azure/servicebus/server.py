@@ -28,8 +28,8 @@ from embedded_azure.servicebus.front import build_front
 from embedded_azure.servicebus.links.contents import ContentProperties
 from embedded_azure.servicebus.links.idle import IdleTimes
 from embedded_azure.servicebus.links.links import Dispatch
-from embedded_azure.servicebus.links.peers import Peer
 from embedded_azure.servicebus.listeners import Door, Listeners
+from embedded_azure.servicebus.peers import Peer
 from embedded_azure.servicebus.shared_access import EMULATOR_RULE
 from embedded_azure.world import World
 

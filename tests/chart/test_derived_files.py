@@ -16,7 +16,7 @@ from scripts.chart.readme import render_readme
 from scripts.chart.schema import render_schema
 from scripts.chart.values import flatten, read_values
 from tests.chart.helm import BIN, CHART, ROOT, Object, only, run
-from tests.chart.test_tools import MINORS, crd_errors, is_custom
+from tests.chart.schemas import MINORS, crd_errors, is_custom
 
 KUSTOMIZATIONS = {path.parent.name: path.parent for path in sorted(ROOT.glob("k8s/**/kustomization.yaml"))}
 READMES = [CHART / "README.md", ROOT / "k8s/azure/README.md", ROOT / "tests/chart/crds/README.md"]

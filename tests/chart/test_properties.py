@@ -11,7 +11,7 @@ from hypothesis_jsonschema import from_schema
 from pydantic import ValidationError
 
 from tests.chart.helm import CHART, RenderingFailed, render
-from tests.chart.test_tools import MINORS, crd_errors, is_custom
+from tests.chart.schemas import MINORS, crd_errors, is_custom
 from worker.settings import WorkerSettings
 
 SCHEMA = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))

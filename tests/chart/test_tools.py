@@ -1,20 +1,14 @@
 """What other people's tools say of every set of values: Helm, the schemas of Kubernetes and operators, trivy."""
 
-import functools
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
 
-from tests.chart.helm import BIN, CHART, HELMS, MATRIX, ROOT, Object, render, run, template
-
-MINORS = ("1.33", "1.34", "1.35", "1.36", "1.37")
-CRDS = ROOT / "tests/chart/crds"
+from tests.chart.helm import BIN, CHART, HELMS, MATRIX, ROOT, render, run, template
+from tests.chart.schemas import MINORS, crd_errors, is_custom
 
 TRIVY_SKIPPED = {
     "KSV-0125": "knows the public cloud's registries only; which registry is trusted is the installer's to say",
@@ -94,25 +88,6 @@ def test_the_values_schema_is_a_schema() -> None:
 def test_the_chart_can_be_packaged(tmp_path: Path) -> None:
     done = run(BIN / "helm4", "package", CHART, "-d", tmp_path)
     assert done.returncode == 0, done.stderr
-
-
-def is_custom(document: Object) -> bool:
-    group = document["apiVersion"].partition("/")[0]
-    return group in ("keda.sh", "cilium.io") or group.endswith("monitoring.coreos.com")
-
-
-def crd_errors(document: Object) -> Iterator[str]:
-    for error in crd_validator(document["apiVersion"], document["kind"]).iter_errors(document):
-        yield f"{error.json_path}: {error.message}"
-
-
-@functools.cache
-def crd_validator(api_version: str, kind: str) -> Any:
-    # the operator's resources by another name: Microsoft documents the same schema
-    known = api_version.replace("azmonitoring.", "monitoring.").replace("/", "_")
-    schema = json.loads((CRDS / f"{known}_{kind}.json").read_text(encoding="utf-8"))
-    schema["properties"]["apiVersion"] = {"const": api_version}
-    return jsonschema.Draft202012Validator(schema)
 
 
 def trivy_findings(folder: Path) -> dict[str, str]:

@@ -18,6 +18,7 @@ from azure.servicebus.exceptions import (
 )
 
 from tests.support.local_azure import Bus
+from tests.support.service_bus import RESULTS, settings_for
 from worker.cli.advice import explain
 from worker.client import (
     AlreadyCollected,
@@ -34,24 +35,11 @@ from worker.client import (
 )
 from worker.client.queue_collector import announce
 from worker.jobs.job import Manifest, decode_manifest
-from worker.settings import ConnectionSettings
-
-RESULTS = "chat"
-
-
-def settings(bus: Bus, *, jobs: str = "jobs", results: str = RESULTS) -> ConnectionSettings:
-    return ConnectionSettings(
-        servicebus_namespace=bus.world.namespace,
-        servicebus_endpoint=f"localhost:{bus.tls_port}",
-        ca_file=bus.authority.ca_file,
-        jobs_queue=jobs,
-        results_queue=results,
-    )
 
 
 @pytest.fixture
 async def client(bus: Bus) -> AsyncIterator[JobClient]:
-    async with JobClient(settings(bus), bus.credential()) as opened:
+    async with JobClient(settings_for(bus), bus.credential()) as opened:
         yield opened
 
 
@@ -208,7 +196,7 @@ async def test_following_waits_for_the_last_result(bus: Bus, client: JobClient, 
 
 async def test_following_outlives_the_lock_of_its_session(bus: Bus, tmp_path: Path) -> None:
     """The lock lasts half a second; it is renewed, and where it is lost the session is opened again."""
-    async with JobClient(settings(bus, results="brief-chat"), bus.credential()) as client:
+    async with JobClient(settings_for(bus, results="brief-chat"), bus.credential()) as client:
         batch = read_batch_file(write_batch(tmp_path / "jobs.jsonl", ["a", "b"]))
         await client.submit(batch, batch_id="b1")
         rounds = 0
@@ -402,7 +390,7 @@ async def test_a_replayed_result_is_added_to_the_files_of_a_collected_batch(
 @pytest.fixture
 async def sender(bus: Bus) -> AsyncIterator[JobClient]:
     """May send to both queues, and listen to neither."""
-    async with JobClient(settings(bus), bus.credential("sender")) as opened:
+    async with JobClient(settings_for(bus), bus.credential("sender")) as opened:
         yield opened
 
 
@@ -458,7 +446,7 @@ async def test_a_wrong_batch_id_is_refused_before_anything_is_sent(client: JobCl
 
 async def test_a_missing_role_is_named(bus: Bus, tmp_path: Path) -> None:
     batch = read_batch_file(write_batch(tmp_path / "jobs.jsonl", ["a"]))
-    async with JobClient(settings(bus), bus.credential("stranger")) as client:
+    async with JobClient(settings_for(bus), bus.credential("stranger")) as client:
         with pytest.raises(ServiceBusAuthorizationError) as caught:
             await client.submit(batch)
         assert '"Azure Service Bus Data Sender"' in explain(caught.value)
@@ -468,7 +456,7 @@ async def test_a_missing_role_is_named(bus: Bus, tmp_path: Path) -> None:
 
 
 async def test_a_queue_that_does_not_exist_is_told(bus: Bus, tmp_path: Path) -> None:
-    async with JobClient(settings(bus, results="nowhere"), bus.credential()) as client:
+    async with JobClient(settings_for(bus, results="nowhere"), bus.credential()) as client:
         with pytest.raises(ServiceBusError) as caught:
             await client.status("b1")
     assert explain(caught.value).startswith("The queue does not exist")

@@ -1,7 +1,6 @@
 """Faults of the embedded Service Bus, met by the unmodified SDK and by the worker's own adapters."""
 
 import asyncio
-import json
 from collections.abc import Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -29,10 +28,9 @@ from azure.servicebus.exceptions import (
     SessionLockLostError,
 )
 
-from embedded_azure.servicebus.server import ServiceBus
-from tests.contract.test_source_and_sink import HELD, a_job, jobs_queue, settings_for
 from tests.support.local_azure import Bus
 from tests.support.patience import PATIENCE
+from tests.support.service_bus import HELD, a_job, disturb, jobs_queue, service_of, settings_for
 from worker.azure.servicebus.jobs_queue import connect
 from worker.azure.servicebus.results_queue import ResultsQueue
 from worker.errors import LockLost, SinkUnavailable, SourceUnavailable
@@ -44,17 +42,8 @@ BUSY = "com.microsoft:server-busy"
 ONCE: dict[str, Any] = {"retry_total": 0}
 
 
-def service(bus: Bus) -> ServiceBus:
-    assert bus.service is not None
-    return bus.service
-
-
-def disturb(bus: Bus, *faults: dict[str, Any]) -> None:
-    service(bus).faults.set(json.dumps(faults).encode())
-
-
 def active(bus: Bus, queue: str = "jobs") -> int:
-    return service(bus).broker.entity(queue).counts().active
+    return service_of(bus).broker.entity(queue).counts().active
 
 
 async def send(bus: Bus, *bodies: bytes, queue: str = "jobs", **options: Any) -> None:
@@ -202,7 +191,7 @@ async def test_a_management_request_whose_answer_is_lost_was_done_or_not(bus: Bu
         later = datetime.now(UTC) + timedelta(hours=1)
         with pytest.raises(OperationTimeoutError):
             await sender.schedule_messages(ServiceBusMessage(b"x"), later, timeout=1.5)
-    assert service(bus).broker.entity("jobs").counts().scheduled == int(applied)
+    assert service_of(bus).broker.entity("jobs").counts().scheduled == int(applied)
 
 
 # Connections
@@ -228,7 +217,7 @@ async def test_cut_connections_are_opened_anew_by_the_sdk(bus: Bus) -> None:
 @pytest.mark.parametrize("after_bytes", [0, 5, 30])
 async def test_a_delivery_cut_off_mid_frame_is_delivered_again(bus: Bus, after_bytes: int) -> None:
     await send(bus, b"x" * 1000)
-    service(bus).broker.entity("jobs").spec = _with_short_locks(service(bus).broker.entity("jobs").spec)
+    service_of(bus).broker.entity("jobs").spec = _with_short_locks(service_of(bus).broker.entity("jobs").spec)
     async with bus.client() as client, client.get_queue_receiver("jobs") as receiver:
         disturb(bus, {"kind": "cut", "after_bytes": after_bytes, "count": 1})
         messages: Sequence[Any] = []

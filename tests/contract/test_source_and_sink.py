@@ -7,35 +7,40 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, cast
 
 import orjson
 import pytest
-from azure.servicebus import ServiceBusMessage
 from azure.servicebus.amqp import AmqpAnnotatedMessage, AmqpMessageProperties
 
-from embedded_azure.servicebus.broker.broker import Broker
-from embedded_azure.servicebus.server import ServiceBus
 from tests.support.local_azure import Bus
 from tests.support.patience import PATIENCE
+from tests.support.service_bus import (
+    HELD,
+    JOBS,
+    RESULTS,
+    a_job,
+    broker_of,
+    jobs_queue,
+    results_queue,
+    send,
+    service_of,
+    settings_for,
+    stored,
+)
 from worker.admission.admission import Admission
 from worker.azure.servicebus.jobs_queue import SOCKET_TIMEOUT, JobsQueue, connect
 from worker.azure.servicebus.links import SETTLE_TIMEOUT, LockedMessage
-from worker.azure.servicebus.results_queue import ResultsQueue
 from worker.errors import Cause, DeadLetterReason, LockLost, ResultTooLarge, SinkUnavailable, SourceUnavailable
 from worker.flow.sweeper import Sweeper
 from worker.interfaces import Delivery, LocksRenewed, Sink, Source
-from worker.jobs.job import Envelope, Job, decode
+from worker.jobs.job import decode
 from worker.jobs.outcomes import Abandon, Complete, DeadLetter, Release
-from worker.settings import ConnectionSettings
 from worker.testing import EventList, FakeQueue, FakeSink, job_line
 from worker.waits import loop_time
-
-JOBS, RESULTS, HELD = "jobs", "chat", "held"
-"""Queues of `bus_world`: `chat` has sessions, locks of `held` last two seconds."""
 
 
 class World(Protocol):
@@ -72,47 +77,6 @@ class EmbeddedWorld:
     async def dead_letters(self) -> Sequence[tuple[str, str]]:
         letters = broker_of(self.bus).entity(f"{JOBS}/$DeadLetterQueue").peek(0, 100)
         return [(letter.dead_letter_reason or "", letter.dead_letter_description or "") for letter in letters]
-
-
-async def send(bus: Bus, queue: str, *bodies: bytes) -> None:
-    async with bus.client() as client, client.get_queue_sender(queue) as sender:
-        for number, body in enumerate(bodies):
-            await sender.send_messages(
-                ServiceBusMessage(
-                    body,
-                    message_id=f"m{number}",
-                    correlation_id="batch",
-                    application_properties={"deadline": "2099-01-01T00:00:00Z"},
-                )
-            )
-
-
-def service_of(bus: Bus) -> ServiceBus:
-    assert bus.service is not None, "it runs in this process"
-    return bus.service
-
-
-def broker_of(bus: Bus) -> Broker:
-    return service_of(bus).broker
-
-
-def settings_for(bus: Bus) -> ConnectionSettings:
-    return ConnectionSettings(
-        servicebus_namespace=bus.world.namespace,
-        servicebus_endpoint=f"localhost:{bus.tls_port}",
-        ca_file=bus.authority.ca_file,
-    )
-
-
-@asynccontextmanager
-async def jobs_queue(
-    bus: Bus, queue: str = JOBS, identity: str = "owner", events: EventList | None = None
-) -> AsyncIterator[JobsQueue]:
-    async with (
-        connect(settings_for(bus), bus.credential(identity), retries=0) as client,
-        JobsQueue(client, queue, observer=events or EventList()) as source,
-    ):
-        yield source
 
 
 @pytest.fixture(params=["fake", "embedded"])
@@ -379,15 +343,6 @@ def token_of(delivery: Delivery) -> uuid.UUID:
 # Sinks
 
 
-@asynccontextmanager
-async def results_queue(bus: Bus, identity: str = "owner", queue: str = RESULTS) -> AsyncIterator[ResultsQueue]:
-    async with (
-        connect(settings_for(bus), bus.credential(identity), retries=0) as client,
-        ResultsQueue(client, queue) as sink,
-    ):
-        yield sink
-
-
 @dataclass
 class SinkWorld:
     sink: Sink
@@ -406,30 +361,6 @@ async def sinks(request: pytest.FixtureRequest, bus: Bus) -> AsyncIterator[SinkW
         return
     async with results_queue(bus) as sink:
         yield SinkWorld(sink, lambda: stored(bus))
-
-
-async def stored(bus: Bus) -> list[bytes]:
-    """The bodies in the results queue, session by session."""
-    lines: list[bytes] = []
-    async with bus.client() as client:
-        for session in broker_of(bus).entity(RESULTS).sessions(0, 100):
-            async with client.get_queue_receiver(RESULTS, session_id=session) as receiver:
-                messages = await receiver.peek_messages(max_message_count=1_000, sequence_number=1)
-                lines += [b"".join(message.body) for message in messages]
-    return lines
-
-
-def a_job(custom_id: str, batch: str = "batch") -> Job:
-    envelope = Envelope(
-        body=job_line(custom_id),
-        queue=JOBS,
-        sequence_number=1,
-        enqueued_at=time.time(),
-        message_id=f"{batch}/{custom_id}",
-        correlation_id=batch,
-        properties={},
-    )
-    return decode(envelope, max_age=60)
 
 
 async def test_a_written_line_is_there_as_it_was(sinks: SinkWorld) -> None:

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 from azure.servicebus.exceptions import ServiceBusError
 
-from tests.contract.test_client import RESULTS, settings
-from tests.contract.test_servicebus_faults import disturb, service
 from tests.support.local_azure import Bus
+from tests.support.service_bus import RESULTS, disturb, service_of, settings_for
 from worker.cli.advice import explain
 from worker.client import InvalidBatch, JobClient, Progress, SubmissionInterrupted, read_batch_file
 from worker.jobs.job import make_job_id
@@ -42,7 +41,7 @@ def write_lines(path: Path, jobs: Sequence[tuple[str, bytes]]) -> Path:
 
 def arrived(bus: Bus, queue: str) -> list[str]:
     """The message-ids in the queue, in its order."""
-    return [str(message.message_id) for message in service(bus).broker.entity(queue).peek(1, 1_000_000)]
+    return [str(message.message_id) for message in service_of(bus).broker.entity(queue).peek(1, 1_000_000)]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +60,7 @@ async def test_a_file_of_many_batches_arrives_whole_and_in_order(
     jobs = list(make_lines(megabytes, longest=longest))
     batch = read_batch_file(write_lines(tmp_path / "jobs.jsonl", jobs))
     told: list[int] = []
-    async with JobClient(settings(bus, jobs=queue), bus.credential()) as client:
+    async with JobClient(settings_for(bus, jobs=queue), bus.credential()) as client:
         await client.submit(batch, batch_id=batch_id, on_progress=lambda now: told.append(now.done))
     assert told[-1] == len(jobs) == batch.total
     assert len(told) > 3
@@ -96,7 +95,7 @@ async def test_after_a_lost_confirmation_it_is_sent_again_and_nothing_is_there_t
     jobs = list(make_lines(1.5, longest=3_000))
     waited: list[str] = []
     disturb(bus, {**LOST, "entity": entity, "applied": applied, "count": 1})
-    async with JobClient(settings(bus), bus.credential()) as client:
+    async with JobClient(settings_for(bus), bus.credential()) as client:
         batch = read_batch_file(write_lines(tmp_path / "jobs.jsonl", jobs))
         await client.submit(batch, batch_id="b1", on_waiting=waited.append)
     assert arrived(bus, "jobs") == [make_job_id("b1", custom_id) for custom_id, _ in jobs]
@@ -121,7 +120,7 @@ async def test_where_no_confirmation_comes_it_ends_saying_what_was_sent_and_what
 
     if entity == RESULTS:
         disturb(bus, {**LOST, "entity": entity})
-    async with JobClient(settings(bus), bus.credential()) as client:
+    async with JobClient(settings_for(bus), bus.credential()) as client:
         with pytest.raises(SubmissionInterrupted) as caught:
             await client.submit(batch, batch_id="b1", on_progress=lose_the_rest)
     sent = told[-1] if told else 0
@@ -130,7 +129,7 @@ async def test_where_no_confirmation_comes_it_ends_saying_what_was_sent_and_what
     assert "The same command again is safe" in message
     # and it is
     disturb(bus)
-    async with JobClient(settings(bus), bus.credential()) as client:
+    async with JobClient(settings_for(bus), bus.credential()) as client:
         await client.submit(batch, batch_id="b1")
     assert arrived(bus, "jobs") == [make_job_id("b1", custom_id) for custom_id, _ in jobs]
     assert arrived(bus, RESULTS) == ["b1/manifest"]
@@ -142,7 +141,7 @@ async def test_a_file_that_has_changed_since_the_check_is_refused_before_anythin
     jobs = list(make_lines(0.1, longest=1_000))
     batch = read_batch_file(write_lines(tmp_path / "jobs.jsonl", jobs))
     write_lines(tmp_path / "jobs.jsonl", jobs[1:])
-    async with JobClient(settings(bus), bus.credential()) as client:
+    async with JobClient(settings_for(bus), bus.credential()) as client:
         with pytest.raises(InvalidBatch, match="has changed"):
             await client.submit(batch, batch_id="b1")
     assert (arrived(bus, "jobs"), arrived(bus, RESULTS)) == ([], [])
@@ -154,7 +153,7 @@ async def test_a_file_that_changes_on_the_way_ends_the_submission_saying_what_wa
     monkeypatch.setattr("worker.client.submission.READ_AHEAD", 123_456)
     jobs = list(make_lines(1.5, longest=3_000))
     batch = read_batch_file(write_lines(tmp_path / "jobs.jsonl", jobs))
-    async with JobClient(settings(bus), bus.credential()) as client:
+    async with JobClient(settings_for(bus), bus.credential()) as client:
         with pytest.raises(SubmissionInterrupted) as caught:
             await client.submit(
                 batch, batch_id="b1", on_progress=lambda _: os.utime(tmp_path / "jobs.jsonl", (1, 1))
@@ -185,7 +184,7 @@ async def test_a_broker_that_is_gone_in_the_middle_ends_the_submission(
         if len(told) == 2:
             disturb(bus, fault, {"kind": "cut"})
 
-    async with JobClient(settings(bus), bus.credential()) as client:
+    async with JobClient(settings_for(bus), bus.credential()) as client:
         with pytest.raises(SubmissionInterrupted) as caught:
             await client.submit(batch, batch_id="b1", on_progress=take_the_broker_away)
     assert caught.value.sent == told[-1]
@@ -198,7 +197,7 @@ async def test_a_broker_that_is_not_there_at_all_is_told_soon(
 ) -> None:
     batch = read_batch_file(write_lines(tmp_path / "jobs.jsonl", list(make_lines(0.1, longest=1_000))))
     disturb(bus, fault)
-    async with JobClient(settings(bus), bus.credential()) as client:
+    async with JobClient(settings_for(bus), bus.credential()) as client:
         with pytest.raises((ServiceBusError, OSError)) as caught:
             await client.submit(batch, batch_id="b1")
     assert explain(caught.value)

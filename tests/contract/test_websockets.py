@@ -17,11 +17,10 @@ from azure.servicebus._pyamqp.aio._client_async import AMQPClientAsync
 from embedded_azure.entra.tokens import AccessTokens, issuer_of
 from embedded_azure.servicebus.access import Access
 from embedded_azure.servicebus.server import serve
-from tests.contract.test_servicebus_faults import disturb, service
-from tests.contract.test_source_and_sink import HELD, JOBS, RESULTS, a_job, send, stored
 from tests.support.connect_proxy import connect_proxy
 from tests.support.local_azure import Authority, Bus, bus_world
 from tests.support.patience import PATIENCE
+from tests.support.service_bus import HELD, JOBS, RESULTS, a_job, disturb, send, service_of, stored
 from worker.azure.servicebus.jobs_queue import SOCKET_TIMEOUT, JobsQueue, connect
 from worker.azure.servicebus.results_queue import ResultsQueue
 from worker.cli.advice import explain
@@ -69,7 +68,7 @@ class Front:
             yield sink
 
     def active(self, queue: str = JOBS) -> int:
-        return service(self.bus).broker.entity(queue).counts().active
+        return service_of(self.bus).broker.entity(queue).counts().active
 
 
 @pytest.fixture
@@ -124,7 +123,7 @@ async def test_a_delivery_is_settled_as_over_amqp(
         await delivery.settle(settlement)
         again = await source.receive(10, wait=0.3)
     assert [one.envelope.delivery_count for one in again] == ([] if count is None else [count])
-    letters = service(front.bus).broker.entity(f"{JOBS}/$DeadLetterQueue").peek(0, 10)
+    letters = service_of(front.bus).broker.entity(f"{JOBS}/$DeadLetterQueue").peek(0, 10)
     assert [letter.dead_letter_reason for letter in letters] == dead
 
 
@@ -169,7 +168,7 @@ async def test_a_delivery_can_be_settled_after_its_connection_was_lost(front: Fr
     await send(front.bus, JOBS, job_line("a"))
     async with front.source() as source:
         [delivery] = await source.receive(1, wait=2)
-        service(front.bus).drop_connections()
+        service_of(front.bus).drop_connections()
         await delivery.settle(Complete())
     assert front.active() == 0
 
@@ -208,7 +207,7 @@ async def test_results_are_written_and_written_again_after_the_connection_was_lo
     large = b"2" * 100_000
     async with front.sink() as sink:
         await sink.write(a_job("a"), b"1")
-        service(front.bus).drop_connections()
+        service_of(front.bus).drop_connections()
         async with asyncio.timeout(PATIENCE):
             while not await is_written(sink, large):
                 await asyncio.sleep(0.1)

@@ -16,20 +16,10 @@ from embedded_azure.servicebus.broker.broker import (
     Queue,
 )
 from embedded_azure.world import QueueSpec
+from tests.support.clock import Clock
 
 JOBS = QueueSpec(name="jobs", lock_duration=30, max_delivery_count=3)
 ids = count()
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
 
 
 @pytest.fixture

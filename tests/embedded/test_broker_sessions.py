@@ -14,19 +14,9 @@ from embedded_azure.servicebus.broker.broker import (
     SessionQueue,
 )
 from embedded_azure.world import QueueSpec
+from tests.support.clock import Clock
 
 RESULTS = QueueSpec(name="results", requires_session=True, lock_duration=30, max_delivery_count=2)
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from embedded_azure.faults import Faults
 from embedded_azure.servicebus.faults.control import FAULTS
 from embedded_azure.servicebus.faults.timing import MAX_DELAYED, Line
-from tests.embedded.test_amqp_connection import Wire
+from tests.support.wire import Wire
 
 
 class Peer(asyncio.Protocol):

@@ -14,7 +14,7 @@ from aiohttp.test_utils import TestServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedded_azure.certificates import private_pem, public_pem
+from embedded_azure.certificates import make_signing_key, private_pem, public_pem
 from embedded_azure.cluster import LocalCluster
 from embedded_azure.entra import identity_binding, imds
 from embedded_azure.entra.identity_binding import PROXY_PATH, TokenProxy
@@ -22,10 +22,10 @@ from embedded_azure.entra.refusals import CODES
 from embedded_azure.entra.service import Entra, build_app
 from embedded_azure.entra.tokens import TokenIssuer
 from embedded_azure.world import default_world
-from tests.embedded.test_entra import CLUSTER_KEY, ENTRA_KEY
 
 WORLD = replace(default_world(), node_identities=("worker",), bound_identities=("worker",))
 WORKER = WORLD.identity("worker")
+ENTRA_KEY, CLUSTER_KEY = make_signing_key(), make_signing_key()
 CLUSTER = LocalCluster(CLUSTER_KEY, WORLD.issuer, 3_600.0)
 ISSUER = TokenIssuer(private_pem(ENTRA_KEY), WORLD.tenant_id, 86_400.0)
 TOKEN = f"/{WORLD.tenant_id}/oauth2/v2.0/token"

@@ -13,6 +13,7 @@ from embedded_azure.entra import faults as entra_faults
 from embedded_azure.faults import AnswerFault, Fault, Faults, add_fault_routes
 from embedded_azure.openai import faults as openai_faults
 from embedded_azure.servicebus.faults import control as bus_faults
+from tests.support.clock import Clock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,14 +31,6 @@ class Alarm(Fault):
     @property
     def acts_at_once(self) -> bool:
         return True
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def statuses(faults: Faults, *deployments: str | None) -> list[int | None]:

@@ -18,6 +18,7 @@ from embedded_azure.state import StateDirectory
 from embedded_azure.supervisor import prepare_state
 from embedded_azure.world import default_world
 from tests.support.patience import PATIENCE
+from tests.support.processes import mentions, process_end, process_ids
 
 VARIABLES = {
     "AZURE_CLIENT_ID",
@@ -56,35 +57,8 @@ class Azure:
                 await process_end(pid)
 
 
-def process_ids() -> list[int]:
-    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-
-
-def mentions(pid: int, word: object) -> bool:
-    """True when one argument of the process is `word`."""
-    try:
-        return str(word).encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return False
-
-
 def projected_token(pod: dict[str, str]) -> str:
     return Path(pod["AZURE_FEDERATED_TOKEN_FILE"]).read_text()
-
-
-async def process_end(pid: int) -> None:
-    loop = asyncio.get_running_loop()
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    ended = asyncio.Event()
-    loop.add_reader(descriptor, ended.set)
-    try:
-        await ended.wait()
-    finally:
-        loop.remove_reader(descriptor)
-        os.close(descriptor)
 
 
 async def spawn(*arguments: object) -> asyncio.subprocess.Process:

@@ -28,8 +28,9 @@ from embedded_azure.openai.app import build_app
 from embedded_azure.process import server_context
 from embedded_azure.state import StateDirectory
 from embedded_azure.supervisor import prepare_state
-from tests.embedded.test_openai_sdk import ASSERTION_TYPE, WORLD
+from embedded_azure.world import default_world
 
+WORLD = default_world()
 CHAT, INSTRUCT, VECTORS = "gpt-4o-mini", "gpt-35-turbo-instruct", "text-embedding-3-small"
 SUM = "What is 17 + 25?"
 ANSWER = "17 + 25 = 42"
@@ -83,7 +84,7 @@ async def bench(state: StateDirectory) -> AsyncIterator[Bench]:
         "scope": "https://cognitiveservices.azure.com/.default",
         "grant_type": "client_credentials",
         "client_assertion": state.projected_token("worker").read_text(),
-        "client_assertion_type": ASSERTION_TYPE,
+        "client_assertion_type": "urn:ietf:params:oauth:client-assertion-type:jwt-bearer",
     }
     server = TestServer(build_app(account), scheme="https")
     await server.start_server(ssl=server_context(state))

@@ -23,7 +23,6 @@ from embedded_azure.supervisor import prepare_state
 from embedded_azure.world import DEFAULT_ACCOUNT, Deployment, default_world
 
 WORLD = default_world()
-ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 
 
 class Bench:
@@ -41,7 +40,7 @@ class Bench:
             "scope": "https://cognitiveservices.azure.com/.default",
             "grant_type": "client_credentials",
             "client_assertion": self._state.projected_token(identity).read_text(),
-            "client_assertion_type": ASSERTION_TYPE,
+            "client_assertion_type": "urn:ietf:params:oauth:client-assertion-type:jwt-bearer",
         }
         return str(load_entra(self._state).grant(WORLD.tenant_id, form)["access_token"])
 

@@ -12,15 +12,7 @@ from embedded_azure.openai.chat import ChatRequest, read_chat
 from embedded_azure.openai.phrases import NO_WISH, Wish, read_wish
 from embedded_azure.openai.quota import Quota
 from embedded_azure.openai.refusals import Refused
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
+from tests.support.clock import Clock
 
 STAMP = Stamp(identifier="1", created=1, model="m")
 

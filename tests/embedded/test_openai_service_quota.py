@@ -10,16 +10,8 @@ from hypothesis import strategies as st
 from embedded_azure.openai.provisioned import ProvisionedThroughput
 from embedded_azure.openai.quota import Estimate, Estimator, Quota
 from embedded_azure.world import Deployment
-from tests.embedded.test_openai_service_app import V1, WORLD, Client, bearer, body, open_client, token
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
+from tests.support.clock import Clock
+from tests.support.openai_service import V1, WORLD, Client, bearer, body, open_client, token
 
 # The estimate
 

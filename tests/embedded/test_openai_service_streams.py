@@ -22,7 +22,7 @@ from embedded_azure.openai.refusals import Refused
 from embedded_azure.openai.sending import Streamed, break_off, send_paced
 from embedded_azure.openai.streams import Piece, StreamOptions
 from embedded_azure.world import Deployment
-from tests.embedded.test_openai_service_app import KEY, WORLD, Client, bearer, open_client, token
+from tests.support.openai_service import KEY, WORLD, Client, bearer, open_client, token
 from tests.support.patience import PATIENCE
 
 STAMP = Stamp(identifier="1", created=1, model="m")

@@ -16,7 +16,7 @@ from embedded_azure.openai.account import Account
 from embedded_azure.openai.app import build_apps
 from embedded_azure.openai.models import model_of
 from embedded_azure.world import Deployment, RoleAssignment, World
-from tests.embedded.test_openai_service_app import (
+from tests.support.openai_service import (
     KEY,
     V1,
     WORLD,

@@ -9,18 +9,11 @@ from hypothesis import strategies as st
 
 from embedded_azure.certificates import make_signing_key, private_pem, public_pem
 from embedded_azure.entra.tokens import AccessTokens, Caller, TokenIssuer, TokenRefused, issuer_of
+from tests.support.clock import Clock
 
 AUDIENCE = "https://servicebus.azure.net"
 KEY = make_signing_key()
 STRANGERS_KEY = make_signing_key()
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def issuer_with(key: object = KEY, tenant: str = "t", clock: Callable[[], float] | None = None) -> TokenIssuer:

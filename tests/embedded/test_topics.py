@@ -10,16 +10,9 @@ import pytest
 from embedded_azure.servicebus.broker.broker import Broker, BrokerError, Message, Queue
 from embedded_azure.servicebus.broker.sql_tree import Value
 from embedded_azure.world import CorrelationSpec, QueueSpec, RuleSpec, SubscriptionSpec, TopicSpec
+from tests.support.clock import Clock
 
 ids = count()
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Sections:

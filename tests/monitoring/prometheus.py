@@ -15,8 +15,17 @@ from aiohttp import ClientError, ClientSession
 from tests.monitoring.expressions import RULES
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = ROOT / ".tools" / "debian" / "usr" / "bin" / "prometheus"
+PROGRAMS = ROOT / ".tools" / "debian" / "usr" / "bin"
+PROGRAM, PROMTOOL = PROGRAMS / "prometheus", PROGRAMS / "promtool"
 PATIENCE = 30.0
+
+
+def promtool(*arguments: str, stdin: str = "") -> tuple[int, str]:
+    """Its exit code and all it printed."""
+    done = subprocess.run(
+        [PROMTOOL, *arguments], input=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    return done.returncode, done.stdout
 
 
 @dataclass(frozen=True)

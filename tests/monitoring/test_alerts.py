@@ -1,7 +1,6 @@
 """The alerts: sound by promtool's word, tested one by one, and each with a section in the runbooks."""
 
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +8,12 @@ import pytest
 import yaml
 
 from tests.monitoring.expressions import RULES, alerts, rules
+from tests.monitoring.prometheus import promtool
 
 ROOT = Path(__file__).resolve().parents[2]
 UNIT_TESTS = Path(__file__).parent / "alerts_test.yaml"
 RUNBOOKS = ROOT / "docs" / "runbooks.md"
 NAMES = sorted(alert["alert"] for alert in alerts())
-
-
-def promtool(*arguments: str, stdin: str = "") -> tuple[int, str]:
-    tool = ROOT / ".tools" / "debian" / "usr" / "bin" / "promtool"
-    done = subprocess.run(
-        [tool, *arguments], input=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    return done.returncode, done.stdout
 
 
 def cases() -> list[dict[str, Any]]:

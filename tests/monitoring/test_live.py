@@ -8,8 +8,8 @@ import pytest
 import pytest_asyncio
 
 from tests.monitoring.expressions import alerts, compared, metrics_of, panel_expressions, rules
+from tests.monitoring.prometheus import promtool
 from tests.monitoring.scene import Scene, watched_fleet
-from tests.monitoring.test_alerts import promtool
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
 

@@ -11,8 +11,8 @@ from embedded_azure.amqp.frames import AMQP_FRAME, PROTOCOL_AMQP, PROTOCOL_SASL,
 from embedded_azure.amqp.performatives import Attach, SaslInit, Source, Target, Transfer
 from embedded_azure.servicebus.administration.service import Request
 from embedded_azure.servicebus.server import ServiceBus
-from tests.embedded.test_amqp_connection import Wire
 from tests.support.raw_client import Client, Keys
+from tests.support.wire import Wire
 
 Feed = Callable[[ServiceBus, Keys, bytes], bytes]
 MANAGEMENT: Final = "jobs/$management"

@@ -8,7 +8,7 @@ import shlex
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -205,6 +205,20 @@ async def worker(azure: Azure, *, identity: str = "worker", **settings: str) -> 
         yield Worker(running, json.loads(line)["port"])
 
 
+async def until(reached: Callable[[], Awaitable[bool]]) -> None:
+    """Look again and again: another process announces its progress by its metrics only."""
+    async with asyncio.timeout(PATIENCE):
+        while not await reached():
+            await asyncio.sleep(0.05)
+
+
+def has_answered(one: Worker, count: int) -> Callable[[], Awaitable[bool]]:
+    async def reached() -> bool:
+        return await one.metric("aoai_worker_jobs_total") >= count
+
+    return reached
+
+
 async def command(azure: Azure, *arguments: str, **variables: str) -> tuple[int, str]:
     """Run the producer's command line; its exit code and all it printed."""
     environment = azure.environment("producer") | variables
@@ -241,3 +255,30 @@ def assert_one_result_each(results: Sequence[Mapping[str, Any]], count: int) -> 
         said = result["response"]["body"]["choices"][0]["message"]["content"]
         number = int(result["custom_id"].removeprefix("q-"))
         assert f"{number} + {number} = {2 * number}" in said, f"not the answer to {result['custom_id']}: {said}"
+
+
+def process_ids() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def mentions(pid: int, word: object) -> bool:
+    """True when one argument of the process is `word`."""
+    try:
+        return str(word).encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
+async def process_end(pid: int) -> None:
+    loop = asyncio.get_running_loop()
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    ended = asyncio.Event()
+    loop.add_reader(descriptor, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)

@@ -21,8 +21,8 @@ from embedded_azure.certificates import make_signing_key, private_pem, public_pe
 from embedded_azure.entra.tokens import AccessTokens, TokenIssuer, issuer_of
 from embedded_azure.servicebus.links.idle import IdleTimes
 from embedded_azure.servicebus.server import ServiceBus
-from tests.embedded.test_amqp_connection import Wire
 from tests.support.local_azure import bus_world
+from tests.support.wire import Wire
 
 WORLD = bus_world()
 

@@ -5,8 +5,6 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -14,20 +12,21 @@ from azure.servicebus import ServiceBusReceivedMessage, TransportType
 from azure.servicebus.aio import ServiceBusClient
 
 from embedded_azure.state import StateDirectory
-from tests.embedded.test_local_supervisor import mentions, process_end, process_ids
-from tests.support.local_azure import SignedCredential
+from tests.support.blob_processes import container_of, credential, result_names
 from tests.support.patience import PATIENCE
 from tests.support.processes import (
     Azure,
     assert_one_result_each,
     azure,
     command,
+    mentions,
+    process_end,
+    process_ids,
     results_in,
     worker,
     world_for_tests,
     write_batch,
 )
-from worker.azure.blob.container import BlobContainer
 from worker.azure.blob.results import BlobResults
 from worker.jobs.job import Envelope, decode
 
@@ -39,25 +38,6 @@ pytestmark = pytest.mark.skipif(
     shutil.which("node") is None,
     reason="BLOB STORAGE IS NOT TESTED: Node.js 20 or newer is missing on this machine",
 )
-
-
-def credential(cloud: Azure) -> SignedCredential:
-    key = StateDirectory(cloud.state).entra_private_key.read_bytes()
-    return SignedCredential(key, cloud.world.tenant_id, cloud.world.identity("worker"))
-
-
-@asynccontextmanager
-async def container_of(cloud: Azure) -> AsyncIterator[BlobContainer]:
-    environment = cloud.environment()
-    url, ca_file = environment["AOAI_WORKER_BLOB_CONTAINER"], Path(environment["AOAI_WORKER_CA_FILE"])
-    async with BlobContainer(url, credential(cloud), ca_file=ca_file) as container:
-        yield container
-
-
-async def result_names(cloud: Azure) -> list[str]:
-    async with container_of(cloud) as container:
-        names = [name async for page in container.names(f"results/{BATCH}/") for name in page]
-    return [name for name in names if not name.endswith("manifest.json")]
 
 
 async def submit(cloud: Azure, path: Path) -> None:
@@ -101,11 +81,11 @@ async def test_a_killed_worker_loses_and_doubles_no_result(tmp_path: Path) -> No
             await until_written(cloud, 50)
             dying.process.child.kill()
             assert await dying.process.ended() == -signal.SIGKILL
-        written = set(await result_names(cloud))
+        written = set(await result_names(cloud, BATCH))
         async with worker(cloud):
             results = await collect(cloud, tmp_path / "out.jsonl")
         stats = await cloud.control("/local/stats")
-        assert written <= set(await result_names(cloud))
+        assert written <= set(await result_names(cloud, BATCH))
     assert_one_result_each(results, 200)
     assert len(written) < 200, "the kill came too late to count"
     assert stats["answered_more_than_once"] <= slots, "more was paid twice than was under way without a result"
@@ -113,7 +93,7 @@ async def test_a_killed_worker_loses_and_doubles_no_result(tmp_path: Path) -> No
 
 async def until_written(cloud: Azure, count: int) -> None:
     """Look again and again: a listing is all that says how far another process is."""
-    while len(await result_names(cloud)) < count:
+    while len(await result_names(cloud, BATCH)) < count:
         pass
 
 

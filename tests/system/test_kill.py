@@ -5,7 +5,6 @@ takes nothing, a broker that does not hear settlements. What is paid twice there
 answer and result cannot be told from one before.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from tests.support.patience import PATIENCE
 from tests.support.processes import (
     Worker,
     assert_one_result_each,
     azure,
     command,
     results_in,
+    until,
     worker,
     world_for_tests,
     write_batch,
@@ -104,13 +103,6 @@ def has_reached(one: Worker, step: Step) -> Callable[[], Awaitable[bool]]:
         return await one.metric(step.metric) >= step.at_least
 
     return reached
-
-
-async def until(reached: Callable[[], Awaitable[bool]]) -> None:
-    """Look again and again: another process announces its progress by its metrics only."""
-    async with asyncio.timeout(PATIENCE):
-        while not await reached():
-            await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize("step", STEPS, ids=str)

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from embedded_azure.world import Deployment, World
+from tests.support.blob_processes import result_names
 from tests.support.processes import Worker, azure, command, worker, world_for_tests
-from tests.system.test_blob_storage import BATCH, result_names
 
+BATCH = "a-batch"
 JOBS, INPUTS = 64, 300
 """As many jobs as there are slots; an answer of so many inputs has 10 MB, so all together would be 640 MB."""
 MOST_MIB = 400
@@ -63,7 +64,7 @@ async def test_answers_of_ten_megabytes_stay_within_the_memory_of_a_pod_and_are_
         async with worker(cloud, models=json.dumps({"vectors": ["vectors"]})) as one:
             await done(one)
             peak = peak_mib(one.process.child.pid)
-        names = await result_names(cloud)
+        names = await result_names(cloud, BATCH)
         stats = await cloud.control("/local/stats")
     assert len(names) == len(set(names)) == JOBS
     assert all(name.endswith(".ok.json") for name in names)

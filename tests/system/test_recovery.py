@@ -5,8 +5,16 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from tests.support.processes import Worker, azure, command, worker, world_for_tests, write_batch
-from tests.system.test_worker_process import has_answered, until
+from tests.support.processes import (
+    Worker,
+    azure,
+    command,
+    has_answered,
+    until,
+    worker,
+    world_for_tests,
+    write_batch,
+)
 
 RESUMED_WITHIN = 30.0
 """Seconds."""

@@ -11,12 +11,15 @@ from tests.support.processes import (
     assert_one_result_each,
     azure,
     command,
+    has_answered,
     results_in,
+    until,
     worker,
     world_for_tests,
     write_batch,
 )
-from tests.system.test_worker_process import BATCH, has_answered, until
+
+BATCH = "a-batch"
 
 
 def over_websockets(cloud: Azure) -> dict[str, str]:

@@ -4,12 +4,11 @@ import asyncio
 import contextlib
 import json
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from pathlib import Path
 
 import pytest
 
-from tests.support.patience import PATIENCE
 from tests.support.processes import (
     MODELS,
     Azure,
@@ -19,8 +18,10 @@ from tests.support.processes import (
     azure,
     clean_environment,
     command,
+    has_answered,
     process,
     results_in,
+    until,
     without_role,
     worker,
     world_for_tests,
@@ -41,20 +42,6 @@ async def submit_and_collect(cloud: Azure, folder: Path, count: int) -> Awaitabl
         return results_in(folder / "out.jsonl")
 
     return asyncio.get_running_loop().create_task(collected())
-
-
-async def until(reached: Callable[[], Awaitable[bool]]) -> None:
-    """Look again and again: another process announces its progress by its metrics only."""
-    async with asyncio.timeout(PATIENCE):
-        while not await reached():
-            await asyncio.sleep(0.05)
-
-
-def has_answered(one: Worker, count: int) -> Callable[[], Awaitable[bool]]:
-    async def reached() -> bool:
-        return await one.metric("aoai_worker_jobs_total") >= count
-
-    return reached
 
 
 async def test_two_workers_share_a_queue_and_each_job_has_one_result(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from embedded_azure.servicebus.broker.messages import (
 )
 from embedded_azure.servicebus.broker.queues import Queue
 from embedded_azure.servicebus.broker.rules import ALREADY_EXISTS
-from embedded_azure.servicebus.broker.sessions import Session, SessionQueue
+from embedded_azure.servicebus.broker.session_locks import Session
+from embedded_azure.servicebus.broker.sessions import SessionQueue
 from embedded_azure.servicebus.broker.sql_values import Properties
 from embedded_azure.servicebus.broker.timetable import Subscribers
 from embedded_azure.servicebus.broker.topics import SUBSCRIPTIONS, Subscription, Topic
@@ -190,8 +191,9 @@ class Broker:
         gone = [queue]
         if isinstance(queue, Topic):
             gone += [subscription.queue for subscription in queue.subscriptions]
-        if queue.subscription is not None:
-            self.topic(queue.name.rpartition(SUBSCRIPTIONS)[0]).remove(queue.subscription.name)
+        if queue.rules is not None:
+            topic, _, name = queue.name.rpartition(SUBSCRIPTIONS)
+            self.topic(topic).remove(name)
         elif self._tops.pop(queue.name.casefold(), None) is None:
             raise BrokerError(NOT_ALLOWED, f"{queue.name!r} goes with the entity it belongs to")
         for each in gone:

@@ -7,7 +7,6 @@ the ledger, and in the backlog unless it is locked, deferred or scheduled.
 import time
 from collections.abc import Callable, Sequence
 from itertools import count as count_from
-from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 from embedded_azure.servicebus.broker import checks
@@ -15,10 +14,8 @@ from embedded_azure.servicebus.broker.duplicates import DuplicateHistory
 from embedded_azure.servicebus.broker.entities import Entity
 from embedded_azure.servicebus.broker.messages import Locked, Message, MessageState
 from embedded_azure.servicebus.broker.order import Backlog, Ledger
+from embedded_azure.servicebus.broker.session_locks import Session
 from embedded_azure.world import QueueSpec
-
-if TYPE_CHECKING:
-    from embedded_azure.servicebus.broker.sessions import Session
 
 Route = Callable[[Message, float], None]
 """Takes a message elsewhere at once, at a unix time; it may not raise."""
@@ -141,7 +138,7 @@ class Lives(Entity):
             self._timetable.put(self._expiries, message.sequence_number, message.expires_at)
         self._offer(message)
 
-    def _lock(self, message: Message, session: "Session | None", now: float) -> Locked:
+    def _lock(self, message: Message, session: Session | None, now: float) -> Locked:
         message.lock_token = token = uuid4()
         self._locked[token] = message
         return Locked(message=message, token=token, locked_until=self._hold(message, session, now))
@@ -199,7 +196,7 @@ class Lives(Entity):
 
     # -- what other kinds of queues do differently ----------------------------------------------------------
 
-    def _backlog_for(self, session: "Session | None") -> Backlog:
+    def _backlog_for(self, session: Session | None) -> Backlog:
         if session is not None:
             raise checks.without_sessions(self.name)
         return self._backlog
@@ -210,7 +207,7 @@ class Lives(Entity):
     def _withdraw(self, message: Message) -> None:
         self._backlog.discard(message)
 
-    def _hold(self, message: Message, session: "Session | None", now: float) -> float:
+    def _hold(self, message: Message, session: Session | None, now: float) -> float:
         until = now + self.spec.lock_duration
         self._timetable.put(self._lock_ends, message.sequence_number, until)
         return until
@@ -226,7 +223,7 @@ class Lives(Entity):
             raise checks.lock_lost(token, self.name)
         return message
 
-    def _find(self, numbers: Sequence[int], state: MessageState, session: "Session | None" = None) -> list[Message]:
+    def _find(self, numbers: Sequence[int], state: MessageState, session: Session | None = None) -> list[Message]:
         found: dict[int, Message] = {}
         for number in numbers:
             message = self._ledger.get(number)

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING
 from uuid import UUID
 
 from embedded_azure.servicebus.broker import checks
@@ -22,11 +21,9 @@ from embedded_azure.servicebus.broker.messages import (
     Message,
     MessageState,
 )
+from embedded_azure.servicebus.broker.rules import Rules
+from embedded_azure.servicebus.broker.session_locks import Session
 from embedded_azure.world import QueueSpec
-
-if TYPE_CHECKING:
-    from embedded_azure.servicebus.broker.sessions import Session
-    from embedded_azure.servicebus.broker.topics import Subscription
 
 DEAD_LETTER_SUFFIX = "/$DeadLetterQueue"
 TRANSFER_DEAD_LETTER_SUFFIX = "/$Transfer/$DeadLetterQueue"
@@ -42,8 +39,8 @@ class Queue(Lives):
         self, spec: QueueSpec, clock: Callable[[], float] = time.time, upstream: Entity | None = None
     ) -> None:
         super().__init__(spec, clock, upstream)
-        self.subscription: Subscription | None = None
-        """Whose queue this is, if a subscription's."""
+        self.rules: Rules | None = None
+        """A subscription's; None for every other queue."""
         self._add_dead_letter_queues()
 
     # -- sending ----------------------------------------------------------------------------------------
@@ -96,7 +93,7 @@ class Queue(Lives):
                 f"its messages on to {self.spec.forward_to!r}.",
             )
 
-    def take(self, count: int, *, session: "Session | None" = None) -> list[Locked]:
+    def take(self, count: int, *, session: Session | None = None) -> list[Locked]:
         """Locks up to `count` available messages, oldest first; fewer or none if there are no more."""
         now = self._advance()
         backlog = self._backlog_for(session)
@@ -105,7 +102,7 @@ class Queue(Lives):
             taken.append(self._lock(message, session, now))
         return taken
 
-    def take_and_delete(self, count: int, *, session: "Session | None" = None) -> list[Message]:
+    def take_and_delete(self, count: int, *, session: Session | None = None) -> list[Message]:
         """Receive-and-delete: the messages are gone when this returns."""
         self._advance()
         backlog = self._backlog_for(session)
@@ -116,7 +113,7 @@ class Queue(Lives):
         return taken
 
     def take_deferred(
-        self, sequence_numbers: Sequence[int], *, delete: bool = False, session: "Session | None" = None
+        self, sequence_numbers: Sequence[int], *, delete: bool = False, session: Session | None = None
     ) -> list[Locked]:
         """All or nothing; message-not-found if one is not deferred, or locked, expired, of another session.
 
@@ -191,14 +188,14 @@ class Queue(Lives):
 
     # -- sessions (see SessionQueue) ----------------------------------------------------------------------
 
-    def accept_session(self, session_id: str | None) -> "Session | None":
+    def accept_session(self, session_id: str | None) -> Session | None:
         """Locks the session, or for None the next free one with active messages; None if there is none.
 
         Raises session-cannot-be-locked if somebody holds it, not-allowed on a queue without sessions.
         """
         raise checks.without_sessions(self.name)
 
-    def held_session(self, session_id: str) -> "Session":
+    def held_session(self, session_id: str) -> Session:
         """The session as its present holder has it; raises session-lock-lost if nobody does."""
         raise checks.without_sessions(self.name)
 
@@ -236,7 +233,7 @@ class Queue(Lives):
         self.transfer_dead_letters = DeadLetterQueue(self, TRANSFER_DEAD_LETTER_SUFFIX)
 
     def _check_sendable(self, message: Message) -> None:
-        if self.subscription is not None:
+        if self.rules is not None:
             raise BrokerError(
                 NOT_ALLOWED, f"nothing can be sent to the subscription {self.name!r}; send to its topic"
             )

@@ -8,9 +8,7 @@ documentation on sessions and delivery counts says).
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
-from math import inf
 from uuid import UUID
 
 from embedded_azure.servicebus.broker import checks
@@ -21,63 +19,11 @@ from embedded_azure.servicebus.broker.messages import (
     SESSION_LOCK_LOST,
     BrokerError,
     Message,
-    MessageState,
 )
 from embedded_azure.servicebus.broker.order import Backlog
 from embedded_azure.servicebus.broker.queues import Queue
+from embedded_azure.servicebus.broker.session_locks import Session, SessionRecord
 from embedded_azure.world import QueueSpec
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class SessionRecord:
-    """What the queue keeps of a session, whoever holds it."""
-
-    id: str
-    backlog: Backlog = field(default_factory=Backlog)
-    locked: dict[int, Message] = field(default_factory=dict)
-    state: bytes | None = None
-    state_set_at: float = -inf
-    holder: "Session | None" = None
-
-    @property
-    def forgettable(self) -> bool:
-        return not (self.backlog or self.locked or self.holder) and self.state is None
-
-    @property
-    def has_active_messages(self) -> bool:
-        return bool(self.backlog) or any(m.state is MessageState.ACTIVE for m in self.locked.values())
-
-
-class Session:
-    """One holder's lock on a session. Once lost it stays lost: accept the session anew."""
-
-    def __init__(self, queue: "SessionQueue", record: SessionRecord) -> None:
-        self._queue = queue
-        self.record = record
-        self.id = record.id
-        self.locked_until = 0.0
-        """Unix seconds; lies in the past once the lock is lost by time."""
-
-    @property
-    def held(self) -> bool:
-        return self._queue.holds(self)
-
-    @property
-    def state(self) -> bytes | None:
-        """Outlives the lock. Raises session-lock-lost, to read or to set."""
-        return self._queue.record_of(self).state
-
-    @state.setter
-    def state(self, state: bytes | None) -> None:
-        self._queue.set_state(self, state)
-
-    def renew(self) -> float:
-        """The new end of the lock. Raises session-lock-lost."""
-        return self._queue.renew_session(self)
-
-    def release(self) -> None:
-        """Frees the session and the messages locked under it, uncounted. Nothing happens if it was lost."""
-        self._queue.release_session(self)
 
 
 class SessionQueue(Queue):

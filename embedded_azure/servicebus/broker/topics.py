@@ -11,7 +11,8 @@ from embedded_azure.servicebus.broker.messages import ARGUMENT_ERROR, NOT_ALLOWE
 from embedded_azure.servicebus.broker.order import Backlog
 from embedded_azure.servicebus.broker.queues import Queue
 from embedded_azure.servicebus.broker.rules import ALREADY_EXISTS, Rules
-from embedded_azure.servicebus.broker.sessions import Session, SessionQueue
+from embedded_azure.servicebus.broker.session_locks import Session
+from embedded_azure.servicebus.broker.sessions import SessionQueue
 from embedded_azure.servicebus.broker.sql_values import FilterError, Properties
 from embedded_azure.world import QueueSpec, SubscriptionSpec, TopicSpec
 
@@ -29,7 +30,7 @@ class Subscription:
         self.rules = Rules(spec.rules, clock)
         kind = SessionQueue if spec.requires_session else Queue
         self.queue: Queue = kind(_queue_spec(topic.topic_spec, spec), clock, topic)
-        self.queue.subscription = self
+        self.queue.rules = self.rules
 
     def offer(self, message: Message, properties: Properties, at: float) -> None:
         """Takes a copy of the message if a rule matches, or dead-letters it if that cannot be known."""

@@ -222,10 +222,13 @@ class Dispatch:
     def remove(self, outlet: Outlet) -> None:
         self._outlets.remove(outlet)
 
-    def wait(self, waiting: "SessionWait") -> None:
-        self._waiting.append(waiting)
+    def wait(self, waiting: SessionWait) -> None:
+        """Returns at once; `waiting` is tried again whenever something becomes available, until its time-out."""
+        if not waiting.try_accept():
+            self._waiting.append(waiting)
+            waiting.start_timer(self._loop, self._give_up)
 
-    def give_up(self, waiting: "SessionWait") -> None:
+    def _give_up(self, waiting: SessionWait) -> None:
         if waiting in self._waiting:
             self._waiting.remove(waiting)
 

@@ -126,9 +126,9 @@ class Desk:
 
     def rules(self) -> Rules:
         """Raises not-allowed when this is no subscription."""
-        if self.queue.subscription is None:
+        if self.queue.rules is None:
             raise BrokerError(NOT_ALLOWED, f"{self.queue.name!r} has no rules; subscriptions have")
-        return self.queue.subscription.rules
+        return self.queue.rules
 
 
 def refused_response(condition: str, description: str) -> Response:

@@ -2,16 +2,13 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from embedded_azure.amqp.codec import Long, Symbol
 from embedded_azure.amqp.links import OutgoingLink
 from embedded_azure.amqp.performatives import Error
-from embedded_azure.servicebus.broker.broker import BrokerError, Session
+from embedded_azure.servicebus.broker.broker import BrokerError, Queue, Session
 from embedded_azure.servicebus.broker.messages import NOT_ALLOWED
-
-if TYPE_CHECKING:
-    from embedded_azure.servicebus.links.links import Dispatch
 
 SESSION_FILTER: Final = Symbol("com.microsoft:session-filter")
 LOCKED_UNTIL_UTC: Final = Symbol("com.microsoft:locked-until-utc")
@@ -32,19 +29,19 @@ class SessionWait:
     def __init__(
         self,
         link: OutgoingLink,
-        dispatch: "Dispatch",
+        queue: Queue,
         session_id: str | None,
-        loop: asyncio.AbstractEventLoop,
         on_accepted: Callable[[Session], None],
     ) -> None:
         self._link = link
-        self._dispatch = dispatch
+        self._queue = queue
         self._session_id = session_id
         self._on_accepted = on_accepted
         self._timer: asyncio.TimerHandle | None = None
-        if not self.try_accept():
-            dispatch.wait(self)
-            self._timer = loop.call_later(_patience(link), self._refuse)
+
+    def start_timer(self, loop: asyncio.AbstractEventLoop, give_up: Callable[["SessionWait"], None]) -> None:
+        """Once the receiver has waited as long as it asked for, `give_up` is called and its link refused."""
+        self._timer = loop.call_later(_patience(self._link), self._refuse, give_up)
 
     def try_accept(self) -> bool:
         """True when there is nothing more to wait for: accepted, refused, or gone."""
@@ -52,7 +49,7 @@ class SessionWait:
             self._stop()
             return True
         try:
-            session = self._dispatch.queue.accept_session(self._session_id)
+            session = self._queue.accept_session(self._session_id)
         except BrokerError as refusal:
             self._stop()
             self._link.refuse(error_of(refusal))
@@ -67,14 +64,14 @@ class SessionWait:
         if self._timer is not None:
             self._timer.cancel()
 
-    def _refuse(self) -> None:
-        self._dispatch.give_up(self)
+    def _refuse(self, give_up: Callable[["SessionWait"], None]) -> None:
+        give_up(self)
         if self._link.attaching:
             self._link.refuse(
                 Error(
                     condition=TIMEOUT,
                     description=f"The operation did not complete within {_patience(self._link):g} s: "
-                    f"'{self._dispatch.queue.name}' has no session available.",
+                    f"'{self._queue.name}' has no session available.",
                 )
             )
 

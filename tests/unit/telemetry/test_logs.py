@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.clock import Clock
 from tests.support.examples import EVENT_TYPES, OUTCOMES, PAYLOAD, SETTLEMENTS, example_of
 from worker import interfaces as events
 from worker.errors import NotAJob
@@ -46,14 +47,6 @@ class Lines(logging.Handler):
     @property
     def parsed(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.written]
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

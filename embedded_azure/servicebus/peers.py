@@ -140,9 +140,8 @@ class Peer:
                 )
             self._open(link, address, dispatch, None)
         else:
-            SessionWait(
-                link, dispatch, session_id, self._loop, partial(self._open_session, link, address, dispatch)
-            )
+            on_accepted = partial(self._open_session, link, address, dispatch)
+            dispatch.wait(SessionWait(link, queue, session_id, on_accepted))
 
     def _open_session(self, link: OutgoingLink, address: Address, dispatch: Dispatch, session: Session) -> None:
         try:

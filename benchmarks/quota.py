@@ -19,7 +19,7 @@ from worker.admission.budgets import Cost
 from worker.errors import Throttled
 from worker.interfaces import Target
 from worker.jobs.outcomes import Response
-from worker.rate_limits import Headroom
+from worker.rate_limits import RateLimits
 
 MODEL = "gpt-4o-mini"
 WARM_UP, MEASURED = 600.0, 600.0
@@ -97,15 +97,15 @@ class Service:
         tokens = self._estimate(cost)
         self.count.requests += 1
         exceeded = self.quota.admit(tokens)
-        headroom = self._headroom()
+        rate_limits = self._headroom()
         if exceeded is not None:
             self.count.refused += 1
             await asyncio.sleep(self._draw(0.015))
-            raise Throttled("429", status=429, retry_after=exceeded.retry_after, headroom=headroom)
+            raise Throttled("429", status=429, retry_after=exceeded.retry_after, rate_limits=rate_limits)
         self.count.admitted += 1
         self.count.tokens += tokens.tokens
         await asyncio.sleep(self._draw(self.scenario.latency))
-        return Response(status=200, request_id=None, body=b"", headroom=headroom)
+        return Response(status=200, request_id=None, body=b"", rate_limits=rate_limits)
 
     def _estimate(self, cost: Cost) -> Estimate:
         noise = 1.0 + self.scenario.noise * self.chance.uniform(-1.0, 1.0)
@@ -114,7 +114,7 @@ class Service:
             answer=math.ceil(cost.answer * self.scenario.bias),
         )
 
-    def _headroom(self) -> Headroom | None:
+    def _headroom(self) -> RateLimits | None:
         """As the adapter reads it: 0 is unknown."""
         if not self.scenario.headers:
             return None
@@ -123,7 +123,7 @@ class Service:
         def number(name: str) -> int | None:
             return int(said.get(f"x-ratelimit-{name}", 0)) or None
 
-        return Headroom(
+        return RateLimits(
             limit_tokens=number("limit-tokens"),
             remaining_tokens=number("remaining-tokens"),
             limit_requests=number("limit-requests"),

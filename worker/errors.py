@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Self
 
-from worker.rate_limits import Headroom, ThrottleKind
+from worker.rate_limits import RateLimits, ThrottleKind
 
 
 class Cause(StrEnum):
@@ -101,7 +101,7 @@ class DeadLetterReason(StrEnum):
 
 
 class NotAJob(WorkerError):
-    """The message cannot be read as a job. `description` says how to mend it."""
+    """The message cannot be read as a job. `description` says how to fix it."""
 
     def __init__(self, reason: DeadLetterReason, description: str) -> None:
         super().__init__(f"{reason}: {description}")
@@ -113,7 +113,7 @@ class CallFailed(WorkerError):
     """A call to a deployment brought no answer.
 
     `status` is the HTTP status, None when there was none; `body` (JSON on one line, or empty) and `request_id`
-    are what the service said; `retry_after` is the wait in seconds that it asked for; `headroom` is what its
+    are what the service said; `retry_after` is the wait in seconds that it asked for; `rate_limits` is what its
     headers say of the deployment's quota.
     """
 
@@ -125,7 +125,7 @@ class CallFailed(WorkerError):
         body: bytes = b"",
         request_id: str | None = None,
         retry_after: float | None = None,
-        headroom: Headroom | None = None,
+        rate_limits: RateLimits | None = None,
         cause: Cause | None = None,
     ) -> None:
         super().__init__(detail, cause=cause)
@@ -133,7 +133,7 @@ class CallFailed(WorkerError):
         self.body = body
         self.request_id = request_id
         self.retry_after = retry_after
-        self.headroom = headroom
+        self.rate_limits = rate_limits
 
 
 class Throttled(CallFailed):

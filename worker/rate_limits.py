@@ -18,7 +18,7 @@ class ThrottleKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Headroom:
+class RateLimits:
     """A deployment's rate-limit headers. None means unknown: absent, -1, and 0 on an answer, which the service
     has sent for the Responses API without meaning them.
 

@@ -16,7 +16,7 @@ from worker.azure.openai.model import AzureOpenAI
 from worker.errors import AnswerTooLarge, Cause, RefusedByService, SetupWrong, Throttled, Unavailable
 from worker.interfaces import Target
 from worker.jobs.job import Job
-from worker.rate_limits import Headroom, ThrottleKind
+from worker.rate_limits import RateLimits, ThrottleKind
 
 
 @pytest.fixture
@@ -348,8 +348,8 @@ async def test_what_is_left_of_the_quota_is_told_with_the_answer_and_with_the_re
         answered = await model.complete(job("Hi"), target)
         with pytest.raises(Throttled) as caught:
             await model.complete(job("Hi again"), target)
-    assert answered.headroom == Headroom(limit_tokens=1_000)
-    assert caught.value.headroom == Headroom(limit_tokens=1_000, remaining_tokens=0)
+    assert answered.rate_limits == RateLimits(limit_tokens=1_000)
+    assert caught.value.rate_limits == RateLimits(limit_tokens=1_000, remaining_tokens=0)
     assert caught.value.kind is ThrottleKind.QUOTA
 
 

@@ -17,13 +17,13 @@ from embedded_azure.supervisor import prepare_state
 from tests.support.model_service import WORLD, Handler, scripted
 from worker.azure.openai import private
 from worker.azure.openai.private import make_client, post
-from worker.azure.openai.transport import LeanClient, take_in
+from worker.azure.openai.transport import AiohttpClient, take_in
 
 BODY = b'{ "model":"m",\n"messages": [] }'
 VERSIONS = [None, "2024-10-21"]
 
 
-class Recorder(LeanClient):
+class Recorder(AiohttpClient):
     """Keeps what it is asked for besides what it takes."""
 
     def __init__(self, ca_file: Path) -> None:

@@ -158,7 +158,7 @@ async def test_dead_letters_can_be_looked_at_given_back_and_completed(bus: Bus) 
     async with jobs_queue(bus) as source:
         await send(bus, JOBS, b"broken", job_line("b"))
         for delivery in await receive(source):
-            await delivery.settle(DeadLetter(reason=DeadLetterReason.INVALID_JSON, description="mend it"))
+            await delivery.settle(DeadLetter(reason=DeadLetterReason.INVALID_JSON, description="fix it"))
     client = connect(settings_for(bus), bus.credential("owner"), retries=0)
     async with client, JobsQueue(client, JOBS, observer=EventList(), dead_letters=True) as dead:
         seen = await dead.peek(0, 10)
@@ -177,7 +177,7 @@ async def test_what_the_broker_gave_up_is_swept_and_the_rest_stays(bus: Bus) -> 
     async with jobs_queue(bus) as source:
         await send(bus, JOBS, b"broken", job_line("b"))
         broken, tried = await receive(source)
-        await broken.settle(DeadLetter(reason=DeadLetterReason.INVALID_JSON, description="mend it"))
+        await broken.settle(DeadLetter(reason=DeadLetterReason.INVALID_JSON, description="fix it"))
         while tried.envelope.delivery_count < 19:
             await tried.settle(Abandon())
             [tried] = await receive(source)

@@ -19,7 +19,7 @@ from embedded_azure.state import StateDirectory
 from embedded_azure.supervisor import prepare_state
 from tests.support.model_service import WORLD, Handler, serve
 from tests.support.patience import PATIENCE
-from worker.azure.openai.transport import MAX_ANSWER, MAX_REFUSAL, LeanClient, take_in
+from worker.azure.openai.transport import MAX_ANSWER, MAX_REFUSAL, AiohttpClient, take_in
 from worker.errors import AnswerTooLarge, RefusedByService
 
 TOKEN = {"Authorization": "Bearer secret"}
@@ -43,12 +43,12 @@ async def server(state: StateDirectory, handle: Handler) -> AsyncIterator[str]:
 @asynccontextmanager
 async def client(
     state: StateDirectory, *, connections: int = 64, max_answer: int = MAX_ANSWER
-) -> AsyncIterator[LeanClient]:
-    async with LeanClient(state.ca, connections=connections, max_answer=max_answer) as client:
+) -> AsyncIterator[AiohttpClient]:
+    async with AiohttpClient(state.ca, connections=connections, max_answer=max_answer) as client:
         yield client
 
 
-async def post(client: LeanClient, url: str, *, stream: bool = False) -> httpx2.Response:
+async def post(client: AiohttpClient, url: str, *, stream: bool = False) -> httpx2.Response:
     return await client.send(client.build_request("POST", url, content=b"{}", headers=TOKEN), stream=stream)
 
 
@@ -160,7 +160,7 @@ async def test_a_compressed_answer_is_unfolded_within_the_limit_and_its_memory(s
     assert peak < 64 << 20
 
 
-async def _refuse_large(lean: LeanClient, endpoint: str) -> None:
+async def _refuse_large(lean: AiohttpClient, endpoint: str) -> None:
     with pytest.raises(AnswerTooLarge, match="more than the 3,145,728 bytes"):
         await take_in(await post(lean, endpoint, stream=True))
 

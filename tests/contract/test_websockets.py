@@ -108,7 +108,7 @@ async def refusal(opening: AbstractAsyncContextManager[JobsQueue]) -> SourceUnav
         (Complete(), None, []),
         (Release(), 0, []),
         (Abandon(), 1, []),
-        (DeadLetter(reason=DeadLetterReason.INVALID_JSON, description="mend it"), None, ["InvalidJson"]),
+        (DeadLetter(reason=DeadLetterReason.INVALID_JSON, description="fix it"), None, ["InvalidJson"]),
     ],
     ids=lambda value: type(value).__name__,
 )

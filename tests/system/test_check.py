@@ -1,4 +1,4 @@
-"""`aoai-worker check` as a process with a pod's environment: what is wrong is named, with what mends it."""
+"""`aoai-worker check` as a process with a pod's environment: what is wrong is named, with what fixes it."""
 
 import json
 import shlex
@@ -72,8 +72,8 @@ class Checked:
         return {finding["name"]: finding for finding in findings if finding["state"] == "wrong"}
 
     def command(self, name: str) -> list[str]:
-        """The first remedy of that finding, as a shell would take it apart."""
-        return shlex.split(self.wrong()[name]["remedy"].splitlines()[0])
+        """The first suggestion of that finding, as a shell would take it apart."""
+        return shlex.split(self.wrong()[name]["suggestion"].splitlines()[0])
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -197,7 +197,7 @@ async def test_without_a_token_what_it_opens_is_unseen_and_not_wrong(
     checked = await check(cloud, identity=identity, **variables)
     assert checked.code == 1
     assert set(checked.wrong()) == {"token for Azure OpenAI", "token for Service Bus"}
-    assert checked.wrong()["token for Service Bus"]["remedy"].startswith(command)
+    assert checked.wrong()["token for Service Bus"]["suggestion"].startswith(command)
     assert checked.states()["queue jobs"] == "unseen"
     assert checked.states()["deployment gpt-4o-mini"] == "unseen"
 

@@ -116,7 +116,7 @@ async def bury(client: ServiceBusClient, *messages: Any, reason: str = "InvalidJ
             received = await receiver.receive_messages(left, max_wait_time=PATIENCE)
             assert received, "what was sent did not come"
             for message in received:
-                await receiver.dead_letter_message(message, reason=reason, error_description="mend it")
+                await receiver.dead_letter_message(message, reason=reason, error_description="fix it")
             left -= len(received)
 
 
@@ -349,7 +349,7 @@ async def test_discarding_needs_a_word_and_keeps_a_copy(tmp_path: Path) -> None:
     assert (gone.code, gone.out) == (0, b"")
     text, data = results_in(saved)
     assert (text["message_id"], text["body"], text["properties"]) == ("b/text", "café", {"n": 1})
-    assert (text["reason"], text["description"], text["queue"]) == ("InvalidJson", "mend it", "jobs")
+    assert (text["reason"], text["description"], text["queue"]) == ("InvalidJson", "fix it", "jobs")
     assert (data["message_id"], data["body_base64"]) == ("b/bytes", "/w==")
     assert json.loads(rest.out)["body_value"] == {"a": 1}
     assert (none.code, none.out) == (1, b"")

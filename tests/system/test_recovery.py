@@ -42,6 +42,6 @@ async def test_work_goes_on_soon_after_entra_is_back_though_no_token_was_valid_a
         await until(is_unready_for(one, "setup"))
         stopped_at = await one.metric("aoai_worker_jobs_total")
         await cloud.control("/local/faults", [], entra=True)
-        mended = time.monotonic()
+        fixed = time.monotonic()
         await until(has_answered(one, int(stopped_at) + 20))
-        assert time.monotonic() - mended < RESUMED_WITHIN
+        assert time.monotonic() - fixed < RESUMED_WITHIN

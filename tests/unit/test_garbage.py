@@ -15,7 +15,7 @@ from tests.support.bench import Bench
 from worker.admission.admission import Admission
 from worker.app import COLLECT_EVERY, collect_garbage
 from worker.errors import LockLost, RefusedByService, SetupWrong, Throttled, Unavailable
-from worker.flow.retry import Course
+from worker.flow.retry import JobProgress
 from worker.interfaces import JobEnded, Target
 from worker.jobs.claims import make_claim
 from worker.jobs.job import CLAIM_TYPE, Claim, Envelope, Job, JobLine
@@ -26,7 +26,7 @@ from worker.waits import Interrupt
 pytestmark = pytest.mark.looptime
 
 JOBS = 1_000
-OF_A_JOB = (Job, JobLine, Envelope, FakeDelivery, Course, Claim, Answered, Response, Interrupt)
+OF_A_JOB = (Job, JobLine, Envelope, FakeDelivery, JobProgress, Claim, Answered, Response, Interrupt)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from worker.admission.probing import Probation
 from worker.errors import CallFailed, NoToken, RefusedByService, SetupWrong, Throttled, Unavailable
 from worker.interfaces import GateClosed, Target
 from worker.jobs.outcomes import Response
-from worker.rate_limits import Headroom, ThrottleKind
+from worker.rate_limits import RateLimits, ThrottleKind
 
 MAX_PAUSE = 600.0
 """No header closes a gate for longer."""
@@ -57,7 +57,7 @@ class Gate:
         self.opens_at = -math.inf
         """When the last pause ends."""
         self.reason: ThrottleKind | None = None
-        self.headroom: Headroom | None = None
+        self.rate_limits: RateLimits | None = None
         """What the service said last."""
         self.setup = Probation()
         self.outage = Probation()
@@ -123,7 +123,7 @@ class Gate:
 
     def observe(self, entry: Entry, result: CallResult, now: float) -> GateClosed | None:
         """Learn from a call. Returns the closing where the gate is closed for longer than was known."""
-        self._observe_limits(entry, result.headroom)
+        self._observe_limits(entry, result.rate_limits)
         match result:
             case Response():
                 self._note_answer(entry, result)
@@ -196,10 +196,10 @@ class Gate:
             "quota_remaining_requests": requests.remaining,
         }
 
-    def _observe_limits(self, entry: Entry, limits: Headroom | None) -> None:
+    def _observe_limits(self, entry: Entry, limits: RateLimits | None) -> None:
         if limits is None:
             return
-        self.headroom = limits
+        self.rate_limits = limits
         self.tokens.observe(
             limits.limit_tokens, limits.remaining_tokens, admitted_at=entry.at, mark=entry.tokens_mark
         )

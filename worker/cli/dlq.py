@@ -79,7 +79,7 @@ def show(
 ) -> None:
     """The whole of one. Nothing is taken or locked.
 
-    With --body into a file, a line can be mended and submitted again.
+    With --body into a file, a line can be fixed and submitted again.
     """
     with readable_errors():
         from worker.operations.dead_letters.texts import describe, shown_body

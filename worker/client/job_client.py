@@ -78,7 +78,7 @@ class JobClient:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            credential = await self._be_somebody(stack)
+            credential = await self._open_credential(stack)
             # the broker's own refusal, at once; the SDK would wrap it and retry for 11 seconds
             await credential.get_token(SERVICEBUS_SCOPE if self._settings.sink == "queue" else STORAGE_SCOPE)
             self._links = await self._connect(stack, credential)
@@ -210,7 +210,7 @@ class JobClient:
                 must_check=batch_id != make_batch_id(batch),
             )
 
-    async def _be_somebody(self, stack: AsyncExitStack) -> AsyncTokenCredential:
+    async def _open_credential(self, stack: AsyncExitStack) -> AsyncTokenCredential:
         if self._credential is not None:
             return self._credential
         broker = open_broker(self._settings, _ignore)

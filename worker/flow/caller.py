@@ -15,7 +15,7 @@ from worker.admission.budgets import Cost, estimate
 from worker.admission.intake import QueueIntake
 from worker.admission.routes import Route
 from worker.errors import AnswerTooLarge, CallFailed, Expired, HandedBack, RefusedByService, Throttled, Unavailable
-from worker.flow.retry import Course, Retrier, RetryPolicy
+from worker.flow.retry import JobProgress, Retrier, RetryPolicy
 from worker.flow.rollouts import Rollouts
 from worker.interfaces import BackedOff, CallEnded, Model, Observer, Target
 from worker.jobs.job import Job
@@ -45,18 +45,18 @@ class Caller:
     def __post_init__(self) -> None:
         self._retrier = Retrier(self.policy, self.chance)
 
-    async def answer(self, job: Job, slot: Slot, course: Course) -> Concluded:
+    async def answer(self, job: Job, slot: Slot, progress: JobProgress) -> Concluded:
         """Call until there is a last word. Raises HandedBack."""
         route = self._route_of(job)
         if route is None:
             return await self._wait_for_rollout(job, slot)
-        attempts = _Attempts(self, job, route, slot, estimate(job), course)
+        attempts = _Attempts(self, job, route, slot, estimate(job), progress)
         try:
             return Answered(response=await self._retrier.run(attempts))
         except Expired as error:
             return Failed(code=FailureCode.EXPIRED, message=str(error))
         except (RefusedByService, Unavailable) as error:
-            return last_word(error, course)
+            return last_word(error, progress)
 
     async def _wait_for_rollout(self, job: Job, slot: Slot) -> Failed:
         """Refuse a job whose model is unknown once no rollout can be bringing it. Raises HandedBack until then."""
@@ -76,37 +76,39 @@ class Caller:
         allowed = self.models.get(job.queue)
         return self.admission.route(job.line.model) if allowed is None or job.line.model in allowed else None
 
-    async def _attempt(self, job: Job, route: Route, slot: Slot, cost: Cost, course: Course) -> Response:
+    async def _attempt(self, job: Job, route: Route, slot: Slot, cost: Cost, progress: JobProgress) -> Response:
         """One call, once there is memory for its answer and a gate lets it through.
 
         Raises CallFailed, HandedBack or Expired.
         """
         left = job.deadline - self.clock()
         if left <= 0:
-            raise Expired(f"the deadline passed {-left:.0f} s ago, after {course.calls} calls")
+            raise Expired(f"the deadline passed {-left:.0f} s ago, after {progress.calls} calls")
         try:
-            await self._reserve(slot, answer_bytes(job, cost), course, left)
-            with await self._admit(route, slot.intake, cost, course, left) as permit:
-                return await self._call(job, permit, slot, course)
+            await self._reserve(slot, answer_bytes(job, cost), progress, left)
+            with await self._admit(route, slot.intake, cost, progress, left) as permit:
+                return await self._call(job, permit, slot, progress)
         except BaseException:
             slot.memory.unreserve()  # a job that waits for its next attempt holds no room
             raise
 
-    async def _reserve(self, slot: Slot, size: int, course: Course, left: float) -> None:
+    async def _reserve(self, slot: Slot, size: int, progress: JobProgress, left: float) -> None:
         now = loop_time()
-        until = now + min(self.parking - course.parked_seconds, left)
+        until = now + min(self.parking - progress.parked_seconds, left)
         try:
             await slot.memory.reserve(size, until=until)
         except HandedBack:
             if until >= now + left:
-                raise Expired(f"no memory was free before the deadline, after {course.calls} calls") from None
+                raise Expired(f"no memory was free before the deadline, after {progress.calls} calls") from None
             slot.intake.back_off(loop_time())
             raise
-        course.parked_seconds += loop_time() - now
+        progress.parked_seconds += loop_time() - now
 
-    async def _admit(self, route: Route, intake: QueueIntake, cost: Cost, course: Course, left: float) -> Permit:
+    async def _admit(
+        self, route: Route, intake: QueueIntake, cost: Cost, progress: JobProgress, left: float
+    ) -> Permit:
         now = loop_time()
-        until = now + self.parking - course.parked_seconds
+        until = now + self.parking - progress.parked_seconds
         if self.admission.crowds_out(route, intake):
             intake.back_off(now)
             raise HandedBack(HandBackReason.PARKED)
@@ -114,47 +116,47 @@ class Caller:
             permit = await self.admission.admit(route, cost, until=min(until, now + left))
         except HandedBack as error:
             if error.reason == HandBackReason.PARKED and until >= now + left:
-                raise Expired(f"no deployment was open before the deadline, after {course.calls} calls") from None
+                raise Expired(f"no deployment was open before the deadline, after {progress.calls} calls") from None
             intake.back_off(loop_time())
             raise
-        course.parked_seconds += loop_time() - now
+        progress.parked_seconds += loop_time() - now
         intake.reset_backoff()
         return permit
 
-    async def _call(self, job: Job, permit: Permit, slot: Slot, course: Course) -> Response:
+    async def _call(self, job: Job, permit: Permit, slot: Slot, progress: JobProgress) -> Response:
         started = loop_time()
-        target = course.target = permit.target
-        course.calls += 1
+        target = progress.target = permit.target
+        progress.calls += 1
         try:
             response = await self.model.complete(job, target, slot.memory)
         except CallFailed as error:
-            self._note_call(target, course, started, error=error)
+            self._note_call(target, progress, started, error=error)
             if permit.is_outsized(error):
                 raise RefusedByService(
                     error.detail, status=error.status, body=error.body, request_id=error.request_id
                 ) from error
             permit.observe(error)
-            course.failures += isinstance(error, Unavailable)
+            progress.failures += isinstance(error, Unavailable)
             raise
         permit.observe(response)
-        self._note_call(target, course, started, response=response)
+        self._note_call(target, progress, started, response=response)
         return response
 
     def _note_call(
         self,
         target: Target,
-        course: Course,
+        progress: JobProgress,
         started: float,
         *,
         response: Response | None = None,
         error: CallFailed | None = None,
     ) -> None:
         seconds = loop_time() - started
-        course.call_seconds += seconds
+        progress.call_seconds += seconds
         status = response.status if response else error.status if error else None
         self.observer(
             CallEnded(
-                job_id=course.job_id or "",
+                job_id=progress.job_id or "",
                 deployment=target.label,
                 status=str(status) if status else "none",
                 seconds=seconds,
@@ -181,25 +183,25 @@ class _Attempts:
     route: Route
     slot: Slot
     cost: Cost
-    course: Course
+    progress: JobProgress
 
     async def make(self) -> Response:
-        return await self.caller._attempt(self.job, self.route, self.slot, self.cost, self.course)
+        return await self.caller._attempt(self.job, self.route, self.slot, self.cost, self.progress)
 
     def left(self) -> float:
         return self.job.deadline - self.caller.clock()
 
     def note_backoff(self, seconds: float, error: Unavailable) -> None:
         self.caller.observer(
-            BackedOff(job_id=self.job.id, failures=self.course.failures, seconds=seconds, detail=error.detail)
+            BackedOff(job_id=self.job.id, failures=self.progress.failures, seconds=seconds, detail=error.detail)
         )
 
 
-def last_word(error: RefusedByService | Unavailable, course: Course) -> Concluded:
+def last_word(error: RefusedByService | Unavailable, progress: JobProgress) -> Concluded:
     """What the service said last becomes the result; where it said nothing, how often it was tried."""
     if isinstance(error, AnswerTooLarge):
         return Failed(code=FailureCode.ANSWER_TOO_LARGE, message=error.detail)
     if error.status is None:
-        message = f"no answer in {course.calls} calls; the last: {error.detail}"
+        message = f"no answer in {progress.calls} calls; the last: {error.detail}"
         return Failed(code=FailureCode.ATTEMPTS_EXHAUSTED, message=message)
     return Refused(response=Response(status=error.status, request_id=error.request_id, body=error.body or b"null"))

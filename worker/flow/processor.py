@@ -26,7 +26,7 @@ from worker.errors import (
     SourceUnavailable,
 )
 from worker.flow.caller import Caller
-from worker.flow.retry import Course, RetryPolicy
+from worker.flow.retry import JobProgress, RetryPolicy
 from worker.interfaces import (
     Claims,
     Delivery,
@@ -79,23 +79,27 @@ class Processor:
     async def process(self, delivery: Delivery, slot: Slot, interrupt: Interrupt) -> None:
         """Bring a delivery to its outcome and settle it. The slot is free once the result is written."""
         delivery.when_lost(lambda: interrupt.by(LockLost("the lock lapsed")))
-        course = Course()
+        progress = JobProgress()
         with slot:
-            outcome = await self._conclude(delivery, slot, interrupt, course)
+            outcome = await self._conclude(delivery, slot, interrupt, progress)
             slot.free()
-            self._report(delivery, outcome, course)
+            self._report(delivery, outcome, progress)
             await self._settle(delivery, settlement_of(outcome))
 
-    async def _conclude(self, delivery: Delivery, slot: Slot, interrupt: Interrupt, course: Course) -> Outcome:
+    async def _conclude(
+        self, delivery: Delivery, slot: Slot, interrupt: Interrupt, progress: JobProgress
+    ) -> Outcome:
         envelope = delivery.envelope
         try:
             async with interrupt, self._place(envelope):
                 job = await self._decode(envelope, slot)
                 if envelope.delivery_count and await self._is_done(job):
                     return AlreadyDone()
-                started = self._start(job, envelope, course)
+                started = self._start(job, envelope, progress)
                 # not by name: the answer's bytes are let go once its line is made
-                return await self._write(job, await self.caller.answer(job, slot, course), slot, course, started)
+                return await self._write(
+                    job, await self.caller.answer(job, slot, progress), slot, progress, started
+                )
         except NotAJob as error:
             return Unreadable(reason=error.reason, description=error.description)
         except LockLost:
@@ -146,9 +150,9 @@ class Processor:
         except SinkUnavailable:
             return False
 
-    def _start(self, job: Job, envelope: Envelope, course: Course) -> float:
+    def _start(self, job: Job, envelope: Envelope, progress: JobProgress) -> float:
         now = self.clock()
-        course.job_id = job.id
+        progress.job_id = job.id
         traceparent = envelope.properties.get("traceparent")
         self.observer(
             JobStarted(
@@ -162,9 +166,11 @@ class Processor:
         )
         return now
 
-    async def _write(self, job: Job, outcome: Concluded, slot: Slot, course: Course, started: float) -> Concluded:
+    async def _write(
+        self, job: Job, outcome: Concluded, slot: Slot, progress: JobProgress, started: float
+    ) -> Concluded:
         """Write until the sink has it: the answer is paid for, so it is kept as long as the lock is."""
-        line = self._encode(job, outcome, course, started)
+        line = self._encode(job, outcome, progress, started)
         slot.memory.keep(len(line))
         outcome = without_body(outcome)
         failures = 0
@@ -182,7 +188,7 @@ class Processor:
                 if isinstance(outcome, Failed):
                     raise
                 outcome = Failed(code=FailureCode.ANSWER_TOO_LARGE, message=str(error))
-                line = self._encode(job, outcome, course, started)
+                line = self._encode(job, outcome, progress, started)
             else:
                 self.admission.open(Closure.SINK)
                 # after a failure it may be our own first try that is there
@@ -204,29 +210,29 @@ class Processor:
     async def _wait_for_store(self, failures: int) -> None:
         await asyncio.sleep(self.store_policy.backoff(failures, self.chance()))
 
-    def _encode(self, job: Job, outcome: Concluded, course: Course, started: float) -> bytes:
-        target = course.target
+    def _encode(self, job: Job, outcome: Concluded, progress: JobProgress, started: float) -> bytes:
+        target = progress.target
         record = Record(
-            attempts=course.calls,
+            attempts=progress.calls,
             deployment=target.deployment if target else None,
             endpoint=target.endpoint if target else None,
             started=started,
             finished=self.clock(),
-            call_seconds=course.call_seconds,
+            call_seconds=progress.call_seconds,
             pod=self.pod,
         )
         return encode_result(job, outcome, record)
 
-    def _report(self, delivery: Delivery, outcome: Outcome, course: Course) -> None:
+    def _report(self, delivery: Delivery, outcome: Outcome, progress: JobProgress) -> None:
         envelope = delivery.envelope
         self.observer(
             JobEnded(
                 queue=envelope.queue,
                 message_id=envelope.message_id,
-                job_id=course.job_id,
+                job_id=progress.job_id,
                 outcome=outcome,
-                deployment=course.target.label if course.target else None,
-                calls=course.calls,
+                deployment=progress.target.label if progress.target else None,
+                calls=progress.calls,
                 seconds=max(0.0, self.clock() - envelope.enqueued_at),
             )
         )

@@ -42,7 +42,7 @@ class RetryPolicy:
 
 
 @dataclass(slots=True)
-class Course:
+class JobProgress:
     """How a job has fared so far: `calls` made, `failures` counted, seconds spent in calls, and where."""
 
     calls: int = 0
@@ -57,7 +57,7 @@ class Course:
 class Attempts(Protocol):
     """A job's attempts, which the retrier makes until one brings a last word."""
 
-    course: Course
+    progress: JobProgress
 
     async def make(self) -> Response:
         """One attempt. Raises CallFailed, among others."""
@@ -102,14 +102,14 @@ class Retrier:
             return STRAY_BACKOFF * self._chance()
         if not isinstance(error, Unavailable):
             return 0.0
-        failures = _attempts_of(state).course.failures
+        failures = _attempts_of(state).progress.failures
         return max(self._policy.backoff(failures, self._chance()), min(error.retry_after or 0.0, MAX_WAIT))
 
     def _stops(self, state: RetryCallState) -> bool:
         if _failed_on_the_way(state) is None:
             return False
         attempts = _attempts_of(state)
-        return self._policy.ends(attempts.course.failures, state.upcoming_sleep, attempts.left())
+        return self._policy.ends(attempts.progress.failures, state.upcoming_sleep, attempts.left())
 
 
 async def _make(attempts: Attempts) -> Response:

@@ -20,7 +20,7 @@ def encode_claim(claim: Claim) -> bytes:
 
 
 def invalid_claim(what: str) -> NotAJob:
-    """`what`: the field, the value seen and what is allowed. How to mend any of them is the same."""
+    """`what`: the field, the value seen and what is allowed. How to fix any of them is the same."""
     return NotAJob(
         DeadLetterReason.INVALID_CLAIM,
         f"{what}. Put the job's line into the container of claims and claim what is there, or let "

@@ -126,7 +126,7 @@ class Manifest:
 
 
 def parse_line(raw: bytes) -> JobLine:
-    """Raises NotAJob with what is wrong and how to mend it."""
+    """Raises NotAJob with what is wrong and how to fix it."""
     document = _parse_object(raw)
     custom_id = _require_text(document, "custom_id", "a string that is unique in its batch")
     if len(custom_id) > MAX_CUSTOM_ID:

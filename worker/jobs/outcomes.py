@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import assert_never
 
 from worker.errors import DeadLetterReason
-from worker.rate_limits import Headroom
+from worker.rate_limits import RateLimits
 
 
 class FailureCode(StrEnum):
@@ -52,7 +52,7 @@ class Response:
     request_id: str | None
     body: bytes
     usage: Usage | None = None
-    headroom: Headroom | None = None
+    rate_limits: RateLimits | None = None
     first_token: float | None = None
 
 

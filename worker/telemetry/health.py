@@ -56,7 +56,7 @@ def build_app(
     registry: CollectorRegistry, not_ready: Reasons, state: Callable[[], dict[str, Any]]
 ) -> web.Application:
     async def livez(_: web.Request) -> web.Response:
-        """The event loop turns; all else is for /readyz, as a restart would mend none of it."""
+        """The event loop turns; all else is for /readyz, as a restart would fix none of it."""
         return web.Response(text="alive\n")
 
     async def readyz(_: web.Request) -> web.Response:

@@ -29,7 +29,7 @@ from worker.errors import (
 )
 from worker.interfaces import GateClosed, IntakeClosed, IntakeOpened, Target, TokenRefreshed
 from worker.jobs.outcomes import Response, Usage
-from worker.rate_limits import Headroom, ThrottleKind
+from worker.rate_limits import RateLimits, ThrottleKind
 from worker.testing import EventList
 from worker.waits import loop_time
 
@@ -59,9 +59,9 @@ def throttled(seconds: float | None, kind: ThrottleKind = ThrottleKind.QUOTA) ->
     return error
 
 
-def answer(headroom: Headroom | None = None, prompt: int = 0) -> Response:
+def answer(rate_limits: RateLimits | None = None, prompt: int = 0) -> Response:
     usage = Usage(prompt=prompt) if prompt else None
-    return Response(status=200, request_id=None, body=b"", headroom=headroom, usage=usage)
+    return Response(status=200, request_id=None, body=b"", rate_limits=rate_limits, usage=usage)
 
 
 async def call(
@@ -274,7 +274,7 @@ async def test_jobs_are_spread_over_the_minute() -> None:
 async def test_what_the_headers_name_paces_a_deployment_without_a_configured_budget() -> None:
     route = build(target("mini")).at()
     with await route.admit(COST, until=math.inf) as permit:
-        permit.observe(answer(Headroom(limit_tokens=600, remaining_tokens=400)))
+        permit.observe(answer(RateLimits(limit_tokens=600, remaining_tokens=400)))
     await call(route)
     await call(route)
     assert loop_time() > 10

@@ -92,10 +92,10 @@ async def test_while_the_queue_cannot_be_reached_it_is_tried_again_with_backoff(
     bench.queue.down = True
     send(bench, "a")
 
-    def mend() -> None:
+    def fix() -> None:
         bench.queue.down = False
 
-    asyncio.get_running_loop().call_at(6, mend)
+    asyncio.get_running_loop().call_at(6, fix)
     await bench.work()
     assert loop_time() == pytest.approx(1 + 2 + 4, abs=1.3)
     assert [event.reason for event in bench.events.of(IntakeClosed)] == ["source"]

@@ -471,12 +471,12 @@ async def test_an_answer_is_kept_while_the_sink_is_down_and_nothing_more_is_rece
         for name in "cd":
             bench.queue.send(job_line(name), message_id=f"batch/{name}")
 
-    def mend() -> None:
+    def fix() -> None:
         waiting.append(len(bench.queue))
         bench.sink.down = False
 
     loop.call_at(5, send_more)
-    loop.call_at(20, mend)
+    loop.call_at(20, fix)
     await bench.work(until=lambda: len(bench.queue.settled) == 4)
     assert waiting == [2], "slots were free, but what cannot be written must not be received"
     assert len(bench.model.calls) == 4, "no answer is paid for twice"

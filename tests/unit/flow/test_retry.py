@@ -19,7 +19,7 @@ from worker.errors import (
     Throttled,
     Unavailable,
 )
-from worker.flow.retry import Course, Retrier, RetryPolicy
+from worker.flow.retry import JobProgress, Retrier, RetryPolicy
 from worker.jobs.outcomes import Response
 
 policies = st.builds(
@@ -85,7 +85,7 @@ class Bench:
     policy: RetryPolicy = field(default_factory=RetryPolicy)
     deadline: float = 86_400.0
     chance: float = 1.0
-    course: Course = field(default_factory=Course)
+    progress: JobProgress = field(default_factory=JobProgress)
     times: list[float] = field(default_factory=list)
     waits: list[tuple[float, str]] = field(default_factory=list)
 
@@ -97,7 +97,7 @@ class Bench:
         if len(self.times) > len(self.failures):
             return ANSWER
         error = self.failures[len(self.times) - 1]
-        self.course.failures += isinstance(error, Unavailable)
+        self.progress.failures += isinstance(error, Unavailable)
         raise error
 
     def left(self) -> float:
@@ -172,7 +172,7 @@ async def test_failures_count_on_across_throttles() -> None:
     with pytest.raises(Unavailable):
         await bench.run()
     assert bench.times == [0.0, 1.0, 1.0, 3.0, 3.0]
-    assert bench.course.failures == 3
+    assert bench.progress.failures == 3
 
 
 @pytest.mark.looptime
@@ -215,7 +215,7 @@ async def test_jobs_that_share_a_retrier_know_nothing_of_each_other() -> None:
     ]
     ended = await asyncio.gather(*[retrier.run(bench) for bench in benches], return_exceptions=True)
     for job, (bench, end) in enumerate(zip(benches, ended, strict=True)):
-        assert bench.course.failures == job % 4
+        assert bench.progress.failures == job % 4
         assert end is (ANSWER if job % 4 < 3 else bench.failures[-1])
         assert [detail for _, detail in bench.waits] == [f"{job}.{number}" for number in range(min(job % 4, 2))]
         assert [seconds for seconds, _ in bench.waits] == [max(2.0**n, job * 0.7) for n in range(len(bench.waits))]
@@ -229,5 +229,5 @@ async def test_calls_that_failed_on_the_way_are_never_more_than_the_attempts(
     bench = Bench([kind("no") for kind in kinds], RetryPolicy(attempts=attempts))
     with suppress(Unavailable):
         await bench.run()
-    assert bench.course.failures == min(kinds.count(Unavailable), attempts)
+    assert bench.progress.failures == min(kinds.count(Unavailable), attempts)
     assert len(bench.waits) <= attempts - 1

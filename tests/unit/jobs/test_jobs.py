@@ -355,7 +355,7 @@ def test_a_line_is_read_as_it_was_written(custom_id: str, body: dict[str, Any]) 
 
 
 @pytest.mark.parametrize(
-    ("envelope", "names", "mend"),
+    ("envelope", "names", "fix"),
     [
         pytest.param(envelope_of(correlation_id=""), '""', "1 to 48 letters", id="empty batch id"),
         pytest.param(envelope_of(correlation_id="a/b"), '"a/b"', "1 to 48 letters", id="slash in the batch id"),
@@ -400,13 +400,13 @@ def test_a_line_is_read_as_it_was_written(custom_id: str, body: dict[str, Any]) 
     ],
 )
 def test_bad_message_properties_are_dead_lettered_with_the_value_and_how_to_mend_it(
-    envelope: Envelope, names: str, mend: str
+    envelope: Envelope, names: str, fix: str
 ) -> None:
     with pytest.raises(NotAJob) as caught:
         decode(envelope, max_age=DAY)
     assert caught.value.reason is DeadLetterReason.INVALID_JOB
     assert names in caught.value.description
-    assert mend in caught.value.description
+    assert fix in caught.value.description
     assert len(caught.value.description) < 250
 
 

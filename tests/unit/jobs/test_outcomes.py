@@ -42,8 +42,8 @@ TABLE: list[tuple[Outcome, Settlement, str]] = [
     (Failed(code=FailureCode.ANSWER_TOO_LARGE, message=""), Complete(), "answer_too_large"),
     (Failed(code=FailureCode.MAX_DELIVERIES, message=""), Complete(), "max_deliveries"),
     (
-        Unreadable(reason=DeadLetterReason.INVALID_JSON, description="mend it"),
-        DeadLetter(reason=DeadLetterReason.INVALID_JSON, description="mend it"),
+        Unreadable(reason=DeadLetterReason.INVALID_JSON, description="fix it"),
+        DeadLetter(reason=DeadLetterReason.INVALID_JSON, description="fix it"),
         "dead_lettered",
     ),
     (Unfinished(reason=HandBackReason.SHUTDOWN), Release(), "handed_back"),

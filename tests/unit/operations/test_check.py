@@ -104,19 +104,25 @@ def test_refused_settings_have_their_own_exit_code() -> None:
 
 
 def test_the_documents_fields_are_those_that_are_promised() -> None:
-    remedy, cause = "az one\naz two", Cause.MISSING
-    finding = Finding(state=State.WRONG, name="queue jobs", detail="gone", remedy=remedy, cause=cause)
+    suggestion, cause = "az one\naz two", Cause.MISSING
+    finding = Finding(state=State.WRONG, name="queue jobs", detail="gone", suggestion=suggestion, cause=cause)
     assert json.loads(as_json(Report(findings=[finding, Finding(state=State.OK, name="a", detail="b")]))) == {
         "state": "wrong",
         "findings": [
-            {"state": "wrong", "name": "queue jobs", "detail": "gone", "remedy": remedy, "cause": "missing"},
-            {"state": "ok", "name": "a", "detail": "b", "remedy": None, "cause": None},
+            {
+                "state": "wrong",
+                "name": "queue jobs",
+                "detail": "gone",
+                "suggestion": suggestion,
+                "cause": "missing",
+            },
+            {"state": "ok", "name": "a", "detail": "b", "suggestion": None, "cause": None},
         ],
     }
 
 
 def test_lines_show_what_mends_a_thing_below_it() -> None:
-    finding = Finding(state=State.WRONG, name="queue jobs", detail="gone", remedy="az one\naz two")
+    finding = Finding(state=State.WRONG, name="queue jobs", detail="gone", suggestion="az one\naz two")
     assert list(as_lines(Report(findings=[finding]))) == [
         "wrong    queue jobs: gone",
         "           -> az one",
@@ -130,7 +136,7 @@ def test_a_command_is_shown_whole_on_a_narrow_terminal_and_once(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "60")
     command = create_queue(JOBS)
-    findings = [Finding(state=State.WRONG, name=name, detail="[gone] " * 20, remedy=command) for name in "ab"]
+    findings = [Finding(state=State.WRONG, name=name, detail="[gone] " * 20, suggestion=command) for name in "ab"]
     print_table(Report(findings=findings))
     lines = capsys.readouterr().out.splitlines()
     assert lines.count(command) == 1
@@ -271,8 +277,8 @@ def test_a_person_is_given_a_role_as_a_user() -> None:
     ],
 )
 def test_the_code_of_a_refused_token_decides_what_is_suggested(code: str, credential: str, beginning: str) -> None:
-    remedy = suggest_token(code, credential=credential, client_id="c", issuer="https://i/", subject="s")
-    assert remedy.startswith(beginning)
+    suggestion = suggest_token(code, credential=credential, client_id="c", issuer="https://i/", subject="s")
+    assert suggestion.startswith(beginning)
 
 
 @given(issuer=st.text(min_size=1), subject=st.text(min_size=1))
@@ -318,7 +324,7 @@ def test_each_setting_of_a_queue_is_judged(changes: dict[str, Any], state: State
     finding = judge(JOBS, with_changes(**changes))
     assert finding.state is state
     assert words in finding.detail
-    assert (finding.remedy or "").startswith(f"az servicebus queue {verb} ")
+    assert (finding.suggestion or "").startswith(f"az servicebus queue {verb} ")
 
 
 def test_a_queue_of_results_without_sessions_is_wrong() -> None:
@@ -343,7 +349,7 @@ def test_two_minutes_are_lock_enough() -> None:
 
 
 def test_only_what_is_wrong_is_updated() -> None:
-    words = shlex.split(judge(JOBS, with_changes(lock_duration=30)).remedy or "")
+    words = shlex.split(judge(JOBS, with_changes(lock_duration=30)).suggestion or "")
     assert words[-2:] == ["--lock-duration", "PT5M"]
     assert "--max-delivery-count" not in words
 
@@ -380,7 +386,7 @@ async def test_what_this_identity_cannot_see_is_unseen_with_the_command_that_sho
     finding = await look(Told(error), JOBS)
     assert finding.state is State.UNSEEN
     assert finding.detail.startswith(words)
-    assert (finding.remedy or "").startswith("az servicebus queue show")
+    assert (finding.suggestion or "").startswith("az servicebus queue show")
 
 
 async def test_a_queue_that_the_administration_misses_is_wrong() -> None:
@@ -532,8 +538,8 @@ async def test_words_in_a_detail_decide_nothing(settings: WorkerSettings) -> Non
     refused, failed, *_ = await examination.what_they_open(lambda settings, credential: None)
     assert refused.cause is Cause.ROLE_MISSING
     assert refused.detail.startswith("no 'Listen' claim"), "its name says already that it is the queue"
-    assert (refused.remedy or "").startswith("az role assignment create")
-    assert (failed.cause, failed.remedy) == (None, None)
+    assert (refused.suggestion or "").startswith("az role assignment create")
+    assert (failed.cause, failed.suggestion) == (None, None)
 
 
 @pytest.mark.looptime
@@ -548,4 +554,4 @@ async def test_what_never_answers_is_given_up_together_after_20_seconds(
     assert looptime == 20
     assert [finding.state for finding in findings] == [State.WRONG, State.WRONG, State.UNSEEN, State.UNSEEN]
     assert {finding.detail for finding in findings} == {"no answer within 20 s"}
-    assert (findings[0].remedy or "").startswith("let this network reach")
+    assert (findings[0].suggestion or "").startswith("let this network reach")

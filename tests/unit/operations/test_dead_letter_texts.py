@@ -28,7 +28,7 @@ def envelope(
     given: dict[str, Any] = {
         "message_id": "b/q-1",
         "correlation_id": "b",
-        "properties": {"DeadLetterErrorDescription": "mend\nit", "n": 7},
+        "properties": {"DeadLetterErrorDescription": "fix\nit", "n": 7},
     }
     return Envelope(
         body=body,
@@ -79,7 +79,7 @@ def test_what_is_saved_is_the_whole_message_on_one_line() -> None:
         "message_id": "b/q-1",
         "batch_id": "b",
         "reason": "InvalidJson",
-        "description": "mend\nit",
+        "description": "fix\nit",
         "size": 1,
         "queue": "jobs",
         "content_type": "text/plain",
@@ -100,7 +100,7 @@ def test_the_whole_of_one_says_how_it_would_be_replayed() -> None:
     told = {name: value.strip() for name, value in lines.items()}
     assert told["replayed as"] == "b/q-1~r1"
     assert told["property n"] == "7"
-    assert told["description"] == "mend\\nit"
+    assert told["description"] == "fix\\nit"
 
 
 def test_no_line_of_a_list_is_wider_than_the_terminal(
@@ -114,7 +114,7 @@ def test_no_line_of_a_list_is_wider_than_the_terminal(
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 7
     assert max(map(len, lines)) == 80
-    assert lines[6].strip() == "no reason: mend\\nit"
+    assert lines[6].strip() == "no reason: fix\\nit"
 
 
 def test_the_summary_counts_by_reason_and_names_the_next_step() -> None:

@@ -119,7 +119,7 @@ def _check(claim: Claim, body: bytes) -> None:
 
 
 def _explain(claim: Claim, error: BlobFailed) -> Exception:
-    """What waiting or an administrator may mend is unavailable; what is gone or changed stays so."""
+    """What waiting or an administrator may fix is unavailable; what is gone or changed stays so."""
     if error.status == 404 and error.code == "BlobNotFound":
         return invalid_claim('"claim.url" names a blob that does not exist, or no longer')
     if error.status == 412:

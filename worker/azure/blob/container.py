@@ -59,7 +59,7 @@ class BlobFailed(WorkerError):
 
     @property
     def is_passing(self) -> bool:
-        """Whether waiting may mend it, rather than somebody."""
+        """Whether waiting may fix it, rather than somebody."""
         return self.status is None or self.status in (408, 429) or self.status >= 500
 
 

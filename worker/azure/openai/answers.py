@@ -91,7 +91,7 @@ def accept(operation: Operation, document: object, body: bytes, exchange: Exchan
         request_id=exchange.request_id,
         body=on_one_line(body),
         usage=_usage(document.get("usage"), form),
-        headroom=read_headroom(exchange.headers),
+        rate_limits=read_headroom(exchange.headers),
     )
 
 
@@ -110,7 +110,7 @@ def _failure(document: JsonObject, body: bytes, exchange: Exchange) -> CallFaile
             status=200,
             body=on_one_line(body),
             request_id=exchange.request_id,
-            headroom=read_headroom(exchange.headers),
+            rate_limits=read_headroom(exchange.headers),
         )
     meant = classify_within(error, exchange)
     return meant if isinstance(meant, Throttled) else None

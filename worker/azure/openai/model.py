@@ -23,7 +23,7 @@ from worker.azure.openai.answers import read_answer
 from worker.azure.openai.private import make_client, post
 from worker.azure.openai.refusals import Exchange, classify, plain_headers
 from worker.azure.openai.streams import ASSEMBLIES, read_stream
-from worker.azure.openai.transport import MAX_ANSWER, LeanClient, counted, take_in
+from worker.azure.openai.transport import MAX_ANSWER, AiohttpClient, counted, take_in
 from worker.errors import (
     AnswerTooLarge,
     CallFailed,
@@ -103,7 +103,7 @@ class AzureOpenAI:
         self._api_version = api_version
         self._passthrough = passthrough
         self._responses_store = responses_store
-        self._http = LeanClient(ca_file, connections=connections, max_answer=max_answer)
+        self._http = AiohttpClient(ca_file, connections=connections, max_answer=max_answer)
         self._clients: dict[str, openai.AsyncOpenAI] = {}
 
     async def __aenter__(self) -> Self:

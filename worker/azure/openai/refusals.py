@@ -18,7 +18,7 @@ import orjson
 from worker.errors import CallFailed, Cause, RefusedByService, SetupWrong, Throttled, Unavailable
 from worker.interfaces import Target
 from worker.jobs.job import JsonObject, on_one_line
-from worker.rate_limits import Headroom, ThrottleKind
+from worker.rate_limits import RateLimits, ThrottleKind
 
 RETRIED_STATUSES = frozenset({408, 409, 424})
 """4xx that speak of the moment and not of the request; the openai SDK retries 408 and 409 too."""
@@ -108,11 +108,11 @@ def classify(status: int, body: bytes, exchange: Exchange) -> CallFailed:
         body=_one_line(body, status),
         request_id=exchange.request_id,
         retry_after=retry_after(exchange.headers, time.time()),
-        headroom=read_headroom(exchange.headers, throttled=status == 429),
+        rate_limits=read_headroom(exchange.headers, throttled=status == 429),
         cause=cause if kind is SetupWrong else None,
     )
     if isinstance(failure, Throttled):
-        failure.kind = throttle_kind(error, failure.headroom, target)
+        failure.kind = throttle_kind(error, failure.rate_limits, target)
     return failure
 
 
@@ -129,7 +129,7 @@ def classify_within(error: JsonObject, exchange: Exchange) -> CallFailed:
     return classify(_status_of(error), body, exchange)
 
 
-def throttle_kind(error: JsonObject, headroom: Headroom | None, target: Target) -> ThrottleKind:
+def throttle_kind(error: JsonObject, rate_limits: RateLimits | None, target: Target) -> ThrottleKind:
     """Which of its four causes a 429 has; our own quota where nothing tells otherwise.
 
     Capacity is told by words alone: "System is experiencing high demand", "The service is temporarily unable to
@@ -142,24 +142,24 @@ def throttle_kind(error: JsonObject, headroom: Headroom | None, target: Target) 
     words = _text(error.get("message")).lower()
     if _code(error) in _CAPACITY_CODES or any(phrase in words for phrase in _CAPACITY_WORDS):
         return ThrottleKind.CAPACITY
-    if headroom is None:
+    if rate_limits is None:
         return ThrottleKind.QUOTA
-    if headroom.utilisation is not None:
+    if rate_limits.utilisation is not None:
         return ThrottleKind.PROVISIONED
-    is_cut = _is_below(headroom.limit_tokens, target.tokens_per_minute) or _is_below(
-        headroom.limit_requests, target.requests_per_minute
+    is_cut = _is_below(rate_limits.limit_tokens, target.tokens_per_minute) or _is_below(
+        rate_limits.limit_requests, target.requests_per_minute
     )
     return ThrottleKind.CUT if is_cut else ThrottleKind.QUOTA
 
 
-def read_headroom(headers: Mapping[str, str], *, throttled: bool = False) -> Headroom | None:
+def read_headroom(headers: Mapping[str, str], *, throttled: bool = False) -> RateLimits | None:
     """None where the headers tell nothing. Only a 429 can mean a remainder of 0 (openai-dotnet#838)."""
     counts = [_count(headers.get(name), throttled) for name in _COUNTS]
     utilisation = _share(headers.get(UTILISATION))
     if utilisation is None and counts == _UNKNOWN:
         return None
     limit_tokens, tokens, limit_requests, requests = counts
-    return Headroom(
+    return RateLimits(
         limit_tokens=limit_tokens or None,
         remaining_tokens=tokens,
         limit_requests=limit_requests or None,

@@ -1,6 +1,6 @@
 """The connections to Azure OpenAI: one pool over aiohttp, sockets that are kept alive, answers of bounded size.
 
-The openai client speaks to `LeanClient` as to any client of httpx2, and aiohttp carries: httpx2's own transport
+The openai client speaks to `AiohttpClient` as to any client of httpx2, and aiohttp carries: httpx2's own transport
 costs two to three times the CPU with many calls at once, and much of its client is for what is never asked of it.
 """
 
@@ -40,7 +40,7 @@ ADDRESSES_KEPT = 256
 """URLs that are parsed only once: there is one for each endpoint and operation, or for each deployment."""
 
 
-class LeanClient(httpx2.AsyncClient):
+class AiohttpClient(httpx2.AsyncClient):
     """httpx2's client for posting bytes, without what costs CPU at every call and is not used or could do harm.
 
     It follows no redirect, which could carry a token elsewhere, keeps no cookie and calls no hook. Only connecting

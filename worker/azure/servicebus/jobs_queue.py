@@ -100,10 +100,10 @@ class JobsQueue:
         self._clock = clock
         self._link: Link | None = None
         self._links: set[Link] = set()
-        self._tending = asyncio.TaskGroup()
+        self._renewing = asyncio.TaskGroup()
 
     async def __aenter__(self) -> Self:
-        await self._tending.__aenter__()
+        await self._renewing.__aenter__()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -111,7 +111,7 @@ class JobsQueue:
             link.retire()
             link.forget()
         # the block's own error is not the group's: handed to it, it would come back wrapped, known to nobody
-        await self._tending.__aexit__(None, None, None)
+        await self._renewing.__aexit__(None, None, None)
 
     async def open(self) -> None:
         """Prove that the queue exists and that we may listen to it. Raises SourceUnavailable."""
@@ -133,8 +133,8 @@ class JobsQueue:
             ) from error
         link = self._link = Link(receiver, self.queue, self._observer, self._clock)
         self._links.add(link)
-        tending = self._tending.create_task(link.tend(), name=f"locks of {self.queue}")
-        tending.add_done_callback(lambda _: self._links.discard(link))
+        renewing = self._renewing.create_task(link.keep_locks_renewed(), name=f"locks of {self.queue}")
+        renewing.add_done_callback(lambda _: self._links.discard(link))
 
     async def receive(self, count: int, *, wait: float) -> Sequence[Delivery]:
         await self.open()

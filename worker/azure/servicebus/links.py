@@ -141,11 +141,11 @@ class Link:
         """Renew nothing more: what is unsettled comes again when its lock lapses."""
         self._locks.forget()
 
-    async def tend(self) -> None:
+    async def keep_locks_renewed(self) -> None:
         """Keep every lock renewed until the link is retired and its last delivery settled. Closes the receiver."""
         try:
             while len(self._locks) or self._is_receiving or not self.is_retired:
-                await self._locks.tend()
+                await self._locks.keep_locks_renewed()
         finally:
             await close(self.receiver)
 
@@ -162,10 +162,9 @@ class Link:
 class Settlements:
     """What is told to the broker, many at once: on the link, or else over the management link.
 
-    What goes unanswered for the whole of its time is not asked again for each message. A link that does not confirm
-    a settlement is mute: `on_mute` hears of it, and the others go over the management link at once. Where nobody
-    answers there either, the broker is silent: settlements fail, after no more than the renewal under way, until a
-    renewal is answered.
+    What goes unanswered for the whole of its time is not asked again for each message. Once a link does not confirm
+    a settlement in time, `on_timed_out` is called, and the others go over the management link at once. Where nobody
+    answers there either, settlements fail, after no more than the renewal under way, until a renewal is answered.
     """
 
     def __init__(
@@ -173,14 +172,14 @@ class Settlements:
         receiver: ServiceBusReceiver,
         management: asyncio.Lock,
         locks: "Locks",
-        on_mute: Callable[[BaseException], None],
+        on_timed_out: Callable[[BaseException], None],
     ) -> None:
         self._receiver = receiver
         self._management = management
         self._locks = locks
-        self._on_mute = on_mute
+        self._on_timed_out = on_timed_out
         self._places = asyncio.Semaphore(SETTLE_TOGETHER)
-        self._is_mute = False
+        self._link_timed_out = False
 
     async def settle(self, locked: LockedMessage, settlement: Settlement) -> None:
         """Raises LockLost or SourceUnavailable, the latter half a minute after its turn at the latest."""
@@ -203,25 +202,25 @@ class Settlements:
         except MessageLockLostError:
             raise
         except FAULTS:
-            # the link is gone or mute; over the management link the lock's token still counts
+            # the link is gone or does not answer; over the management link the lock's token still counts
             async with asyncio.timeout_at(gives_up_at), self._management:
                 await self._settle_by_token(message, settlement)
 
     async def _settle_on_link(self, message: ServiceBusReceivedMessage, settlement: Settlement) -> None:
-        if self._is_mute:
+        if self._link_timed_out:
             raise TimeoutError("the link confirms nothing")
         started = loop_time()
         try:
             await settle_on_link(self._receiver, message, settlement, timeout=SETTLE_TIMEOUT)
         except FAULTS as error:
             if _went_unanswered(started):
-                self._is_mute = True
-                self._on_mute(error)
+                self._link_timed_out = True
+                self._on_timed_out(error)
             raise
 
     async def _settle_by_token(self, message: ServiceBusReceivedMessage, settlement: Settlement) -> None:
         """Twice if need be: over a dead connection the first try fails and makes the SDK open another."""
-        if self._locks.is_silent:
+        if self._locks.management_timed_out:
             raise TimeoutError("nobody answers, not even over a new connection")
         try:
             await settle_by_token(self._receiver, message, settlement, timeout=SETTLE_TIMEOUT)
@@ -233,14 +232,14 @@ class Settlements:
                 await settle_by_token(self._receiver, message, settlement, timeout=SETTLE_TIMEOUT)
             except BaseException:  # the end of the half minute counts too
                 if _went_unanswered(started):
-                    self._locks.fall_silent()
+                    self._locks.note_management_timed_out()
                 raise
 
 
 class Locks:
     """The locks of a link's deliveries, renewed many in one request.
 
-    `is_silent`: nobody answers over the management link; until a renewal is answered.
+    `management_timed_out`: nobody answers over the management link; until a renewal is answered.
     """
 
     def __init__(
@@ -250,7 +249,7 @@ class Locks:
         observer: Observer,
         clock: Callable[[], float],
     ) -> None:
-        self.is_silent = False
+        self.management_timed_out = False
         self._receiver = receiver
         self._management = management
         self._observer = observer
@@ -276,17 +275,17 @@ class Locks:
         self.look()
 
     def look(self) -> None:
-        """Something has changed: `tend` returns."""
+        """Something has changed: `keep_locks_renewed` returns."""
         self._bell.ring()
 
-    def fall_silent(self) -> None:
+    def note_management_timed_out(self) -> None:
         """Until a renewal is answered, which is tried from now on."""
-        self.is_silent = True
+        self.management_timed_out = True
         for locked in self._deliveries.values():
             locked.renew_at = self._clock()
         self.look()
 
-    async def tend(self) -> None:
+    async def keep_locks_renewed(self) -> None:
         """Renew what is due; where nothing is, wait until something is or has changed."""
         due_at = min((locked.renew_at for locked in self._deliveries.values()), default=math.inf)
         if due_at > self._clock():
@@ -320,7 +319,7 @@ class Locks:
         except FAULTS as error:
             return self._postpone(due, error)
         else:
-            self.is_silent = False
+            self.management_timed_out = False
             now = self._clock()
             for locked, expiration in zip(due, expirations, strict=True):
                 locked.note_renewed(expiration, now)

@@ -1,4 +1,4 @@
-"""`aoai-worker check`: everything that must be true, looked at from where the worker will run, and what mends it.
+"""`aoai-worker check`: everything that must be true, looked at from where the worker will run, and what fixes it.
 
 The same proofs as at start-up, plus who we are and how the queues are set. Nothing is paid for, sent, received or
 locked. First the settings, then identity and tokens, then, under each token that there is, what it opens.
@@ -111,8 +111,8 @@ def look_at_identity(settings: WorkerSettings, now: float) -> Iterator[Finding]:
             state=State.WRONG,
             name="identity",
             detail="the Azure CLI's login, in a pod: the workload identity webhook has not seen this pod",
-            remedy='label the pod azure.workload.identity/use: "true", name the client id at its service account, '
-            "and make the pod anew",
+            suggestion='label the pod azure.workload.identity/use: "true", name the client id at its service '
+            "account, and make the pod anew",
         )
         return
     yield Finding(state=State.OK, name="identity", detail=f"{chosen}{f': {who}' if who else ''}")
@@ -160,7 +160,7 @@ class Examination:
 
     def _no_token(self, name: str, detail: str, code: str) -> Finding:
         projected = read_projected(os.environ.get("AZURE_FEDERATED_TOKEN_FILE"))
-        remedy = suggest_token(
+        suggestion = suggest_token(
             code,
             credential=chosen_credential(self._settings),
             client_id=os.environ.get("AZURE_CLIENT_ID", "<client-id>"),
@@ -168,7 +168,7 @@ class Examination:
             subject=projected.subject or "<subject>",
         )
         cause = Cause.NO_TOKEN
-        return Finding(state=State.WRONG, name=name, detail=shorten(detail), remedy=remedy, cause=cause)
+        return Finding(state=State.WRONG, name=name, detail=shorten(detail), suggestion=suggestion, cause=cause)
 
     async def _prove(self, check: Check, place: Refusing) -> Finding:
         name = name_of(check, self._settings)
@@ -185,8 +185,8 @@ class Examination:
             return Finding(state=State.OK, name=name, detail=proved)
         claims = self._claims[service]
         principal = Principal(object_id=claims.object_id, is_user=claims.is_user)
-        remedy = suggest(cause, place, principal)
-        return Finding(state=State.WRONG, name=name, detail=shorten(detail), remedy=remedy, cause=cause)
+        suggestion = suggest(cause, place, principal)
+        return Finding(state=State.WRONG, name=name, detail=shorten(detail), suggestion=suggestion, cause=cause)
 
     async def _queue_settings(self, queue: Queue, reader: QueueReader | None) -> Finding:
         if reader is None:

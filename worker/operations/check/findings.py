@@ -23,13 +23,13 @@ STYLES = {State.OK: "green", State.UNSEEN: "dim", State.WARNING: "yellow", State
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that must be true. `remedy` is a command, or a sentence where no command can help; `cause` is that
-    of a refusal by Azure."""
+    """One thing that must be true. `suggestion` is a command, or a sentence where no command can help; `cause` is
+    that of a refusal by Azure."""
 
     state: State
     name: str
     detail: str
-    remedy: str | None = None
+    suggestion: str | None = None
     cause: Cause | None = None
 
 
@@ -58,10 +58,10 @@ def as_json(report: Report) -> str:
 
 
 def as_lines(report: Report) -> Iterator[str]:
-    """For a log: a line for each finding, what mends it indented below, the count at the end."""
+    """For a log: a line for each finding, what fixes it indented below, the count at the end."""
     for finding in report.findings:
         yield f"{finding.state:<8} {finding.name}: {finding.detail}"
-        for line in (finding.remedy or "").splitlines():
+        for line in (finding.suggestion or "").splitlines():
             yield f"{'':<8}   -> {line}"
     yield summary(report)
 
@@ -71,12 +71,12 @@ def summary(report: Report) -> str:
     return ", ".join(f"{counts[state]} {state}" for state in reversed(State) if counts[state])
 
 
-def remedies(report: Report) -> Mapping[str, Sequence[Finding]]:
-    """Each once, with all that it mends."""
+def suggestions(report: Report) -> Mapping[str, Sequence[Finding]]:
+    """Each once, with all that it fixes."""
     found: dict[str, list[Finding]] = {}
     for finding in report.findings:
-        if finding.remedy:
-            found.setdefault(finding.remedy, []).append(finding)
+        if finding.suggestion:
+            found.setdefault(finding.suggestion, []).append(finding)
     return found
 
 
@@ -95,8 +95,8 @@ def print_table(report: Report) -> None:
         style = STYLES[finding.state]
         table.add_row(Text(finding.state, style), Text(finding.name), Text(finding.detail))
     console.print(table)
-    for remedy, findings in remedies(report).items():
+    for suggestion, findings in suggestions(report).items():
         names = ", ".join(finding.name for finding in findings)
         console.print(Text.assemble("\n", (names, STYLES[findings[0].state])), soft_wrap=True)
-        console.print(Text(remedy), soft_wrap=True)
+        console.print(Text(suggestion), soft_wrap=True)
     console.print(Text(f"\n{summary(report)}", STYLES[report.state]))

@@ -83,7 +83,7 @@ async def look(reader: QueueReader, queue: Queue) -> Finding:
         seen = QueueSettings.read(await reader.get_queue(queue.name))
     except ResourceNotFoundError:
         return Finding(
-            state=State.WRONG, name=_name(queue), detail="there is no such queue", remedy=create_queue(queue)
+            state=State.WRONG, name=_name(queue), detail="there is no such queue", suggestion=create_queue(queue)
         )
     except HttpResponseError as error:
         if error.status_code in (401, 403):
@@ -95,11 +95,11 @@ async def look(reader: QueueReader, queue: Queue) -> Finding:
 
 
 def unseen(queue: Queue, why: str) -> Finding:
-    return Finding(state=State.UNSEEN, name=_name(queue), detail=why, remedy=show_queue(queue))
+    return Finding(state=State.UNSEEN, name=_name(queue), detail=why, suggestion=show_queue(queue))
 
 
 def judge(queue: Queue, seen: QueueSettings) -> Finding:
-    """What needs another queue is mended by replacing it, which mends the rest too."""
+    """What needs another queue is fixed by replacing it, which fixes the rest too."""
     wrong, lacking = list(_wrong(queue, seen)), list(_lacking(seen))
     low = dict(_low(seen))
     problems = [*wrong, *lacking, *low.values()]
@@ -109,7 +109,7 @@ def judge(queue: Queue, seen: QueueSettings) -> Finding:
         state=State.WRONG if wrong else State.WARNING,
         name=_name(queue),
         detail="; ".join(problems),
-        remedy=replace_queue(queue) if wrong or lacking else update_queue(queue, list(low)),
+        suggestion=replace_queue(queue) if wrong or lacking else update_queue(queue, list(low)),
     )
 
 

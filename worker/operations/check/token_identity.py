@@ -74,8 +74,10 @@ def describe_projected(path: str, now: float, *, through_proxy: bool) -> Finding
     if not claims.subject:
         return _broken(f"{path} does not hold a JSON Web Token", WEBHOOK)
     if claims.expires_at is not None and claims.expires_at <= now:
-        remedy = "make the pod anew: the kubelet no longer renews its token; and see that the node's clock is right"
-        return _broken(f"{path} expired {span(now - claims.expires_at)} ago", remedy)
+        suggestion = (
+            "make the pod anew: the kubelet no longer renews its token; and see that the node's clock is right"
+        )
+        return _broken(f"{path} expired {span(now - claims.expires_at)} ago", suggestion)
     if not through_proxy and AUDIENCE not in claims.audience:
         return _broken(f"it is for {_joined(claims)} and must be for {AUDIENCE}", WEBHOOK)
     age = "" if claims.issued_at is None else f", {span(now - claims.issued_at)} old"
@@ -103,8 +105,8 @@ def _read(path: str) -> TokenClaims:
         return read_claims(file.read(LARGEST).decode(errors="replace"))
 
 
-def _broken(detail: str, remedy: str) -> Finding:
-    return Finding(state=State.WRONG, name=PROJECTED, detail=detail, remedy=remedy)
+def _broken(detail: str, suggestion: str) -> Finding:
+    return Finding(state=State.WRONG, name=PROJECTED, detail=detail, suggestion=suggestion)
 
 
 def _joined(claims: TokenClaims) -> str:

@@ -17,7 +17,7 @@ from worker.errors import CallFailed, RefusedByService, Throttled, Unavailable
 from worker.interfaces import Target
 from worker.jobs.job import JsonObject, Operation
 from worker.jobs.outcomes import Usage
-from worker.rate_limits import Headroom, ThrottleKind
+from worker.rate_limits import RateLimits, ThrottleKind
 
 TARGET = Target(deployment="mini-1", endpoint="https://account.openai.azure.com")
 ERROR = b'{"error":{"code":"x","message":"what was wrong"}}'
@@ -288,10 +288,10 @@ def test_an_answer_of_embeddings_is_whole_exactly_if_it_is_when_parsed(value: ob
 
 def test_an_answer_tells_what_is_left_of_the_quota() -> None:
     headers = {"x_ratelimit_limit_tokens": "1000", "x_ratelimit_remaining_tokens": "900"}
-    assert read_answer(Operation.CHAT_COMPLETIONS, answer(), exchange(**headers)).headroom == Headroom(
+    assert read_answer(Operation.CHAT_COMPLETIONS, answer(), exchange(**headers)).rate_limits == RateLimits(
         limit_tokens=1_000, remaining_tokens=900
     )
-    assert read_answer(Operation.CHAT_COMPLETIONS, answer(), EXCHANGE).headroom is None
+    assert read_answer(Operation.CHAT_COMPLETIONS, answer(), EXCHANGE).rate_limits is None
 
 
 @pytest.mark.parametrize(

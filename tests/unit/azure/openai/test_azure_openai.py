@@ -8,7 +8,7 @@ import pytest
 from worker.azure.openai.model import encode_request, request_body
 from worker.errors import AnswerTooLarge, NotAJob
 from worker.flow.caller import last_word
-from worker.flow.retry import Course
+from worker.flow.retry import JobProgress
 from worker.interfaces import Target
 from worker.jobs.job import Job, JobLine, JsonObject, Operation, parse_line
 from worker.jobs.outcomes import Failed, FailureCode
@@ -97,7 +97,9 @@ def test_a_number_that_json_does_not_know_never_reaches_the_service(line: bytes)
 
 
 def test_an_answer_that_is_too_large_to_be_taken_in_is_an_error_of_its_own() -> None:
-    concluded = last_word(AnswerTooLarge("the answer has more than the 65,536 bytes that are taken in"), Course())
+    concluded = last_word(
+        AnswerTooLarge("the answer has more than the 65,536 bytes that are taken in"), JobProgress()
+    )
     assert concluded == Failed(
         code=FailureCode.ANSWER_TOO_LARGE, message="the answer has more than the 65,536 bytes that are taken in"
     )

@@ -25,7 +25,7 @@ from worker.azure.openai.refusals import (
 from worker.errors import CallFailed, RefusedByService, SetupWrong, Throttled, Unavailable
 from worker.interfaces import Target
 from worker.jobs.job import JsonObject
-from worker.rate_limits import Headroom, ThrottleKind
+from worker.rate_limits import RateLimits, ThrottleKind
 
 TARGET = Target(deployment="mini-1", endpoint="https://account.openai.azure.com")
 ERROR = b'{"error":{"code":"x","message":"what was wrong"}}'
@@ -296,7 +296,7 @@ def test_whatever_the_error_within_a_200_it_is_a_failed_call(error: JsonObject) 
     assert isinstance(classify_within(error, Exchange(target=TARGET, headers={})), CallFailed)
 
 
-# Headroom
+# RateLimits
 
 
 COUNTS = {
@@ -308,17 +308,17 @@ COUNTS = {
 
 
 def test_the_headroom_is_what_the_headers_say() -> None:
-    assert read_headroom(COUNTS) == Headroom(
+    assert read_headroom(COUNTS) == RateLimits(
         limit_tokens=1_000, remaining_tokens=900, limit_requests=6, remaining_requests=5
     )
-    assert read_headroom({"azure-openai-deployment-utilization": "87.5"}) == Headroom(utilisation=0.875)
-    assert failure(429, x_ratelimit_remaining_tokens="0").headroom == Headroom(remaining_tokens=0)
+    assert read_headroom({"azure-openai-deployment-utilization": "87.5"}) == RateLimits(utilisation=0.875)
+    assert failure(429, x_ratelimit_remaining_tokens="0").rate_limits == RateLimits(remaining_tokens=0)
 
 
 @pytest.mark.parametrize("nothing", ["-1", "", "many", "1.5", "1e9", "\u0661", "\xb2", "9" * 400])
 def test_a_count_that_is_none_is_unknown(nothing: str) -> None:
     assert read_headroom(dict.fromkeys(COUNTS, nothing), throttled=True) is None
-    assert read_headroom(COUNTS | {"x-ratelimit-remaining-tokens": nothing}) == Headroom(
+    assert read_headroom(COUNTS | {"x-ratelimit-remaining-tokens": nothing}) == RateLimits(
         limit_tokens=1_000, limit_requests=6, remaining_requests=5
     )
 
@@ -326,7 +326,7 @@ def test_a_count_that_is_none_is_unknown(nothing: str) -> None:
 def test_a_remainder_of_0_means_something_only_under_a_429() -> None:
     zeroes = dict.fromkeys(COUNTS, "0")
     assert read_headroom(zeroes) is None
-    assert read_headroom(zeroes, throttled=True) == Headroom(remaining_tokens=0, remaining_requests=0)
+    assert read_headroom(zeroes, throttled=True) == RateLimits(remaining_tokens=0, remaining_requests=0)
 
 
 @pytest.mark.parametrize(
@@ -343,15 +343,15 @@ def test_a_remainder_of_0_means_something_only_under_a_429() -> None:
     ],
 )
 def test_a_utilisation_is_percent_or_unknown(text: str, share: float | None) -> None:
-    headroom = read_headroom({"azure-openai-deployment-utilization": text})
-    assert (headroom and headroom.utilisation) == (None if share is None else pytest.approx(share))
+    rate_limits = read_headroom({"azure-openai-deployment-utilization": text})
+    assert (rate_limits and rate_limits.utilisation) == (None if share is None else pytest.approx(share))
 
 
 @given(st.dictionaries(st.sampled_from([*COUNTS, "azure-openai-deployment-utilization"]), st.text(max_size=20)))
 def test_whatever_the_headers_the_headroom_is_counts_or_none(headers: dict[str, str]) -> None:
-    headroom = read_headroom(headers, throttled=True)
-    if headroom is not None:
-        counts = (headroom.limit_tokens, headroom.remaining_tokens, headroom.limit_requests)
+    rate_limits = read_headroom(headers, throttled=True)
+    if rate_limits is not None:
+        counts = (rate_limits.limit_tokens, rate_limits.remaining_tokens, rate_limits.limit_requests)
         assert all(count is None or count >= 0 for count in counts)
 
 

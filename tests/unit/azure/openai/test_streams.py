@@ -17,7 +17,7 @@ from worker.errors import CallFailed, RefusedByService, Throttled, Unavailable
 from worker.interfaces import Target
 from worker.jobs.job import JsonObject, Operation
 from worker.jobs.outcomes import Response, Usage
-from worker.rate_limits import Headroom
+from worker.rate_limits import RateLimits
 
 TARGET = Target(deployment="mini-1", endpoint="https://account.openai.azure.com")
 SAFE = {"hate": {"filtered": False, "severity": "safe"}}
@@ -142,7 +142,10 @@ async def read_chat(*documents: JsonObject) -> JsonObject:
 async def test_a_streamed_chat_completion_is_what_an_unstreamed_one_would_be() -> None:
     response = await read(CHAT + DONE)
     assert (response.status, response.request_id) == (200, "req-1")
-    assert (response.usage, response.headroom) == (Usage(prompt=9, completion=3), Headroom(remaining_tokens=90))
+    assert (response.usage, response.rate_limits) == (
+        Usage(prompt=9, completion=3),
+        RateLimits(remaining_tokens=90),
+    )
     document = orjson.loads(response.body)
     assert document == {
         "id": "chatcmpl-1",

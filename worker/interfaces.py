@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from worker.errors import Cause
-from worker.jobs.job import Claim, Envelope, Job
+from worker.jobs.job import Claim, Envelope, Job, Result
 from worker.jobs.outcomes import Outcome, Response, Settlement, Usage
 from worker.rate_limits import ThrottleKind
 
@@ -86,7 +86,7 @@ class Tokens(Protocol):
 class Sink(Protocol):
     """Where results go. Writing the same job again has no further effect."""
 
-    async def write(self, job: Job, line: bytes) -> bool:
+    async def write(self, result: Result) -> bool:
         """Return once the line is durable; False where a result of this job is known to have been there before.
 
         Raises SinkUnavailable (try again), or ResultTooLarge (never).

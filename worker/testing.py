@@ -15,7 +15,7 @@ import orjson
 from worker.errors import ClaimUnavailable, LockLost, ResultTooLarge, SinkUnavailable, SourceUnavailable
 from worker.interfaces import Delivery, Event, Room, Target
 from worker.jobs.claims import invalid_claim, make_claim
-from worker.jobs.job import Claim, Envelope, Job, result_id
+from worker.jobs.job import Claim, Envelope, Job, Result, result_id
 from worker.jobs.outcomes import Abandon, Complete, DeadLetter, Release, Response, Settlement, Usage
 from worker.waits import Bell, loop_time
 
@@ -169,7 +169,8 @@ class FakeSink:
             raise SinkUnavailable("the sink is down")
         return self.knows and result_id(job) in self.lines
 
-    async def write(self, job: Job, line: bytes) -> bool:
+    async def write(self, result: Result) -> bool:
+        job, line = result.job, result.line
         await asyncio.sleep(0)
         if self.down:
             raise SinkUnavailable("the sink is down")
@@ -263,3 +264,8 @@ def job_line(custom_id: str = "a", *, model: str = "gpt-4o-mini", content: str =
 
 def _redelivered(envelope: Envelope, more: int) -> Envelope:
     return replace(envelope, delivery_count=envelope.delivery_count + more)
+
+
+def result_of(job: Job, line: bytes, *, failed: bool = False) -> Result:
+    """What a sink is given."""
+    return Result(job=job, line=line, failed=failed)

@@ -11,7 +11,7 @@ import pytest
 from azure.servicebus import ServiceBusMessage, ServiceBusReceivedMessage
 
 from tests.support.azurite import BlobService
-from tests.support.blob_jobs import make_job, make_line
+from tests.support.blob_jobs import make_job, make_line, make_result
 from tests.support.local_azure import Bus
 from worker.azure.blob.claims import BlobClaims
 from worker.azure.blob.container import BlobContainer
@@ -87,7 +87,7 @@ async def answer(container: BlobContainer, *names: str, failed: bool = False, re
     results = BlobResults(container)
     for name in names:
         job = make_job(name, replay=replay)
-        assert await results.write(job, make_line(job, failed=failed))
+        assert await results.write(make_result(job, failed=failed))
 
 
 async def receive_all(bus: Bus, queue: str, **options: Any) -> list[ServiceBusReceivedMessage]:

@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 import pytest
 
 from tests.support.azurite import BlobService
-from tests.support.blob_jobs import make_job, make_line
+from tests.support.blob_jobs import make_job, make_line, make_result
 from worker.azure.blob.claims import BlobClaims, ClaimedResults
 from worker.azure.blob.container import BlobContainer, BlobFailed
 from worker.errors import ClaimUnavailable, DeadLetterReason, NotAJob, ResultTooLarge, SinkUnavailable
 from worker.interfaces import Claims
 from worker.jobs.claims import make_claim
-from worker.jobs.job import CLAIM_TYPE, Claim, Job, parse_claim
-from worker.testing import FakeClaims, job_line
+from worker.jobs.job import CLAIM_TYPE, Claim, Job, Result, parse_claim
+from worker.testing import FakeClaims, job_line, result_of
 
 LARGEST = 1 << 20
 BODY = job_line(content="x" * 300_000)
@@ -150,12 +150,12 @@ class SmallQueue:
         self.down = False
         self._largest = largest
 
-    async def write(self, job: Job, line: bytes, *, content_type: str = "application/json") -> bool:
+    async def write(self, result: Result, *, content_type: str = "application/json") -> bool:
         if self.down:
             raise SinkUnavailable("down")
-        if len(line) > self._largest:
-            raise ResultTooLarge(size=len(line), allowed=self._largest)
-        self.sent.append((line, content_type))
+        if len(result.line) > self._largest:
+            raise ResultTooLarge(size=len(result.line), allowed=self._largest)
+        self.sent.append((result.line, content_type))
         return True
 
     async def has(self, job: Job) -> bool:
@@ -167,8 +167,8 @@ async def test_a_result_too_large_for_the_queue_goes_there_as_a_claim(claims: Bl
     sink = ClaimedResults(queue, claims)
     job = make_job()
     small, large = make_line(job), make_line(job, said="x" * 5_000)
-    assert await sink.write(job, small)
-    assert await sink.write(job, large)
+    assert await sink.write(result_of(job, small))
+    assert await sink.write(result_of(job, large))
     assert not await sink.has(job)
     assert queue.sent[0] == (small, "application/json")
     claim_line, kind = queue.sent[1]
@@ -179,16 +179,16 @@ async def test_a_result_too_large_for_the_queue_goes_there_as_a_claim(claims: Bl
 async def test_a_result_that_nobody_would_fetch_is_too_large_for_ever(claims: BlobClaims) -> None:
     job = make_job()
     with pytest.raises(ResultTooLarge, match="1,048,576"):
-        await ClaimedResults(SmallQueue(1_000), claims).write(job, make_line(job, said="x" * LARGEST))
+        await ClaimedResults(SmallQueue(1_000), claims).write(make_result(job, said="x" * LARGEST))
 
 
 class SmallQueueOfFutures(SmallQueue):
     """It fails by a future, as the queue of results does: the future keeps the error, and that its frames."""
 
-    async def write(self, job: Job, line: bytes, *, content_type: str = "application/json") -> bool:
+    async def write(self, result: Result, *, content_type: str = "application/json") -> bool:
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        if len(line) > self._largest:
-            done.set_exception(ResultTooLarge(size=len(line), allowed=self._largest))
+        if len(result.line) > self._largest:
+            done.set_exception(ResultTooLarge(size=len(result.line), allowed=self._largest))
         else:
             done.set_result(True)
         return await done
@@ -203,7 +203,7 @@ async def test_a_result_too_large_for_the_queue_is_not_left_to_the_garbage_colle
     gc.disable()
     try:
         with contextlib.suppress(ResultTooLarge):
-            await ClaimedResults(SmallQueueOfFutures(1_000), claims).write(make_job(), line)
+            await ClaimedResults(SmallQueueOfFutures(1_000), claims).write(result_of(make_job(), line))
         assert sys.getrefcount(line) == held
     finally:
         gc.enable()
@@ -213,4 +213,4 @@ async def test_a_store_that_is_down_is_a_sink_that_is_down(blob_storage: BlobSer
     async with blob_storage.open(blob_storage.url("nowhere")) as container:
         sink = ClaimedResults(SmallQueue(10), BlobClaims(container, largest=LARGEST))
         with pytest.raises(SinkUnavailable, match="ContainerNotFound"):
-            await sink.write(make_job(), make_line(make_job()))
+            await sink.write(make_result(make_job()))

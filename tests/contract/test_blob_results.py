@@ -10,14 +10,14 @@ from azure.core.credentials import AccessToken
 
 from embedded_azure.world import default_world
 from tests.support.azurite import BlobService
-from tests.support.blob_jobs import make_job, make_line
+from tests.support.blob_jobs import make_job, make_line, make_result
 from tests.support.local_azure import Authority, SignedCredential
 from worker.azure.blob.container import LARGEST_PUT, PIECE, BlobContainer
 from worker.azure.blob.names import batch_folder, counting
 from worker.azure.blob.results import BlobResults
 from worker.errors import Cause, ResultTooLarge, SinkUnavailable, TokenUnavailable
 from worker.interfaces import Sink
-from worker.testing import FakeSink
+from worker.testing import FakeSink, result_of
 
 PREFIX = "results"
 
@@ -43,24 +43,24 @@ async def names_of(container: BlobContainer, batch_id: str = "b1") -> list[str]:
 async def test_a_result_is_written_once_and_can_be_asked_for(sink: Sink) -> None:
     job = make_job()
     assert not await sink.has(job)
-    assert await sink.write(job, make_line(job))
+    assert await sink.write(make_result(job))
     assert await sink.has(job)
-    assert not await sink.write(job, make_line(job, said="no"))
+    assert not await sink.write(make_result(job, said="no"))
     assert not await sink.has(make_job("b"))
 
 
 async def test_a_replay_is_another_result(sink: Sink) -> None:
     job, again = make_job(), make_job(replay=1)
-    await sink.write(job, make_line(job))
+    await sink.write(make_result(job))
     assert not await sink.has(again)
-    assert await sink.write(again, make_line(again))
+    assert await sink.write(make_result(again))
     assert await sink.has(again)
 
 
 async def test_the_first_line_stays(container: BlobContainer, results: BlobResults) -> None:
     job = make_job()
-    await results.write(job, make_line(job, said="first"))
-    await results.write(job, make_line(job, said="second"))
+    await results.write(make_result(job, said="first"))
+    await results.write(make_result(job, said="second"))
     (name,) = await names_of(container)
     assert await container.read(name, at_most=10_000) == make_line(job, said="first")
 
@@ -68,13 +68,13 @@ async def test_the_first_line_stays(container: BlobContainer, results: BlobResul
 @pytest.mark.parametrize("failed", [False, True])
 async def test_an_answer_and_an_error_are_both_found(results: BlobResults, failed: bool) -> None:
     job = make_job()
-    await results.write(job, make_line(job, failed=failed))
+    await results.write(make_result(job, failed=failed))
     assert await results.has(job)
 
 
 async def test_the_result_of_a_later_replay_makes_an_earlier_delivery_needless(results: BlobResults) -> None:
     job, later = make_job(), make_job(replay=12)
-    await results.write(later, make_line(later))
+    await results.write(make_result(later))
     assert await results.has(job)
     assert await results.has(make_job(replay=11))
     assert not await results.has(make_job(replay=13))
@@ -98,7 +98,7 @@ async def test_whatever_comes_first_the_latest_replay_counts_and_of_it_the_answe
 ) -> None:
     for replay, failed in written:
         job = make_job(replay=replay)
-        assert await results.write(job, make_line(job, failed=failed))
+        assert await results.write(make_result(job, failed=failed))
     (counting_one,) = counting(await names_of(container))
     assert (counting_one.replay, counting_one.failed) == counts
 
@@ -108,7 +108,7 @@ async def test_every_batch_id_is_a_folder_of_its_own(
     container: BlobContainer, results: BlobResults, batch_id: str
 ) -> None:
     job = make_job(batch_id=batch_id)
-    await results.write(job, make_line(job))
+    await results.write(make_result(job))
     assert len(await names_of(container, batch_id)) == 1
     assert await results.has(job)
     assert [name async for page in container.names(f"{PREFIX}/") for name in page] == await names_of(
@@ -119,13 +119,13 @@ async def test_every_batch_id_is_a_folder_of_its_own(
 @pytest.mark.parametrize("job_id", ["ä/ö?#%", "../../x", "a b\\c", "x" * 128, "b1/q~r1"])
 async def test_any_job_id_has_a_name(container: BlobContainer, results: BlobResults, job_id: str) -> None:
     job = make_job(job_id=job_id)
-    assert await results.write(job, make_line(job))
+    assert await results.write(make_result(job))
     assert await results.has(job)
 
 
 async def test_many_writers_of_one_result_leave_one(container: BlobContainer, results: BlobResults) -> None:
     job = make_job()
-    written = await asyncio.gather(*[results.write(job, make_line(job)) for _ in range(20)])
+    written = await asyncio.gather(*[results.write(make_result(job)) for _ in range(20)])
     assert sorted(written) == [False] * 19 + [True]
 
 
@@ -139,7 +139,7 @@ async def test_start_up_proves_the_container_and_leaves_nothing_in_it(
 async def test_a_missing_container_is_told_with_what_to_do(blob_storage: BlobService) -> None:
     async with blob_storage.open(blob_storage.url("nowhere")) as container:
         results = BlobResults(container)
-        for attempt in (results.open(), results.has(make_job()), results.write(make_job(), make_line(make_job()))):
+        for attempt in (results.open(), results.has(make_job()), results.write(make_result(make_job()))):
             with pytest.raises(SinkUnavailable, match="404 ContainerNotFound: create it, or check its name"):
                 await attempt
 
@@ -148,7 +148,7 @@ async def test_a_token_for_another_service_is_refused(blob_storage: BlobService)
     url = await blob_storage.new_container()
     async with blob_storage.open(url, audience="https://servicebus.azure.net") as container:
         with pytest.raises(SinkUnavailable, match=r'40[13].*(token|role "Storage Blob Data Contributor")'):
-            await BlobResults(container).write(make_job(), make_line(make_job()))
+            await BlobResults(container).write(make_result(make_job()))
 
 
 async def test_an_account_that_cannot_be_reached_is_told(blob_storage: BlobService) -> None:
@@ -156,7 +156,7 @@ async def test_an_account_that_cannot_be_reached_is_told(blob_storage: BlobServi
         with pytest.raises(SinkUnavailable, match=r"cannot be reached: .*AOAI_WORKER_CA_FILE"):
             await BlobResults(container).has(make_job())
         with pytest.raises(SinkUnavailable, match="cannot be reached"):
-            await BlobResults(container).write(make_job(), make_line(make_job()))
+            await BlobResults(container).write(make_result(make_job()))
 
 
 class TooLong(bytes):
@@ -166,7 +166,7 @@ class TooLong(bytes):
 
 async def test_what_one_request_cannot_write_is_too_large_for_ever(results: BlobResults) -> None:
     with pytest.raises(ResultTooLarge, match="5,242,880,000"):
-        await results.write(make_job(), TooLong())
+        await results.write(result_of(make_job(), TooLong()))
 
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -235,7 +235,7 @@ async def test_a_refusal_is_a_sink_that_is_down_and_names_the_next_step(
         BlobContainer(url, credential(authority), ca_file=authority.ca_file) as container,
     ):
         for attempt in (
-            BlobResults(container).write(make_job(), make_line(make_job())),
+            BlobResults(container).write(make_result(make_job())),
             BlobResults(container).has(make_job()),
         ):
             with pytest.raises(SinkUnavailable, match=told) as caught:
@@ -255,7 +255,7 @@ async def test_a_result_that_is_there_is_no_failure_however_the_service_says_it(
         BlobContainer(url, credential(authority), ca_file=authority.ca_file) as container,
     ):
         for _ in range(3):
-            assert not await BlobResults(container).write(make_job(), make_line(make_job()))
+            assert not await BlobResults(container).write(make_result(make_job()))
 
 
 @pytest.mark.parametrize("letters", [1, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE + 12_345])
@@ -275,14 +275,14 @@ async def test_a_rejected_token_is_replaced_once_and_all_is_sent_again(authority
         service(authority, accept_newer) as url,
         BlobContainer(url, credential(authority), ca_file=authority.ca_file) as container,
     ):
-        assert await BlobResults(container).write(make_job(), line)
+        assert await BlobResults(container).write(result_of(make_job(), line))
     assert seen == ["Bearer token-0", "Bearer token-1"]
 
 
 async def test_a_large_result_is_written_as_it_is(container: BlobContainer, results: BlobResults) -> None:
     line = make_line(make_job(), said="".join(f"{number}," for number in range(300_000)))
-    assert await results.write(make_job(), line)
-    assert not await results.write(make_job(), line)
+    assert await results.write(result_of(make_job(), line))
+    assert not await results.write(result_of(make_job(), line))
     [name] = await names_of(container)
     assert await container.read(name, at_most=len(line)) == line
 
@@ -292,7 +292,7 @@ async def test_without_a_token_the_sink_is_down(authority: Authority) -> None:
     broken.broken = True
     async with BlobContainer("https://localhost:1/local/batches", broken, ca_file=authority.ca_file) as container:
         for attempt in (
-            BlobResults(container).write(make_job(), make_line(make_job())),
+            BlobResults(container).write(make_result(make_job())),
             BlobResults(container).has(make_job()),
         ):
             with pytest.raises(SinkUnavailable, match="Entra is down"):
@@ -309,7 +309,7 @@ async def test_a_silent_service_is_not_waited_for_longer_than_the_time_out(autho
         BlobContainer(url, credential(authority), ca_file=authority.ca_file, timeout=0.05) as container,
     ):
         for attempt in (
-            BlobResults(container).write(make_job(), make_line(make_job())),
+            BlobResults(container).write(make_result(make_job())),
             BlobResults(container).has(make_job()),
         ):
             with pytest.raises(SinkUnavailable, match="no answer in time"):
@@ -336,5 +336,5 @@ async def test_connections_are_bounded_and_used_again(authority: Authority) -> N
         BlobContainer(url, credential(authority), ca_file=authority.ca_file, connections=3) as container,
     ):
         jobs = [make_job(str(number)) for number in range(30)]
-        await asyncio.gather(*[BlobResults(container).write(job, make_line(job)) for job in jobs])
+        await asyncio.gather(*[BlobResults(container).write(make_result(job)) for job in jobs])
     assert (len(peers), most) == (3, 3)

@@ -36,7 +36,7 @@ from worker.azure.servicebus.results_queue import ResultsQueue
 from worker.errors import LockLost, SinkUnavailable, SourceUnavailable
 from worker.interfaces import Delivery
 from worker.jobs.outcomes import Complete
-from worker.testing import job_line
+from worker.testing import job_line, result_of
 
 BUSY = "com.microsoft:server-busy"
 ONCE: dict[str, Any] = {"retry_total": 0}
@@ -308,7 +308,7 @@ async def take_and_complete(source: Any) -> None:
 
 async def written(sink: Any) -> bool:
     try:
-        await sink.write(a_job("a"), b"{}")
+        await sink.write(result_of(a_job("a"), b"{}"))
     except SinkUnavailable:
         return False
     return True

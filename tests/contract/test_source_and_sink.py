@@ -39,7 +39,7 @@ from worker.flow.sweeper import Sweeper
 from worker.interfaces import Delivery, LocksRenewed, Sink, Source
 from worker.jobs.job import decode
 from worker.jobs.outcomes import Abandon, Complete, DeadLetter, Release
-from worker.testing import EventList, FakeQueue, FakeSink, job_line
+from worker.testing import EventList, FakeQueue, FakeSink, job_line, result_of
 from worker.waits import loop_time
 
 
@@ -364,40 +364,40 @@ async def sinks(request: pytest.FixtureRequest, bus: Bus) -> AsyncIterator[SinkW
 
 
 async def test_a_written_line_is_there_as_it_was(sinks: SinkWorld) -> None:
-    await sinks.sink.write(a_job("a"), b'{"custom_id":"a"}')
+    await sinks.sink.write(result_of(a_job("a"), b'{"custom_id":"a"}'))
     assert await sinks.lines() == [b'{"custom_id":"a"}']
 
 
 async def test_writing_the_same_job_again_has_no_further_effect(sinks: SinkWorld) -> None:
-    await sinks.sink.write(a_job("a"), b'{"first":1}')
-    await sinks.sink.write(a_job("a"), b'{"second":2}')
+    await sinks.sink.write(result_of(a_job("a"), b'{"first":1}'))
+    await sinks.sink.write(result_of(a_job("a"), b'{"second":2}'))
     assert await sinks.lines() == [b'{"first":1}']
 
 
 async def test_one_job_id_in_two_batches_is_two_results(sinks: SinkWorld) -> None:
     first, second = (replace(a_job("a", batch), id="order-17") for batch in ("b1", "b2"))
-    await sinks.sink.write(first, b"1")
-    await sinks.sink.write(second, b"2")
+    await sinks.sink.write(result_of(first, b"1"))
+    await sinks.sink.write(result_of(second, b"2"))
     assert sorted(await sinks.lines()) == [b"1", b"2"]
 
 
 async def test_many_writers_at_once_lose_and_double_nothing(sinks: SinkWorld) -> None:
     jobs = [a_job(f"{number}", batch=f"batch-{number % 3}") for number in range(150)]
-    await asyncio.gather(*[sinks.sink.write(job, b'{"id":"%b"}' % job.id.encode()) for job in jobs])
+    await asyncio.gather(*[sinks.sink.write(result_of(job, b'{"id":"%b"}' % job.id.encode())) for job in jobs])
     assert sorted(await sinks.lines()) == sorted(b'{"id":"%b"}' % job.id.encode() for job in jobs)
 
 
 async def test_lines_larger_than_one_batch_together_are_all_written(sinks: SinkWorld) -> None:
     line = b'"%b"' % (b"x" * 100_000)
-    await asyncio.gather(*[sinks.sink.write(a_job(f"{number}"), line) for number in range(7)])
+    await asyncio.gather(*[sinks.sink.write(result_of(a_job(f"{number}"), line)) for number in range(7)])
     assert await sinks.lines() == [line] * 7
 
 
 async def test_a_line_that_can_never_be_taken_is_told_apart_and_the_others_are_written(sinks: SinkWorld) -> None:
     outcomes = await asyncio.gather(
-        sinks.sink.write(a_job("small"), b"1"),
-        sinks.sink.write(a_job("large"), b"x" * 300_000),
-        sinks.sink.write(a_job("other"), b"2"),
+        sinks.sink.write(result_of(a_job("small"), b"1")),
+        sinks.sink.write(result_of(a_job("large"), b"x" * 300_000)),
+        sinks.sink.write(result_of(a_job("other"), b"2")),
         return_exceptions=True,
     )
     assert [type(outcome) for outcome in outcomes] == [bool, ResultTooLarge, bool]
@@ -410,17 +410,17 @@ async def test_a_sink_that_may_not_be_written_to_says_which_claim_is_missing(bus
             await sink.open()
         assert caught.value.cause is Cause.ROLE_MISSING
         with pytest.raises(SinkUnavailable, match="'Send' claim"):
-            await sink.write(a_job("a"), b"1")
+            await sink.write(result_of(a_job("a"), b"1"))
 
 
 async def test_after_its_connection_was_lost_the_sink_writes_again(bus: Bus) -> None:
     async with results_queue(bus) as sink:
-        await sink.write(a_job("a"), b"1")
+        await sink.write(result_of(a_job("a"), b"1"))
         service_of(bus).drop_connections()
         async with asyncio.timeout(PATIENCE):
             while True:
                 try:
-                    await sink.write(a_job("b"), b"2")
+                    await sink.write(result_of(a_job("b"), b"2"))
                     break
                 except SinkUnavailable:
                     await asyncio.sleep(0.1)

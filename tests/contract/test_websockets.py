@@ -28,7 +28,7 @@ from worker.errors import DeadLetterReason, InvalidSettings, SinkUnavailable, So
 from worker.interfaces import Delivery, LocksRenewed
 from worker.jobs.outcomes import Abandon, Complete, DeadLetter, Release, Settlement
 from worker.settings import ConnectionSettings
-from worker.testing import EventList, job_line
+from worker.testing import EventList, job_line, result_of
 from worker.waits import loop_time
 
 # the SDK leaves a WebSocket that was cut, or could not be opened, to the garbage collector
@@ -206,7 +206,7 @@ async def take_and_complete(source: JobsQueue) -> None:
 async def test_results_are_written_and_written_again_after_the_connection_was_lost(front: Front) -> None:
     large = b"2" * 100_000
     async with front.sink() as sink:
-        await sink.write(a_job("a"), b"1")
+        await sink.write(result_of(a_job("a"), b"1"))
         service_of(front.bus).drop_connections()
         async with asyncio.timeout(PATIENCE):
             while not await is_written(sink, large):
@@ -216,7 +216,7 @@ async def test_results_are_written_and_written_again_after_the_connection_was_lo
 
 async def is_written(sink: ResultsQueue, line: bytes) -> bool:
     try:
-        return await sink.write(a_job("b"), line)
+        return await sink.write(result_of(a_job("b"), line))
     except SinkUnavailable:
         return False
 

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from worker.jobs.job import Job, JobLine, Operation
+from worker.jobs.job import Job, JobLine, Operation, Result
 
 
 def make_job(name: str = "a", *, batch_id: str = "b1", replay: int = 0, job_id: str | None = None) -> Job:
@@ -33,3 +33,8 @@ def make_line(job: Job, *, failed: bool = False, said: str = "yes") -> bytes:
         "worker": worker,
     }
     return json.dumps(line, separators=(",", ":")).encode()
+
+
+def make_result(job: Job, *, failed: bool = False, said: str = "yes") -> Result:
+    """What a worker gives its sink for the job."""
+    return Result(job=job, line=make_line(job, failed=failed, said=said), failed=failed)

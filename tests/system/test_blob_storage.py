@@ -29,6 +29,7 @@ from tests.support.processes import (
 )
 from worker.azure.blob.results import BlobResults
 from worker.jobs.job import Envelope, decode
+from worker.testing import result_of
 
 BATCH = "a-batch"
 LARGE = 300_000
@@ -153,7 +154,7 @@ async def write_result(results: BlobResults, message: ServiceBusReceivedMessage)
         "error": None,
         "worker": {"job_id": job.id, "batch_id": job.batch_id},
     }
-    assert await results.write(job, json.dumps(line).encode())
+    assert await results.write(result_of(job, json.dumps(line).encode()))
 
 
 async def test_azurite_ends_when_what_started_it_is_killed(tmp_path: Path) -> None:

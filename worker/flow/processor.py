@@ -39,7 +39,7 @@ from worker.interfaces import (
     Sink,
     SuspectMet,
 )
-from worker.jobs.job import Claim, Envelope, Job, Record, claim_of, decode, encode_result
+from worker.jobs.job import Claim, Envelope, Job, Record, Result, claim_of, decode, encode_result
 from worker.jobs.outcomes import (
     AlreadyDone,
     Answered,
@@ -169,32 +169,38 @@ class Processor:
     async def _write(
         self, job: Job, outcome: Concluded, slot: Slot, progress: JobProgress, started: float
     ) -> Concluded:
-        """Write until the sink has it: the answer is paid for, so it is kept as long as the lock is."""
-        line = self._encode(job, outcome, progress, started)
-        slot.memory.keep(len(line))
+        """The answer is paid for, so it is kept as long as the lock is."""
+        result = self._result(job, outcome, progress, started)
+        slot.memory.keep(len(result.line))
         outcome = without_body(outcome)
+        try:
+            await self._write_until_durable(result)
+        except ResultTooLarge as error:
+            release_frames(error)  # the sink's future keeps it, and they hold the job
+            if result.failed:
+                raise
+            outcome = Failed(code=FailureCode.ANSWER_TOO_LARGE, message=str(error))
+            await self._write_until_durable(self._result(job, outcome, progress, started))
+        return outcome
+
+    async def _write_until_durable(self, result: Result) -> None:
         failures = 0
         while True:
             begun = loop_time()
             try:
-                is_new = await self.sink.write(job, line)
+                is_new = await self.sink.write(result)
             except SinkUnavailable as error:
-                release_frames(error)  # the sink's future keeps it, and they hold the job
+                release_frames(error)
                 failures += 1
                 self.admission.close(Closure.SINK, str(error))
                 await self._wait_for_store(failures)
-            except ResultTooLarge as error:
-                release_frames(error)
-                if isinstance(outcome, Failed):
-                    raise
-                outcome = Failed(code=FailureCode.ANSWER_TOO_LARGE, message=str(error))
-                line = self._encode(job, outcome, progress, started)
-            else:
-                self.admission.open(Closure.SINK)
-                # after a failure it may be our own first try that is there
-                paid_twice = not is_new and not failures and isinstance(outcome, Answered)
-                self.observer(ResultWritten(queue=job.queue, seconds=loop_time() - begun, paid_twice=paid_twice))
-                return outcome
+                continue
+            self.admission.open(Closure.SINK)
+            # after a failure it may be our own first try that is there
+            paid_twice = not (is_new or failures or result.failed)
+            seconds = loop_time() - begun
+            self.observer(ResultWritten(queue=result.job.queue, seconds=seconds, paid_twice=paid_twice))
+            return
 
     async def _settle(self, delivery: Delivery, settlement: Settlement) -> None:
         if isinstance(settlement, Lapse):
@@ -210,7 +216,7 @@ class Processor:
     async def _wait_for_store(self, failures: int) -> None:
         await asyncio.sleep(self.store_policy.backoff(failures, self.chance()))
 
-    def _encode(self, job: Job, outcome: Concluded, progress: JobProgress, started: float) -> bytes:
+    def _result(self, job: Job, outcome: Concluded, progress: JobProgress, started: float) -> Result:
         target = progress.target
         record = Record(
             attempts=progress.calls,
@@ -221,7 +227,8 @@ class Processor:
             call_seconds=progress.call_seconds,
             pod=self.pod,
         )
-        return encode_result(job, outcome, record)
+        line = encode_result(job, outcome, record)
+        return Result(job=job, line=line, failed=not isinstance(outcome, Answered))
 
     def _report(self, delivery: Delivery, outcome: Outcome, progress: JobProgress) -> None:
         envelope = delivery.envelope

@@ -15,7 +15,7 @@ from worker.admission.admission import Admission
 from worker.errors import NotAJob, ResultTooLarge
 from worker.flow.dead_letters import Pass, pages
 from worker.interfaces import Claims, DeadLetters, DeadLetterSwept, Delivery, Observer, Sink, SweepFailed
-from worker.jobs.job import Envelope, Job, Record, claim_of, decode, encode_result
+from worker.jobs.job import Envelope, Job, Record, Result, claim_of, decode, encode_result
 from worker.jobs.outcomes import Failed, FailureCode
 from worker.waits import loop_time
 
@@ -81,7 +81,7 @@ class Sweeper:
         try:
             job = await self._decode(envelope)
             if not await self.sink.has(job):
-                await self.sink.write(job, self._error_line(job, code, envelope))
+                await self.sink.write(self._error(job, code, envelope))
         except (NotAJob, ResultTooLarge):
             return
         if await one_pass.complete(delivery):
@@ -92,7 +92,7 @@ class Sweeper:
         body = await self.claims.fetch(claim) if claim and self.claims else None
         return decode(envelope, max_age=0.0, body=body)
 
-    def _error_line(self, job: Job, code: FailureCode, envelope: Envelope) -> bytes:
+    def _error(self, job: Job, code: FailureCode, envelope: Envelope) -> Result:
         now = self.clock()
         record = Record(
             attempts=0,
@@ -103,7 +103,8 @@ class Sweeper:
             call_seconds=0.0,
             pod=self.pod,
         )
-        return encode_result(job, Failed(code=code, message=explain(code, envelope)), record)
+        line = encode_result(job, Failed(code=code, message=explain(code, envelope)), record)
+        return Result(job=job, line=line, failed=True)
 
 
 def _is_sweepable(envelope: Envelope) -> bool:

@@ -218,6 +218,15 @@ def manifest_id(batch_id: str) -> str:
     return f"{batch_id}/manifest"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a sink writes of a job: its line, and whether it failed (refused, or never answered)."""
+
+    job: Job
+    line: bytes
+    failed: bool
+
+
 def encode_result(job: Job, outcome: Concluded, record: Record) -> bytes:
     """One line of a Batch output file, without the newline. The service's body is kept byte for byte."""
     response, error, usage = _verdict(outcome)

@@ -46,7 +46,7 @@ def letters(*reasons: str | None) -> Sequence[DeadLetter]:
 
 def test_a_script_gets_a_line_of_fields_between_tabs() -> None:
     line = as_line(dead_letter_of(envelope(message_id=None)))
-    assert line == "17\t2026-11-24T06:00:00.000Z\t-\tb\tInvalidJson\tmend\\nit\t1"
+    assert line == "17\t2026-11-24T06:00:00.000Z\t-\tb\tInvalidJson\tfix\\nit\t1"
 
 
 @given(st.text(), st.text(), st.text())

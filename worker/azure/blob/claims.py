@@ -6,13 +6,14 @@ name. So a claim cannot lead to another host or container, carry a signature or 
 
 import hashlib
 import re
+from dataclasses import replace
 from typing import Protocol
 
 from worker.azure.blob.container import BlobContainer, BlobFailed
 from worker.azure.blob.names import CLAIMS, batch_folder
 from worker.errors import ClaimUnavailable, ResultTooLarge, SinkUnavailable
 from worker.jobs.claims import encode_claim, invalid_claim, make_claim
-from worker.jobs.job import CLAIM_TYPE, Claim, Job
+from worker.jobs.job import CLAIM_TYPE, Claim, Job, Result
 from worker.waits import release_frames
 
 _PLAIN_NAME = re.compile(r"(?:(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+/)*(?!\.{1,2}$)[A-Za-z0-9._~-]+")
@@ -70,7 +71,7 @@ class BlobClaims:
 class ResultSender(Protocol):
     """A sink of messages, which have a largest size."""
 
-    async def write(self, job: Job, line: bytes, *, content_type: str = "application/json") -> bool: ...
+    async def write(self, result: Result, *, content_type: str = "application/json") -> bool: ...
 
     async def has(self, job: Job) -> bool: ...
 
@@ -82,18 +83,19 @@ class ClaimedResults:
         self._results = results
         self._claims = claims
 
-    async def write(self, job: Job, line: bytes) -> bool:
+    async def write(self, result: Result) -> bool:
+        size = len(result.line)
         try:
-            return await self._results.write(job, line)
+            return await self._results.write(result)
         except ResultTooLarge as error:
             release_frames(error)  # the sender's future keeps it, and they hold the line
-            if len(line) > self._claims.largest:
-                raise ResultTooLarge(size=len(line), allowed=self._claims.largest) from None
+            if size > self._claims.largest:
+                raise ResultTooLarge(size=size, allowed=self._claims.largest) from None
         try:
-            claim = await self._claims.store(job.batch_id, line)
+            claim = await self._claims.store(result.job.batch_id, result.line)
         except BlobFailed as error:
             raise SinkUnavailable.from_error(error) from error
-        return await self._results.write(job, encode_claim(claim), content_type=CLAIM_TYPE)
+        return await self._results.write(replace(result, line=encode_claim(claim)), content_type=CLAIM_TYPE)
 
     async def has(self, job: Job) -> bool:
         return await self._results.has(job)

@@ -6,7 +6,7 @@ A name says whose result it is and whether it failed, so a batch's state is a li
 from worker.azure.blob.container import LARGEST_PUT, BlobContainer, BlobFailed
 from worker.azure.blob.names import job_prefix, parse_result_name, result_name
 from worker.errors import ResultTooLarge, SinkUnavailable
-from worker.jobs.job import Job, decode_result, without_numbers
+from worker.jobs.job import Job, Result
 
 
 class BlobResults:
@@ -23,17 +23,17 @@ class BlobResults:
         except BlobFailed as error:
             raise SinkUnavailable.from_error(error) from error
 
-    async def write(self, job: Job, line: bytes) -> bool:
+    async def write(self, result: Result) -> bool:
         """One request. After a SinkUnavailable False may also mean that the first attempt had arrived after all.
 
         An answer and an error of one job have two names, and the one that is there first does not keep the other
         out: collectors prefer the answer.
         """
-        if len(line) > LARGEST_PUT:
-            raise ResultTooLarge(size=len(line), allowed=LARGEST_PUT)
-        name = result_name(self._prefix, job, failed=decode_result(without_numbers(line)).failed)
+        if len(result.line) > LARGEST_PUT:
+            raise ResultTooLarge(size=len(result.line), allowed=LARGEST_PUT)
+        name = result_name(self._prefix, result.job, failed=result.failed)
         try:
-            return await self._container.create(name, line) is not None
+            return await self._container.create(name, result.line) is not None
         except BlobFailed as error:
             raise SinkUnavailable.from_error(error) from error
 

@@ -25,7 +25,7 @@ from azure.servicebus.exceptions import (
 from worker.azure.servicebus.faults import FAULTS, cause_of_fault, describe_fault
 from worker.azure.servicebus.packing import pack
 from worker.errors import ResultTooLarge, SinkUnavailable
-from worker.jobs.job import Job, result_id
+from worker.jobs.job import Job, Result, result_id
 
 SEND_TIMEOUTS = (5.0, 30.0)
 """Seconds for the first and the second attempt at a batch of results. A confirmation that was lost is noticed soon,
@@ -86,7 +86,8 @@ class ResultsQueue:
         """A queue of results cannot be asked."""
         return False
 
-    async def write(self, job: Job, line: bytes, *, content_type: str = "application/json") -> bool:
+    async def write(self, result: Result, *, content_type: str = "application/json") -> bool:
+        job, line = result.job, result.line
         message = ServiceBusMessage(
             line,
             message_id=result_id(job),

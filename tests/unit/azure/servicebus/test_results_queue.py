@@ -13,7 +13,7 @@ from tests.support.bench import wall_clock
 from worker.azure.servicebus.results_queue import ResultsQueue
 from worker.errors import ResultTooLarge, SinkUnavailable
 from worker.jobs.job import Job, decode
-from worker.testing import FakeQueue, job_line
+from worker.testing import FakeQueue, job_line, result_of
 from worker.waits import loop_time
 
 pytestmark = pytest.mark.looptime
@@ -103,14 +103,17 @@ async def test_whatever_the_sdk_raises_each_writer_hears_of_it_and_may_try_again
     async with ResultsQueue(cast(ServiceBusClient, Senders()), "results") as sink:
         for _ in range(2):
             with pytest.raises(SinkUnavailable, match="a slip"):
-                await sink.write(job, b"1")
+                await sink.write(result_of(job, b"1"))
 
 
 async def test_a_result_that_only_the_queue_finds_too_large_is_told_apart_and_the_others_are_written() -> None:
     job, sender = await a_job(), CountsMore()
     async with ResultsQueue(cast(ServiceBusClient, OneSender(sender)), "results") as sink:
         outcomes = await asyncio.gather(
-            sink.write(job, b"small"), sink.write(job, b"x" * 11), sink.write(job, b"other"), return_exceptions=True
+            sink.write(result_of(job, b"small")),
+            sink.write(result_of(job, b"x" * 11)),
+            sink.write(result_of(job, b"other")),
+            return_exceptions=True,
         )
     assert [type(outcome) for outcome in outcomes] == [bool, ResultTooLarge, bool]
     assert sender.taken == [b"small", b"other"]
@@ -129,7 +132,7 @@ async def test_a_result_that_is_sent_is_not_held_until_the_next() -> None:
     job, line = await a_job(), bytes(bytearray(b"x" * 777))
     held = sys.getrefcount(line)
     async with ResultsQueue(cast(ServiceBusClient, OneSender(Takes())), "results") as sink:
-        await sink.write(job, line)
+        await sink.write(result_of(job, line))
         await asyncio.sleep(1)
         assert sys.getrefcount(line) == held
 
@@ -137,9 +140,9 @@ async def test_a_result_that_is_sent_is_not_held_until_the_next() -> None:
 async def test_one_lost_confirmation_costs_seconds_and_no_writer_hears_of_it() -> None:
     job, sender = await a_job(), LosesConfirmations(lost=1)
     async with ResultsQueue(cast(ServiceBusClient, OneSender(sender)), "results") as sink:
-        writes = [asyncio.ensure_future(sink.write(job, b"%d" % number)) for number in range(300)]
+        writes = [asyncio.ensure_future(sink.write(result_of(job, b"%d" % number))) for number in range(300)]
         await asyncio.sleep(2)
-        late = asyncio.ensure_future(sink.write(job, b"late"))
+        late = asyncio.ensure_future(sink.write(result_of(job, b"late")))
         assert await asyncio.gather(*writes, late) == [True] * 301
         assert loop_time() < 5 + 5 + 1
     assert {int(body) for body in sender.taken if body != b"late"} == set(range(300))
@@ -149,6 +152,6 @@ async def test_what_is_never_confirmed_is_told_to_the_writer() -> None:
     job, sender = await a_job(), LosesConfirmations(lost=2)
     async with ResultsQueue(cast(ServiceBusClient, OneSender(sender)), "results") as sink:
         with pytest.raises(SinkUnavailable):
-            await sink.write(job, b"1")
+            await sink.write(result_of(job, b"1"))
         assert loop_time() < 5 + 30 + 10 + 1
-        assert await sink.write(job, b"1") is True
+        assert await sink.write(result_of(job, b"1")) is True

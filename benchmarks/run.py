@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cpu_profile import profile_worker
+from benchmarks.decisions import measure_decisions
 from benchmarks.footprint import measure_footprint
 from benchmarks.locks import measure_locks
 from benchmarks.memory import measure_memory
@@ -57,6 +58,7 @@ MEASUREMENTS = {
     "distance": Measurement(measure=compare_further_away, minutes=2.5),
     "footprint": Measurement(measure=measure_footprint, minutes=3),
     "tokens": Measurement(measure=measure_refreshes, minutes=2),
+    "decisions": Measurement(measure=measure_decisions, minutes=0.2),
     "quota": Measurement(measure=measure_quota, minutes=0.5),
     "profile": Measurement(measure=profile_worker, minutes=1),
     "memory": Measurement(measure=measure_memory, minutes=10, by_default=False),

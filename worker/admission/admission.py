@@ -201,15 +201,6 @@ class Admission:
         self.state.closures.note(Closure.SETUP, self.state.routes.setup_trouble())
         self._bell.ring()
 
-    def crowds_out(self, route: Route, intake: QueueIntake) -> bool:
-        """Whether jobs of a model that cannot be called fill a quarter of the slots, while other models of their
-        queue could be."""
-        if route.waiting < self.state.slots / 4:
-            return False
-        now = loop_time()
-        others = self.state.routes.demand(intake.models, now)
-        return route.demand(now).at > now and others.at <= now and not others.is_probe
-
     # Running apart
 
     def place(self, delivery_count: int) -> "Place":

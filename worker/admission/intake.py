@@ -5,8 +5,8 @@ import math
 
 FIRST_BACKOFF = 1.0
 LAST_BACKOFF = 30.0
-"""Seconds without receiving after a job was handed back because too many of its like wait here: doubling from the
-first to the last. The broker would give us the same job at once, again and again."""
+"""Seconds without receiving after a job was handed back that cannot be kept here: doubling from the first to the
+last. The broker would give us the same job at once, again and again."""
 
 
 class QueueIntake:

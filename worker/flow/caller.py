@@ -109,9 +109,6 @@ class Caller:
     ) -> Permit:
         now = loop_time()
         until = now + self.parking - progress.parked_seconds
-        if self.admission.crowds_out(route, intake):
-            intake.back_off(now)
-            raise HandedBack(HandBackReason.PARKED)
         try:
             permit = await self.admission.admit(route, cost, until=min(until, now + left))
         except HandedBack as error:

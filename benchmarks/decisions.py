@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.report import at_most, table
 from worker.admission.admission import Admission, Permit
-from worker.admission.budgets import Cost
+from worker.admission.costs import Cost
 from worker.admission.plan import Wait, plan
 from worker.interfaces import Target
 from worker.waits import loop_time

@@ -15,7 +15,7 @@ from typing import Any
 
 from embedded_azure.openai.quota import Estimate, Quota
 from worker.admission.admission import Admission
-from worker.admission.budgets import Cost
+from worker.admission.costs import Cost
 from worker.errors import Throttled
 from worker.interfaces import Target
 from worker.jobs.outcomes import Response

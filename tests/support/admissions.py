@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from worker.admission.admission import Admission, Permit, Slot
-from worker.admission.budgets import Cost
+from worker.admission.costs import Cost
 from worker.admission.gate import Gate
 from worker.admission.intake import QueueIntake
 from worker.admission.plan import room

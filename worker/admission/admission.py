@@ -11,8 +11,8 @@ from itertools import count
 from types import TracebackType
 from typing import Any, Self
 
-from worker.admission.budgets import Cost
 from worker.admission.closures import Closure, Closures
+from worker.admission.costs import Cost
 from worker.admission.gate import CallResult, Entry
 from worker.admission.intake import QueueIntake
 from worker.admission.memory import Memory

@@ -1,15 +1,18 @@
 """The gate of one deployment: whether it takes a job now, and if not, when and why.
 
 It is open unless a 429 paused it, our set-up is wrong there, it is out of service, its budget is used up for now or
-it has as many calls under way as it bears. `budgets.py` and `probing.py` have that arithmetic; who gets a permit,
-and in which order, is for `plan.py`. Times are those of the event loop's clock, which nothing here looks at.
+it has as many calls under way as it bears. `budgets.py`, `concurrency.py` and `probing.py` have that arithmetic;
+who gets a permit, and in which order, is for `plan.py`. Times are those of the event loop's clock, which nothing
+here looks at.
 """
 
 import math
 from dataclasses import dataclass
 from typing import Any
 
-from worker.admission.budgets import REOPENING, Concurrency, Cost, Pace, UnadvisedPause
+from worker.admission.budgets import PaceController
+from worker.admission.concurrency import REOPENING, Concurrency, UnadvisedPause
+from worker.admission.costs import Cost
 from worker.admission.probing import Probation
 from worker.errors import CallFailed, NoToken, RefusedByService, SetupWrong, Throttled, Unavailable
 from worker.interfaces import GateClosed, Target
@@ -28,10 +31,6 @@ OUT_OF_SERVICE = 0.7
 
 REQUEST_TOLERANCE = 0.01
 """Seconds by which a request may come early: Azure counts requests by the second, and timers are late."""
-
-DENSITY_MEMORY = 0.02
-MOST_DENSITY = 4.0
-"""How far, as a factor either way, a prompt's tokens may be from our four characters each."""
 
 CallResult = Response | CallFailed
 """What one call teaches a gate. A call that was cancelled teaches nothing."""
@@ -61,11 +60,12 @@ class Gate:
         """What the service said last."""
         self.setup = Probation()
         self.outage = Probation()
-        self.tokens = Pace(target.tokens_per_minute, fleet_size=fleet_size)
-        self.requests = Pace(target.requests_per_minute, fleet_size=fleet_size, tolerance=REQUEST_TOLERANCE)
+        self.tokens = PaceController(target.tokens_per_minute, fleet_size=fleet_size)
+        self.requests = PaceController(
+            target.requests_per_minute, fleet_size=fleet_size, tolerance=REQUEST_TOLERANCE
+        )
         self.concurrency = Concurrency(slots)
         self.unadvised = UnadvisedPause()
-        self._density = 1.0
 
     @property
     def in_flight(self) -> int:
@@ -104,12 +104,11 @@ class Gate:
     def enter(self, cost: Cost, now: float) -> Entry:
         """Take a job in, ready or not. `leave` ends it."""
         self.concurrency.enter()
-        tokens = cost.prompt * self._density + cost.answer
         return Entry(
             gate=self,
             cost=cost,
             at=now,
-            tokens_mark=self.tokens.take(tokens, now),
+            tokens_mark=self.tokens.take(cost.tokens, now),
             requests_mark=self.requests.take(1, now),
             is_probe=self.setup.enter() | self.outage.enter(),
         )
@@ -126,7 +125,9 @@ class Gate:
         self._observe_limits(entry, result.rate_limits)
         match result:
             case Response():
-                self._note_answer(entry, result)
+                self._end_probations()
+                self.concurrency.succeed()
+                self.unadvised.succeed(after_pause=entry.at >= self.opens_at)
             case Throttled():
                 self._end_probations()
                 return self._throttle(entry, result, now)
@@ -207,15 +208,6 @@ class Gate:
             limits.limit_requests, limits.remaining_requests, admitted_at=entry.at, mark=entry.requests_mark
         )
 
-    def _note_answer(self, entry: Entry, response: Response) -> None:
-        self._end_probations()
-        self.concurrency.succeed()
-        self.unadvised.succeed(after_pause=entry.at >= self.opens_at)
-        if response.usage is not None and response.usage.prompt > 0:
-            density = response.usage.prompt / max(1, entry.cost.prompt)
-            density = min(max(density, 1 / MOST_DENSITY), MOST_DENSITY)
-            self._density += DENSITY_MEMORY * (density - self._density)
-
     def _begin_probation(
         self, probation: Probation, reason: str, entry: Entry, error: CallFailed, now: float
     ) -> GateClosed | None:
@@ -261,13 +253,13 @@ class Gate:
     def _closed(self, reason: str, seconds: float) -> GateClosed:
         return GateClosed(deployment=self.target.label, reason=reason, seconds=seconds)
 
-    def _scarcer(self) -> Pace | None:
+    def _scarcer(self) -> PaceController | None:
         """The budget that jobs like those of late use up first: the one a 429 is about, as its words do not say."""
         paces = [pace for pace in (self.tokens, self.requests) if pace.limit is not None]
         return max(paces, key=lambda pace: pace.typical / pace.rate, default=None)
 
 
-def _described(pace: Pace) -> dict[str, float | None] | None:
+def _described(pace: PaceController) -> dict[str, float | None] | None:
     if pace.limit is None:
         return None
     return {

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from worker.admission.budgets import Cost
+from worker.admission.costs import Cost
 from worker.admission.gate import Entry, Gate
 from worker.interfaces import Target
 from worker.jobs.outcomes import HandBackReason

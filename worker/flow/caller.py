@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from worker.admission.admission import Admission, Permit, Slot
-from worker.admission.answer_sizes import answer_bytes
-from worker.admission.budgets import Cost, estimate
+from worker.admission.costs import Cost, answer_bytes, estimate
 from worker.admission.intake import QueueIntake
 from worker.admission.routes import Route
 from worker.errors import AnswerTooLarge, CallFailed, Expired, HandedBack, RefusedByService, Throttled, Unavailable

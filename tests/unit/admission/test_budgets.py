@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.admission.budgets import ASSUMED_ANSWER, FILL, REOPENING, Concurrency, Cost, Pace, estimate
+from worker.admission.budgets import FILL, PaceController
+from worker.admission.concurrency import REOPENING, Concurrency
+from worker.admission.costs import ASSUMED_ANSWER, Cost, estimate
 from worker.jobs.job import Job, JobLine, Operation
 
 
@@ -59,7 +61,7 @@ def test_whatever_a_body_holds_its_cost_is_known(body: dict[str, Any]) -> None:
     assert estimate(job(body)).tokens >= 1
 
 
-def drive(pace: Pace, amounts: list[float], begin: float = 0.0) -> list[tuple[float, float]]:
+def drive(pace: PaceController, amounts: list[float], begin: float = 0.0) -> list[tuple[float, float]]:
     """Admit as soon as it lets; when, and how much."""
     admitted, now = [], begin
     for amount in amounts:
@@ -80,7 +82,7 @@ def drive(pace: Pace, amounts: list[float], begin: float = 0.0) -> list[tuple[fl
 def test_no_window_admits_more_than_burst_and_rate_and_one_more(
     limit: int, fleet_size: int, tolerance: float, amounts: list[float], window: float
 ) -> None:
-    pace = Pace(limit, fleet_size=fleet_size, tolerance=tolerance)
+    pace = PaceController(limit, fleet_size=fleet_size, tolerance=tolerance)
     costs = [amount * limit / 20 for amount in amounts]
     rate = pace.rate
     admitted = drive(pace, costs)
@@ -91,28 +93,28 @@ def test_no_window_admits_more_than_burst_and_rate_and_one_more(
 
 
 def test_an_unknown_budget_admits_everything() -> None:
-    pace = Pace(None)
+    pace = PaceController(None)
     assert drive(pace, [1e9] * 10)[-1][0] == 0.0
 
 
 def test_a_pod_has_an_equal_part_of_the_budget() -> None:
-    assert Pace(600, fleet_size=3).rate == pytest.approx(FILL * 200 / 60)
+    assert PaceController(600, fleet_size=3).rate == pytest.approx(FILL * 200 / 60)
 
 
 def test_a_limit_that_the_service_names_stands_in_for_one_that_is_not_configured() -> None:
-    pace = Pace(None, fleet_size=2)
+    pace = PaceController(None, fleet_size=2)
     pace.observe(1_000, None, admitted_at=0, mark=0)
     assert (pace.limit, pace.share) == (1_000, 500)
 
 
 def test_a_configured_budget_below_the_quota_stays() -> None:
-    pace = Pace(400)
+    pace = PaceController(400)
     pace.observe(1_000, None, admitted_at=0, mark=0)
     assert pace.limit == 400
 
 
 def test_a_quota_below_the_configured_budget_is_kept_to() -> None:
-    pace = Pace(4_000)
+    pace = PaceController(4_000)
     pace.observe(1_000, None, admitted_at=0, mark=0)
     assert pace.limit == 1_000
 
@@ -135,7 +137,7 @@ class Service:
         return self.limit - self.used - self.others * (now % 60) / 60
 
 
-def saturate(pace: Pace, service: Service, *, minutes: float, amount: float = 10.0) -> list[float]:
+def saturate(pace: PaceController, service: Service, *, minutes: float, amount: float = 10.0) -> list[float]:
     """Which part of each whole minute was used."""
     now = 17.0
     while now < 60 * minutes:
@@ -149,7 +151,7 @@ def saturate(pace: Pace, service: Service, *, minutes: float, amount: float = 10
 @settings(max_examples=25, deadline=None)
 @given(bias=st.floats(0.5, 1.5), fleet_size=st.integers(1, 4))
 def test_what_the_service_says_remains_brings_the_pace_to_the_quota(bias: float, fleet_size: int) -> None:
-    used = saturate(Pace(6_000, fleet_size=fleet_size), Service(6_000, bias=bias), minutes=12)
+    used = saturate(PaceController(6_000, fleet_size=fleet_size), Service(6_000, bias=bias), minutes=12)
     assert all(0.95 < part <= 1.0 for part in used[-4:]), used
 
 
@@ -158,13 +160,13 @@ def test_what_the_service_says_remains_brings_the_pace_to_the_quota(bias: float,
 def test_the_share_is_never_more_than_the_budget_nor_less_than_an_equal_part(
     bias: float, fleet_size: int, minutes: int
 ) -> None:
-    pace = Pace(6_000, fleet_size=fleet_size)
+    pace = PaceController(6_000, fleet_size=fleet_size)
     saturate(pace, Service(6_000, bias=bias), minutes=minutes, amount=60)
     assert 6_000 / fleet_size * 0.999 <= pace.share <= 6_000
 
 
 def test_a_pod_that_is_alone_takes_what_its_fleet_leaves() -> None:
-    pace = Pace(6_000, fleet_size=3)
+    pace = PaceController(6_000, fleet_size=3)
     assert saturate(pace, Service(6_000), minutes=8)[-1] > 0.95
     assert pace.share > 5_500
 
@@ -172,7 +174,7 @@ def test_a_pod_that_is_alone_takes_what_its_fleet_leaves() -> None:
 @pytest.mark.parametrize(("says", "minutes"), [(True, 30), (False, 120)])
 def test_a_pod_alone_in_a_fleet_of_a_hundred_comes_to_use_the_budget(says: bool, minutes: float) -> None:
     """Though its share is less than a job in six minutes."""
-    pace = Pace(30_000, fleet_size=100)
+    pace = PaceController(30_000, fleet_size=100)
     service = Service(30_000)
     now = 0.0
     while now < 60 * minutes:
@@ -190,7 +192,7 @@ def test_a_pod_alone_in_a_fleet_of_a_hundred_comes_to_use_the_budget(says: bool,
 
 
 def test_an_hour_without_jobs_is_not_taken_for_an_hour_without_budget() -> None:
-    pace = Pace(30_000, fleet_size=20)
+    pace = PaceController(30_000, fleet_size=20)
     for number in range(10):
         mark = pace.take(8_000, 3_600.0 * number)
         pace.observe(30_000, 22_000, admitted_at=3_600.0 * number, mark=mark)
@@ -198,14 +200,14 @@ def test_an_hour_without_jobs_is_not_taken_for_an_hour_without_budget() -> None:
 
 
 def test_pods_that_are_all_there_keep_to_their_parts() -> None:
-    pace = Pace(6_000, fleet_size=3)
+    pace = PaceController(6_000, fleet_size=3)
     service = Service(6_000, others=FILL * 4_000)
     saturate(pace, service, minutes=10)
     assert pace.rate * 60 == pytest.approx(2_000, rel=0.1)
 
 
 def test_a_pod_without_jobs_does_not_take_its_idleness_for_a_wrong_estimate() -> None:
-    pace = Pace(6_000, fleet_size=3)
+    pace = PaceController(6_000, fleet_size=3)
     now = 0.0
     while now < 600:
         mark = pace.take(10, now)
@@ -215,7 +217,7 @@ def test_a_pod_without_jobs_does_not_take_its_idleness_for_a_wrong_estimate() ->
 
 
 def test_other_users_of_a_quota_above_our_budget_need_not_be_given_way_to() -> None:
-    pace = Pace(2_000)
+    pace = PaceController(2_000)
     now = 0.0
     while now < 600:
         now = max(now, pace.ready_at(now))
@@ -225,7 +227,7 @@ def test_other_users_of_a_quota_above_our_budget_need_not_be_given_way_to() -> N
 
 
 def test_an_answer_to_a_call_of_the_last_minute_says_nothing_of_this_one() -> None:
-    pace = Pace(1_000)
+    pace = PaceController(1_000)
     for now in (0.0, 59.0, 61.0):
         pace.observe(1_000, {0.0: 990.0, 59.0: 20.0, 61.0: 990.0}[now], admitted_at=now, mark=pace.take(10, now))
     pace.observe(1_000, 15.0, admitted_at=59.5, mark=0)
@@ -235,21 +237,21 @@ def test_an_answer_to_a_call_of_the_last_minute_says_nothing_of_this_one() -> No
 @settings(deadline=None)
 @given(retry_after=st.floats(0, 1e6) | st.none(), fleet_size=st.integers(1, 9))
 def test_a_429_slows_the_pace_down_but_not_at_once_to_a_crawl(retry_after: float | None, fleet_size: int) -> None:
-    pace = Pace(6_000, fleet_size=fleet_size)
+    pace = PaceController(6_000, fleet_size=fleet_size)
     before = pace.rate
     pace.overdraw(retry_after, 30.0)
     assert 0.69 * before < pace.rate < before
 
 
 def test_a_minute_that_was_used_up_early_tells_which_pace_would_have_lasted() -> None:
-    pace = Pace(6_000)
+    pace = PaceController(6_000)
     before = pace.rate
     pace.overdraw(12.0, 100.0)  # 48 s of 60
     assert pace.rate == pytest.approx(0.8 * before)
 
 
 def test_silence_without_a_429_is_taken_for_room_and_more_so_each_minute() -> None:
-    pace = Pace(6_000)
+    pace = PaceController(6_000)
     rates = [pace.rate]
     now = 0.0
     while now < 400:
@@ -335,7 +337,7 @@ def test_a_gate_that_opens_again_comes_back_to_its_limit_step_by_step(after: flo
 
 @pytest.mark.parametrize("says", [True, False])
 def test_a_pace_that_is_not_used_does_not_rise(says: bool) -> None:
-    pace = Pace(6_000, fleet_size=3)
+    pace = PaceController(6_000, fleet_size=3)
     rate = pace.rate
     for number in range(200):
         now = 5.0 * number

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from tests.support.admissions import AtRoute, RunningAdmission
 from worker.admission.admission import Permit
-from worker.admission.budgets import FILL, REOPENING, Cost
+from worker.admission.budgets import FILL
+from worker.admission.concurrency import REOPENING
+from worker.admission.costs import Cost
 from worker.admission.gate import Gate
 from worker.admission.routes import Demand
 from worker.app import noting_tokens
@@ -28,7 +30,7 @@ from worker.errors import (
     Unavailable,
 )
 from worker.interfaces import GateClosed, IntakeClosed, IntakeOpened, Target, TokenRefreshed
-from worker.jobs.outcomes import Response, Usage
+from worker.jobs.outcomes import Response
 from worker.rate_limits import RateLimits, ThrottleKind
 from worker.testing import EventList
 from worker.waits import loop_time
@@ -59,9 +61,8 @@ def throttled(seconds: float | None, kind: ThrottleKind = ThrottleKind.QUOTA) ->
     return error
 
 
-def answer(rate_limits: RateLimits | None = None, prompt: int = 0) -> Response:
-    usage = Usage(prompt=prompt) if prompt else None
-    return Response(status=200, request_id=None, body=b"", rate_limits=rate_limits, usage=usage)
+def answer(rate_limits: RateLimits | None = None) -> Response:
+    return Response(status=200, request_id=None, body=b"", rate_limits=rate_limits)
 
 
 async def call(
@@ -278,15 +279,6 @@ async def test_what_the_headers_name_paces_a_deployment_without_a_configured_bud
     await call(route)
     await call(route)
     assert loop_time() > 10
-
-
-async def test_a_prompt_that_is_denser_than_we_think_makes_the_next_ones_dearer() -> None:
-    route = build(target("mini", tokens=1_000_000)).at()
-    (gate,) = route.gates
-    for _ in range(500):
-        with await route.admit(COST, until=math.inf) as permit:
-            permit.observe(answer(prompt=300))
-    assert gate.tokens.typical == pytest.approx(400, rel=0.01)
 
 
 async def test_a_gate_that_opens_again_is_not_met_by_all_at_once() -> None:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from tests.support.admissions import RunningAdmission
 from worker.admission.admission import Permit
-from worker.admission.budgets import Cost
 from worker.admission.closures import Closure
+from worker.admission.costs import Cost
 from worker.admission.plan import DecideSuspect, GrantPermit, HandBack, Receive, Step, Wait, plan
 from worker.errors import HandedBack, NoToken, SetupWrong, Throttled, TokenUnavailable, Unavailable
 from worker.interfaces import Target

@@ -7,8 +7,7 @@ import orjson
 import pytest
 
 from embedded_azure.openai.embeddings import embed
-from worker.admission.answer_sizes import FRAME, answer_bytes
-from worker.admission.budgets import estimate
+from worker.admission.costs import FRAME, answer_bytes, estimate
 from worker.jobs.job import Envelope, Job, decode
 
 

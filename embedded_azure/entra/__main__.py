@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from embedded_azure.entra.endpoints import open_doors
+from embedded_azure.entra.endpoints import open_endpoints
 from embedded_azure.process import run_to_the_end
 from embedded_azure.state import StateDirectory
 
@@ -13,7 +13,7 @@ def main() -> None:
     parser.add_argument("--state", type=Path, required=True, help="state directory, made by the supervisor")
     parser.add_argument("--port", type=int, default=0, help="port on loopback; 0 takes a free one")
     arguments = parser.parse_args()
-    run_to_the_end(lambda: open_doors(StateDirectory(arguments.state), arguments.port))
+    run_to_the_end(lambda: open_endpoints(StateDirectory(arguments.state), arguments.port))
 
 
 if __name__ == "__main__":

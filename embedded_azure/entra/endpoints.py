@@ -1,4 +1,4 @@
-"""The doors of the embedded Entra's process: Entra itself, IMDS in plaintext, and the cluster's token proxy.
+"""The endpoints of the embedded Entra's process: Entra itself, IMDS in plaintext, and the cluster's token proxy.
 
 Each has a port of its own, announced as `port`, `imds_port` and `token_proxy_port`, and its own `/local/faults`.
 """
@@ -20,7 +20,7 @@ from embedded_azure.state import StateDirectory
 _GRACE = 0.1
 
 
-async def open_doors(state: StateDirectory, port: int) -> None:
+async def open_endpoints(state: StateDirectory, port: int) -> None:
     """Serve on loopback until told to stop; `port` is Entra's, and 0 takes a free one, as the others do."""
     entra = load_entra(state)
     async with AsyncExitStack() as stack:

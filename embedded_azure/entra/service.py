@@ -4,7 +4,7 @@
 
 `POST /{tenant}/oauth2/v2.0/token` trades a projected service-account token for an access token, in Entra's
 words and status codes. A client secret never works here. For the local Azure only, and unknown to the worker:
-`/local/faults` (see faults.py) and `GET /local/stats` (requests by outcome). The process serves two doors more:
+`/local/faults` (see faults.py) and `GET /local/stats` (requests by outcome). The process serves two endpoints more:
 IMDS, in plaintext as the real one (`imds.py`), and the cluster's token proxy (`identity_binding.py`).
 """
 

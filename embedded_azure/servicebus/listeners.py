@@ -14,7 +14,7 @@ _AGAIN: Final = 0.05
 
 
 @dataclass(slots=True)
-class Door:
+class Endpoint:
     """`port` 0 is any free one until it is opened. Without `tls` it is plaintext."""
 
     port: int
@@ -23,34 +23,36 @@ class Door:
 
 
 class Listeners:
-    def __init__(self, protocol: Callable[[Door], asyncio.Protocol], host: str, doors: Sequence[Door]) -> None:
+    def __init__(
+        self, protocol: Callable[[Endpoint], asyncio.Protocol], host: str, endpoints: Sequence[Endpoint]
+    ) -> None:
         self._protocol = protocol
         self._host = host
-        self._doors = doors
+        self._endpoints = endpoints
         self._reopening: asyncio.Task[None] | None = None
 
     @property
     def are_closed(self) -> bool:
-        return any(door.server is None for door in self._doors)
+        return any(endpoint.server is None for endpoint in self._endpoints)
 
     async def open(self) -> None:
         """Raises OSError when a port is taken."""
         loop = asyncio.get_running_loop()
-        for door in self._doors:
-            if door.server is None:
-                protocol = partial(self._protocol, door)
-                door.server = await loop.create_server(protocol, self._host, door.port, ssl=door.tls)
-                door.port = door.server.sockets[0].getsockname()[1]
+        for endpoint in self._endpoints:
+            if endpoint.server is None:
+                protocol = partial(self._protocol, endpoint)
+                endpoint.server = await loop.create_server(protocol, self._host, endpoint.port, ssl=endpoint.tls)
+                endpoint.port = endpoint.server.sockets[0].getsockname()[1]
 
     def close(self) -> list[asyncio.Server]:
         """New connections are refused from now on. Returns what can be waited for."""
         if self._reopening is not None:
             self._reopening.cancel()
-        servers = [door.server for door in self._doors if door.server is not None]
+        servers = [endpoint.server for endpoint in self._endpoints if endpoint.server is not None]
         for server in servers:
             server.close()
-        for door in self._doors:
-            door.server = None
+        for endpoint in self._endpoints:
+            endpoint.server = None
         return servers
 
     def close_for(self, seconds: float) -> None:

@@ -28,7 +28,7 @@ from embedded_azure.servicebus.front import build_front
 from embedded_azure.servicebus.links.contents import ContentProperties
 from embedded_azure.servicebus.links.idle import IdleTimes
 from embedded_azure.servicebus.links.links import Dispatch
-from embedded_azure.servicebus.listeners import Door, Listeners
+from embedded_azure.servicebus.listeners import Endpoint, Listeners
 from embedded_azure.servicebus.peers import Peer
 from embedded_azure.servicebus.shared_access import EMULATOR_RULE
 from embedded_azure.world import World
@@ -236,9 +236,11 @@ async def serve(
     Raises OSError when a port is taken.
     """
     bus = ServiceBus(world, tokens, clock, idle=idle)
-    secure = None if tls is None else Door(tls_port, tls)
-    plain = None if plain_port is None else Door(plain_port)
-    listeners = Listeners(partial(_connection, bus), host, [door for door in (secure, plain) if door is not None])
+    secure = None if tls is None else Endpoint(tls_port, tls)
+    plain = None if plain_port is None else Endpoint(plain_port)
+    listeners = Listeners(
+        partial(_connection, bus), host, [endpoint for endpoint in (secure, plain) if endpoint is not None]
+    )
 
     def restart(fault: Fault) -> None:
         if isinstance(fault, RestartFault):
@@ -270,8 +272,8 @@ async def _open_front(front: web.AppRunner, host: str, port: int, tls: ssl.SSLCo
     return opened
 
 
-def _connection(bus: ServiceBus, door: Door) -> Line:
-    return bus.connection(secure=door.tls is not None)
+def _connection(bus: ServiceBus, endpoint: Endpoint) -> Line:
+    return bus.connection(secure=endpoint.tls is not None)
 
 
 def _fill_broker(world: World, clock: Callable[[], float]) -> Broker:

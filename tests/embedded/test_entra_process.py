@@ -1,4 +1,4 @@
-"""The process of the embedded Entra: one line says where its three doors are, and they are open."""
+"""The process of the embedded Entra: one line says where its three endpoints are, and they are open."""
 
 import asyncio
 import json

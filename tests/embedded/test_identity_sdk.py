@@ -52,7 +52,7 @@ CLIENTS: tuple[Client, ...] = ("sync", "async")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
-    """Entra and its other doors on loopback, in this loop, and the state directory they were made from."""
+    """Entra and its other endpoints on loopback, in this loop, and the state directory they were made from."""
 
     entra: Entra
     metadata: imds.InstanceMetadata

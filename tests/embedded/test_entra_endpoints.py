@@ -1,4 +1,4 @@
-"""Entra's doors over HTTP: what is set on demand, what is odd, and what is garbage."""
+"""Entra's endpoints over HTTP: what is set on demand, what is odd, and what is garbage."""
 
 import json
 import time

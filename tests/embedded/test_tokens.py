@@ -30,7 +30,7 @@ def issue(issuer: TokenIssuer, audience: str = AUDIENCE) -> str:
 
 def test_a_fresh_token_names_its_caller() -> None:
     caller = verifier().verify(issue(issuer_with()), AUDIENCE)
-    assert caller == Caller(object_id="object", app_id="app", expires_at=1_003_600.0)
+    assert caller == Caller(object_id="object", app_id="app", expires_at=1_000 + 3_600)
 
 
 def test_audiences_are_compared_without_trailing_slashes() -> None:

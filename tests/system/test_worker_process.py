@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import signal
 from collections.abc import Awaitable
 from pathlib import Path
@@ -168,7 +169,8 @@ async def signalled_until_it_ended(running: Process) -> int:
     """SIGTERM again and again, as from a supervisor that repeats itself; the exit code."""
     while running.child.returncode is None:
         with contextlib.suppress(ProcessLookupError):
-            running.child.send_signal(signal.SIGTERM)
+            # not Popen's: it looks whether the child has ended, and the loop would never learn its exit code
+            os.kill(running.child.pid, signal.SIGTERM)
         await asyncio.sleep(0.005)
     return await running.ended()
 

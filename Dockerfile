@@ -17,7 +17,7 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     && python3 -m compileall -q -b -j 0 --invalidation-mode unchecked-hash -s /app -p /opt/aoai-worker /app/lib \
     && find /app/lib -name '*.py' -delete \
     && rm -rf /app/lib/bin
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY worker worker
 RUN PYTHONPATH=/build-tools python3 -m pip install --no-index --no-deps --no-build-isolation --no-compile --target /app/lib . \
     && rm -rf /app/lib/bin \

@@ -1,6 +1,6 @@
 """A batch in Blob storage: its manifest, how far it is, and its results moved into files.
 
-A listing tells all but the results themselves, and reading takes nothing away: anybody may look or collect at any
+A listing says all but the results themselves, and collecting is read-only: anybody may look or collect at any
 time, as often as they like. In memory are a page of names, a few results, and of each job what is known of it.
 """
 

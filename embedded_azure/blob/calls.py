@@ -150,7 +150,7 @@ def answer_headers(request: web.Request, request_id: str) -> dict[str, str]:
         "Server": "Windows-Azure-Blob/1.0 Microsoft-HTTPAPI/2.0",
         "x-ms-request-id": request_id,
         "x-ms-version": request.headers.get("x-ms-version", "2009-09-19"),
-        "Date": http_date(time.time()),
+        "Date": http_date(int(time.time())),
     }
     given = request.headers.get("x-ms-client-request-id", "")
     if given and given.isascii() and len(given) <= _LONGEST_NAME:

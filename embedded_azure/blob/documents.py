@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from email.utils import formatdate
+from functools import lru_cache
 from typing import Final
 from xml.etree.ElementTree import Element, ParseError
 from xml.sax.saxutils import escape, quoteattr
@@ -29,7 +30,8 @@ _LISTED: Final = (
 )
 
 
-def http_date(seconds: float) -> str:
+@lru_cache(maxsize=1_024)
+def http_date(seconds: int) -> str:
     return formatdate(seconds, usegmt=True)
 
 

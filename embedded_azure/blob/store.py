@@ -6,7 +6,6 @@ moves no bytes, and a listing is a range of an index. Everything happens in one 
 one call.
 """
 
-import json
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+
+import orjson
 
 from embedded_azure.blob.conditions import Version
 
@@ -93,7 +94,7 @@ class Store:
     """
 
     def __init__(self, file: Path, clock: Callable[[], float] = time.time) -> None:
-        for each in (file, file.with_name(f"{file.name}-journal")):
+        for each in (file, file.with_name(f"{file.name}-wal")):
             each.unlink(missing_ok=True)
         self._clock = clock
         self._last_etag = 0
@@ -101,8 +102,9 @@ class Store:
         self._last_position = 0
         # autocommit: a statement is a transaction unless `_step` joins several
         self._database = sqlite3.connect(file, isolation_level=None, cached_statements=256)
-        # a crash may cost the file, which the next start makes anew: nothing is synchronised
-        for pragma in ("journal_mode=MEMORY", "synchronous=OFF", "locking_mode=EXCLUSIVE", "page_size=8192"):
+        # a crash may cost the file, which the next start makes anew: nothing is synchronised. The journal is on
+        # disk, or the deletion of a container would hold all its pages in memory
+        for pragma in ("page_size=8192", "locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=OFF"):
             self._database.execute(f"PRAGMA {pragma}")
         self._database.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
         self._database.executescript(_SCHEMA)
@@ -113,7 +115,7 @@ class Store:
     def create_container(self, name: str, metadata: Mapping[str, str]) -> Container | None:
         """None where there is one of this name."""
         made = Container(name=name, etag=self._new_etag(), modified=self._now(), metadata=metadata)
-        row = (made.name, made.etag, made.modified, json.dumps(dict(metadata)))
+        row = (made.name, made.etag, made.modified, _json(metadata))
         done = self._database.execute("INSERT OR IGNORE INTO container VALUES (?, ?, ?, ?)", row)
         return made if done.rowcount else None
 
@@ -133,7 +135,7 @@ class Store:
         etag, now = self._new_etag(), self._now()
         self._database.execute(
             "UPDATE container SET etag = ?, modified = ?, metadata = ? WHERE name = ?",
-            (etag, now, json.dumps(dict(metadata)), container.name),
+            (etag, now, _json(metadata), container.name),
         )
         return Container(name=container.name, etag=etag, modified=now, metadata=metadata)
 
@@ -192,7 +194,7 @@ class Store:
                 for position, block in enumerate(blocks)
             ]
             self._database.executemany("INSERT INTO block VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
-            properties, metadata = json.dumps(dict(made.properties)), json.dumps(dict(made.metadata))
+            properties, metadata = _json(made.properties), _json(made.metadata)
             self._database.execute(
                 "INSERT OR REPLACE INTO blob VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (container, name, made.etag, made.created, now, made.size, properties, metadata),
@@ -206,8 +208,8 @@ class Store:
             (
                 self._new_etag(),
                 self._now(),
-                json.dumps(dict(description.properties)),
-                json.dumps(dict(description.metadata)),
+                _json(description.properties),
+                _json(description.metadata),
                 container,
                 name,
             ),
@@ -303,9 +305,13 @@ class Store:
 _BLOBS = "SELECT name, etag, created, modified, size, properties, metadata FROM blob WHERE container = ?"
 
 
+def _json(mapping: Mapping[str, str]) -> str:
+    return orjson.dumps(dict(mapping)).decode()
+
+
 def _container(row: Any) -> Container:
     name, etag, modified, metadata = row
-    return Container(name=name, etag=etag, modified=modified, metadata=json.loads(metadata))
+    return Container(name=name, etag=etag, modified=modified, metadata=orjson.loads(metadata))
 
 
 def _blob(row: Any) -> Blob:
@@ -316,6 +322,6 @@ def _blob(row: Any) -> Blob:
         created=created,
         modified=modified,
         size=size,
-        properties=json.loads(properties),
-        metadata=json.loads(metadata),
+        properties=orjson.loads(properties),
+        metadata=orjson.loads(metadata),
     )

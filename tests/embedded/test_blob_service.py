@@ -7,7 +7,7 @@ import io
 import ssl
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -295,22 +295,23 @@ async def test_of_many_writers_one_creates(client: Client) -> None:
 
 
 async def test_a_write_that_was_given_up_leaves_nothing(client: Client) -> None:
-    gone = asyncio.Event()
-
     async def half() -> AsyncIterator[bytes]:
         yield b"x" * (3 * PIECE)
-        gone.set()
         await asyncio.get_running_loop().create_future()
 
-    length = {"Content-Length": str(9 * PIECE)}
-    attempt = asyncio.ensure_future(client.put("a", half(), **length))
-    await gone.wait()
+    attempt = asyncio.ensure_future(client.put("a", half(), **{"Content-Length": str(9 * PIECE)}))
+    await until(lambda: pieces_in(client.storage.store) > 0)
     attempt.cancel()
     await asyncio.gather(attempt, return_exceptions=True)
-    async with asyncio.timeout(PATIENCE):
-        while pieces_in(client.storage.store):
-            await asyncio.sleep(0)
+    await until(lambda: pieces_in(client.storage.store) == 0)
     assert (await client.ask("GET", "/batches/a")).status == 404
+
+
+async def until(reached: Callable[[], bool]) -> None:
+    """The server is a task of this loop: let it run until then."""
+    async with asyncio.timeout(PATIENCE):
+        while not reached():
+            await asyncio.sleep(0)
 
 
 def pieces_in(store: Store) -> int:

@@ -1,4 +1,4 @@
-# `make demo` shows it working; `make test` proves it. Both need Python 3.11+; the tests of Blob storage need Node.js 20+.
+# `make demo` shows it working; `make test` proves it. Both need Python 3.11+; the tests use Node.js 20+ where it is.
 .PHONY: help environment demo azurite chart test-deploy test-rules image dashboard dashboard-picture test-monitoring unit test test-embedded foreign fuzz lint bench format lock clean
 .DEFAULT_GOAL := help
 
@@ -115,4 +115,4 @@ lock: environment
 
 clean:
 	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-output \
-		embedded_azure/blob/node/node_modules .tools .foreign .fuzz image-output
+		tests/azurite/node_modules .tools .foreign .fuzz image-output

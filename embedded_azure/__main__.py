@@ -10,7 +10,7 @@ from embedded_azure.supervisor import run
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m embedded_azure",
-        description="Run the embedded Azure: Service Bus, Entra and Azure OpenAI, until Ctrl-C.",
+        description="Run the embedded Azure: Service Bus, Entra, Azure OpenAI and Blob storage, until Ctrl-C.",
     )
     parser.add_argument(
         "--write-env", type=Path, metavar="FILE", help="write the pods' environments to FILE and FILE.producer"

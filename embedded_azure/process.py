@@ -31,11 +31,21 @@ def run_to_the_end(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
         runner.run(main())
 
 
-async def serve(app: web.Application, *, service: str, state: StateDirectory, port: int) -> None:
-    """Serve `app` over TLS on loopback until told to stop. Port 0 takes a free one."""
+async def serve(
+    app: web.Application, *, service: str, state: StateDirectory, port: int, auto_decompress: bool = True
+) -> None:
+    """Serve `app` over TLS on loopback until told to stop. Port 0 takes a free one.
+
+    `auto_decompress`: whether the app gets bodies as their Content-Encoding says, or as they came.
+    """
     # handler_cancellation: a request whose client gave up costs nothing more.
     runner = web.AppRunner(
-        app, access_log=None, handler_cancellation=True, shutdown_timeout=_GRACE, keepalive_timeout=300
+        app,
+        access_log=None,
+        handler_cancellation=True,
+        shutdown_timeout=_GRACE,
+        keepalive_timeout=300,
+        auto_decompress=auto_decompress,
     )
     await runner.setup()
     try:

@@ -1,7 +1,8 @@
 """The state directory: where the supervisor leaves keys and the world for the embedded Azure's processes.
 
-The supervisor is the only writer. What a file holds is said here and nowhere else; the private key of the
-local cluster is in none of them, so nothing that can read the directory can mint a service-account token.
+The supervisor is the only writer, but for the blobs. What a file holds is said here and nowhere else; the
+private key of the local cluster is in none of them, so nothing that can read the directory can mint a
+service-account token.
 """
 
 import os
@@ -44,6 +45,11 @@ class StateDirectory:
     @property
     def server_key(self) -> Path:
         return self.root / "tls" / "server.key"
+
+    @property
+    def blobs(self) -> Path:
+        """What Blob storage holds, as long as its process lives. The only file that a process writes itself."""
+        return self.root / "blobs.sqlite"
 
     def projected_volume(self, identity: str) -> Path:
         """The directory that is mounted into the pods of `identity`."""

@@ -1,4 +1,4 @@
-"""The supervisor of the embedded Azure: makes its keys, starts its three processes, tells what to do next.
+"""The supervisor of the embedded Azure: makes its keys, starts its four processes, tells what to do next.
 
 It is also the local cluster: it holds the OIDC key, projects and rotates the service-account tokens. When a
 process dies, the rest are stopped; when the supervisor dies, however it dies, the processes end by themselves.
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from embedded_azure.blob import azurite as blob_storage
+from embedded_azure.blob import faults as blob_faults
 from embedded_azure.certificates import make_server_identity, make_signing_key, private_pem, public_pem
 from embedded_azure.cluster import BINDING_TOKEN_FILE, LocalCluster
 from embedded_azure.entities_file import EntitiesError, put_entities
@@ -35,9 +35,8 @@ SERVICES: Mapping[str, str] = {
     "servicebus": "embedded_azure.servicebus",
     "entra": "embedded_azure.entra",
     "openai": "embedded_azure.openai",
+    "blob": "embedded_azure.blob",
 }
-BLOB_STORAGE: Mapping[str, str] = {"blob": "embedded_azure.blob.azurite"}
-"""Beside the others where it is asked for: it needs Node.js."""
 _START_PATIENCE = 60.0
 _STOP_GRACE = 5.0
 _HEADER = "# Written by the embedded Azure; replaced at its next start."
@@ -66,7 +65,7 @@ class Endpoints:
     servicebus_https: int
     imds: int
     token_proxy: int
-    blob: int | None = None
+    blob: int
 
 
 def run(
@@ -80,18 +79,17 @@ def run(
     """Run the embedded Azure until SIGTERM or SIGINT. Returns the exit code: 0, 1 (it broke), 2 (refused).
 
     `write_env` and its sibling `.producer` appear once everything is ready and go when it stops. `state` is kept;
-    without one a temporary directory is used and removed. With `blob` there is Blob storage, and results go there.
+    without one a temporary directory is used and removed. With `blob` results go to Blob storage, else to a queue.
     `entities` is an entities file, which replaces those of the world.
     """
     try:
         described = load_world(world)
         if entities is not None:
             described = put_entities(described, entities)
-        services = choose_services(blob=blob)
         if write_env is not None:
             _check_environment_files(write_env, described)
         with _state_directory(state) as directory:
-            supervisor = _Supervisor(described, directory, write_env, kept=state is not None, services=services)
+            supervisor = _Supervisor(described, directory, write_env, kept=state is not None, blob_sink=blob)
             return asyncio.run(supervisor.run())
     except (SetupError, EntitiesError) as error:
         _say(f"aoai-worker local: {error}", error=True)
@@ -99,17 +97,6 @@ def run(
     except LocalAzureError as error:
         _say(f"aoai-worker local: {error}", error=True)
         return 1
-
-
-def choose_services(*, blob: bool) -> Mapping[str, str]:
-    """Raises SetupError where there is no Azurite to be Blob storage."""
-    if not blob:
-        return SERVICES
-    try:
-        blob_storage.find_azurite()
-    except blob_storage.AzuriteMissing as error:
-        raise SetupError(str(error)) from error
-    return {**SERVICES, **BLOB_STORAGE}
 
 
 def load_world(path: Path | None) -> World:
@@ -126,7 +113,12 @@ def load_world(path: Path | None) -> World:
 
 def _check_faults(world: World) -> None:
     """Raises ValueError. A key is a service, or `openai/<account>`."""
-    kinds = {"entra": entra_faults.FAULTS, "openai": openai_faults.FAULTS, "servicebus": servicebus_faults.FAULTS}
+    kinds = {
+        "entra": entra_faults.FAULTS,
+        "openai": openai_faults.FAULTS,
+        "servicebus": servicebus_faults.FAULTS,
+        "blob": blob_faults.FAULTS,
+    }
     known = {"deployment": {deployment.name for deployment in world.deployments}}
     for key, initial in world.faults.items():
         service = key.partition("/")[0]
@@ -154,7 +146,7 @@ def prepare_state(state: StateDirectory, world: World) -> LocalCluster:
 
 
 def pod_environment(
-    world: World, identity: Identity, state: StateDirectory, endpoints: Endpoints
+    world: World, identity: Identity, state: StateDirectory, endpoints: Endpoints, *, blob_sink: bool = False
 ) -> dict[str, str]:
     """What the webhook and the manifests give a pod of `identity`, and what suits a trial."""
     environment = {
@@ -166,10 +158,17 @@ def pod_environment(
         # nothing is rolled out here, so a worker need not wait for a model that it does not know
         "AOAI_WORKER_UNKNOWN_MODEL_PATIENCE": "0",
     }
-    if endpoints.blob is not None:
+    # a worker proves every container it is told of: one that it has no role on would keep it from starting
+    if world.containers and (blob_sink or world.roles_of(identity.object_id, f"blob/{world.containers[0]}")):
+        environment["AOAI_WORKER_BLOB_CONTAINER"] = _container_url(world, endpoints)
+    if blob_sink:
         environment["AOAI_WORKER_SINK"] = "blob"
-        environment["AOAI_WORKER_BLOB_CONTAINER"] = blob_storage.container_url(endpoints.blob)
     return environment
+
+
+def _container_url(world: World, endpoints: Endpoints) -> str:
+    """Of the first container, which is that of results and claims."""
+    return "/".join((f"https://localhost:{endpoints.blob}", world.storage_account, *world.containers[:1]))
 
 
 def _identity_environment(
@@ -211,13 +210,13 @@ class _Supervisor:
         write_env: Path | None,
         *,
         kept: bool,
-        services: Mapping[str, str],
+        blob_sink: bool,
     ) -> None:
         self._world = world
         self._state = state
         self._write_env = write_env
         self._kept = kept
-        self._services = services
+        self._blob_sink = blob_sink
         self._started = time.monotonic()
 
     async def run(self) -> int:
@@ -227,7 +226,7 @@ class _Supervisor:
         cluster = self._prepare()
         broken: list[LocalAzureError] = []
         try:
-            async with _running(self._services, self._state) as children:
+            async with _running(self._state) as children:
                 await self._attend(children, cluster, stop)
         except* _StopAsked:
             _say("The embedded Azure has stopped.")
@@ -271,15 +270,15 @@ class _Supervisor:
             servicebus_https=ports["servicebus"]["https_port"],
             imds=ports["entra"]["imds_port"],
             token_proxy=ports["entra"]["token_proxy_port"],
-            blob=ports["blob"]["port"] if "blob" in ports else None,
+            blob=ports["blob"]["port"],
         )
         self._write_environment_files(endpoints)
         _say(self._summary(endpoints))
 
     def _write_environment_files(self, endpoints: Endpoints) -> None:
         for identity in self._world.identities:
-            exports = shell_exports(pod_environment(self._world, identity, self._state, endpoints))
-            write_atomically(self._state.environment(identity.name), exports)
+            pod = pod_environment(self._world, identity, self._state, endpoints, blob_sink=self._blob_sink)
+            write_atomically(self._state.environment(identity.name), shell_exports(pod))
         if self._write_env is not None:
             # The worker's file comes last: whoever waits for it finds the other there.
             for name, path in reversed(_environment_files(self._write_env).items()):
@@ -296,7 +295,6 @@ class _Supervisor:
         queues = ", ".join(queue.name for queue in world.queues) or "none"
         topics = ", ".join(topic.name for topic in world.topics) or "none"
         deployments = ", ".join(deployment.name for deployment in world.deployments)
-        blob = "none; --blob starts it" if endpoints.blob is None else blob_storage.container_url(endpoints.blob)
         return f"""\
 The embedded Azure is ready, {time.monotonic() - self._started:.1f} s after its start.
 
@@ -305,7 +303,7 @@ The embedded Azure is ready, {time.monotonic() - self._started:.1f} s after its 
                  queues: {queues}; topics: {topics}
   Azure OpenAI   https://localhost:{endpoints.openai}
                  deployments: {deployments}
-  Blob storage   {blob}
+  Blob storage   {_container_url(world, endpoints)}
   Entra          https://localhost:{endpoints.entra}/{world.tenant_id}
   State          {self._state.root}{"" if self._kept else " (removed at the end)"}
   Faults         PUT /local/faults at each https address: docs/fault-injection.md
@@ -374,10 +372,10 @@ class _Child:
 
 
 @asynccontextmanager
-async def _running(services: Mapping[str, str], state: StateDirectory) -> AsyncIterator[list[_Child]]:
+async def _running(state: StateDirectory) -> AsyncIterator[list[_Child]]:
     children: list[_Child] = []
     try:
-        for name, module in services.items():
+        for name, module in SERVICES.items():
             children.append(_Child(name, await _spawn(module, state)))
         yield children
     finally:

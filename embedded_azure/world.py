@@ -16,6 +16,9 @@ Role = Literal[
     "Azure Service Bus Data Sender",
     "Azure Service Bus Data Receiver",
     "Azure Service Bus Data Owner",
+    "Storage Blob Data Reader",
+    "Storage Blob Data Contributor",
+    "Storage Blob Data Owner",
 ]
 
 Right = Literal["Send", "Listen", "Manage"]
@@ -24,6 +27,9 @@ ModelKind = Literal["chat", "completions", "embeddings"]
 
 DEFAULT_ACCOUNT = "default"
 """The Azure OpenAI account of deployments that name none."""
+
+RESULTS_CONTAINER = "batches"
+"""The container of results and claims in the demo's Azure."""
 
 STANDARD_BYTES = 262_144
 PREMIUM_BYTES = 1_048_576
@@ -46,8 +52,8 @@ class Identity:
 @dataclass(frozen=True, kw_only=True)
 class RoleAssignment:
     """`scope` is a resource: `openai` (every account), `openai/<account>`, `servicebus` (the namespace) or
-    `servicebus/<entity>`, where an entity is a queue, a topic or `<topic>/Subscriptions/<name>`. A role on a topic
-    holds for its subscriptions."""
+    `servicebus/<entity>`, where an entity is a queue, a topic or `<topic>/Subscriptions/<name>`; `blob` (the
+    storage account) or `blob/<container>`. A role on a topic holds for its subscriptions."""
 
     object_id: str
     role: Role
@@ -202,6 +208,10 @@ class World:
     shared_access_rules: tuple[SharedAccessRule, ...] = ()
     """None, as in a namespace with local authentication disabled. The plaintext port knows the emulator's too."""
     deployments: tuple[Deployment, ...] = ()
+    storage_account: str = "embeddedazure"
+    """The first segment of Blob storage's addresses: here they name the account in the path, not in the host."""
+    containers: tuple[str, ...] = (RESULTS_CONTAINER,)
+    """Containers of Blob storage that are there at start."""
     faults: dict[str, Any] = field(default_factory=dict)
 
     def identity(self, name: str) -> Identity:
@@ -269,6 +279,14 @@ def default_world() -> World:
                 object_id=producer.object_id,
                 role="Azure Service Bus Data Receiver",
                 scope="servicebus/results",
+            ),
+            *(
+                RoleAssignment(
+                    object_id=identity.object_id,
+                    role="Storage Blob Data Contributor",
+                    scope=f"blob/{RESULTS_CONTAINER}",
+                )
+                for identity in (worker, producer)
             ),
         ),
         queues=(QueueSpec(name="jobs"), QueueSpec(name="results", requires_session=True)),

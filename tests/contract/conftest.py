@@ -1,5 +1,5 @@
-"""The embedded Service Bus and Azurite, for each test of this folder that asks for them."""
+"""The embedded Service Bus and Blob storage, for each test of this folder that asks for them."""
 
-from tests.support.fixtures import authority, blob_storage, bus, container
+from tests.support.fixtures import authority, azurite_container, azurite_storage, blob_storage, bus, container
 
-__all__ = ["authority", "blob_storage", "bus", "container"]
+__all__ = ["authority", "azurite_container", "azurite_storage", "blob_storage", "bus", "container"]

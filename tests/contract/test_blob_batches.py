@@ -1,4 +1,4 @@
-"""The producer's side with Blob storage: batches, claims and collections over Azurite and the embedded queues."""
+"""The producer's side with Blob storage: batches, claims and collections over the embedded storage and queues."""
 
 import asyncio
 import json
@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from azure.servicebus import ServiceBusMessage, ServiceBusReceivedMessage
 
-from tests.support.azurite import BlobService
 from tests.support.blob_jobs import make_job, make_line, make_result
+from tests.support.blob_service import BlobService
 from tests.support.local_azure import Bus
 from worker.azure.blob.claims import BlobClaims
 from worker.azure.blob.container import BlobContainer

@@ -1,4 +1,4 @@
-"""Claim checks: one set of promises for the fake and for Azurite, and urls that nobody may make us fetch."""
+"""Claim checks: one set of promises for the fake, ours and Azurite, and urls that nobody may make us fetch."""
 
 import asyncio
 import contextlib
@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from tests.support.azurite import BlobService
 from tests.support.blob_jobs import make_job, make_line, make_result
+from tests.support.blob_service import BlobService
 from worker.azure.blob.claims import BlobClaims, ClaimedResults
 from worker.azure.blob.container import BlobContainer, BlobFailed
 from worker.errors import ClaimUnavailable, DeadLetterReason, NotAJob, ResultTooLarge, SinkUnavailable
@@ -48,11 +48,11 @@ def claims(container: BlobContainer) -> BlobClaims:
     return BlobClaims(container, largest=LARGEST)
 
 
-@pytest.fixture(params=["fake", "azurite"])
+@pytest.fixture(params=["fake", "container", "azurite_container"])
 def store(request: pytest.FixtureRequest) -> Store:
     if request.param == "fake":
         return fake_store()
-    claims: BlobClaims = request.getfixturevalue("claims")
+    claims = BlobClaims(request.getfixturevalue(request.param), largest=LARGEST)
     return Store(claims, lambda body: claims.store("b1", body))
 
 

@@ -1,4 +1,4 @@
-"""The blob sink: one set of promises for the fake and for Azurite, and what only a container can do."""
+"""The blob sink: one set of promises for the fake, ours and Azurite, and what only a container can do."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -9,8 +9,8 @@ from aiohttp import web
 from azure.core.credentials import AccessToken
 
 from embedded_azure.world import default_world
-from tests.support.azurite import BlobService
 from tests.support.blob_jobs import make_job, make_line, make_result
+from tests.support.blob_service import BlobService
 from tests.support.local_azure import Authority, SignedCredential
 from worker.azure.blob.container import LARGEST_PUT, PIECE, BlobContainer
 from worker.azure.blob.names import batch_folder, counting
@@ -22,11 +22,11 @@ from worker.testing import FakeSink, result_of
 PREFIX = "results"
 
 
-@pytest.fixture(params=["fake", "azurite"])
+@pytest.fixture(params=["fake", "container", "azurite_container"])
 def sink(request: pytest.FixtureRequest) -> Sink:
     if request.param == "fake":
         return FakeSink(knows=True)
-    container: BlobContainer = request.getfixturevalue("container")
+    container: BlobContainer = request.getfixturevalue(request.param)
     return BlobResults(container, prefix=PREFIX)
 
 
@@ -149,6 +149,14 @@ async def test_a_token_for_another_service_is_refused(blob_storage: BlobService)
     async with blob_storage.open(url, audience="https://servicebus.azure.net") as container:
         with pytest.raises(SinkUnavailable, match=r'40[13].*(token|role "Storage Blob Data Contributor")'):
             await BlobResults(container).write(make_result(make_job()))
+
+
+@pytest.mark.parametrize("identity", ["producer", "stranger"], ids=["a reader", "without a role"])
+async def test_start_up_finds_out_that_the_role_is_missing(blob_storage: BlobService, identity: str) -> None:
+    async with blob_storage.open(await blob_storage.new_container(), identity) as container:
+        with pytest.raises(SinkUnavailable, match="403 AuthorizationPermissionMismatch") as caught:
+            await BlobResults(container).open()
+    assert caught.value.cause is Cause.ROLE_MISSING
 
 
 async def test_an_account_that_cannot_be_reached_is_told(blob_storage: BlobService) -> None:

@@ -1,4 +1,4 @@
-"""docs/embedded-azure.md: its example runs, and its entities file is one."""
+"""docs/embedded-azure.md: its examples run, and its entities file is one."""
 
 import asyncio
 import re
@@ -15,9 +15,12 @@ PAGE = Path(__file__).parents[2] / "docs" / "embedded-azure.md"
 
 
 def block(language: str) -> str:
-    match = re.search(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert match, f"the page has no block of {language}"
-    return match[1]
+    (first, *_) = blocks(language)
+    return first
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)
 
 
 def test_the_example_sends_and_receives() -> None:
@@ -33,10 +36,11 @@ def test_the_entities_file_can_be_used(tmp_path: Path) -> None:
     assert [subscription.name for subscription in world.topics[0].subscriptions] == ["all", "urgent"]
 
 
-async def test_a_client_of_another_project_gets_to_the_process_as_the_page_says(tmp_path: Path) -> None:
+async def test_clients_of_another_project_get_to_the_process_as_the_page_says(tmp_path: Path) -> None:
     async with azure(tmp_path, world_for_tests()) as cloud:
-        client = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", block("py"), env=cloud.environment("producer"), stdout=subprocess.PIPE
-        )
-        said, _ = await client.communicate()
-        assert (said, client.returncode) == (b"sent\n", 0)
+        for program, expected in zip(blocks("py"), ["sent\n", "['greetings/hello']\n"], strict=True):
+            client = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", program, env=cloud.environment("producer"), stdout=subprocess.PIPE
+            )
+            said, _ = await client.communicate()
+            assert (said.decode(), client.returncode) == (expected, 0)

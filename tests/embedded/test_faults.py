@@ -9,6 +9,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
+from embedded_azure.blob import faults as blob_faults
 from embedded_azure.entra import faults as entra_faults
 from embedded_azure.faults import AnswerFault, Fault, Faults, add_fault_routes
 from embedded_azure.openai import faults as openai_faults
@@ -160,7 +161,12 @@ async def test_the_schema_of_every_kind_is_told(control: TestClient[web.Request,
     assert set(kinds["flood"]["properties"]) == {"kind", "count", "seconds", "cellar"}
 
 
-SERVICES = {"Service Bus": bus_faults.FAULTS, "Entra": entra_faults.FAULTS, "Azure OpenAI": openai_faults.FAULTS}
+SERVICES = {
+    "Service Bus": bus_faults.FAULTS,
+    "Entra": entra_faults.FAULTS,
+    "Azure OpenAI": openai_faults.FAULTS,
+    "Blob storage": blob_faults.FAULTS,
+}
 
 
 @pytest.mark.parametrize("service", SERVICES)

@@ -15,7 +15,7 @@ import pytest
 from aiohttp import ClientSession
 
 from embedded_azure.state import StateDirectory
-from embedded_azure.supervisor import prepare_state
+from embedded_azure.supervisor import SERVICES, prepare_state
 from embedded_azure.world import default_world
 from tests.support.patience import PATIENCE
 from tests.support.processes import mentions, process_end, process_ids
@@ -27,6 +27,7 @@ VARIABLES = {
     "AZURE_AUTHORITY_HOST",
     "AZURE_OPENAI_ENDPOINT",
     "AOAI_WORKER_CA_FILE",
+    "AOAI_WORKER_BLOB_CONTAINER",
     "AOAI_WORKER_SERVICEBUS_NAMESPACE",
     "AOAI_WORKER_SERVICEBUS_ENDPOINT",
     "AOAI_WORKER_UNKNOWN_MODEL_PATIENCE",
@@ -118,8 +119,9 @@ async def test_it_gets_ready_writes_the_environments_and_stops_cleanly(tmp_path:
         assert worker["AZURE_CLIENT_ID"] == default_world().identity("worker").client_id
         assert producer["AZURE_CLIENT_ID"] == default_world().identity("producer").client_id
         assert projected_token(worker).count(".") == 2
-        assert await sourced(azure.state / "env" / "stranger.env")
-        assert len(azure.children()) == 3
+        stranger = await sourced(azure.state / "env" / "stranger.env")
+        assert set(stranger) == VARIABLES - {"AOAI_WORKER_BLOB_CONTAINER"}
+        assert len(azure.children()) == 4
         assert (azure.state.stat().st_mode & 0o777) == 0o700
         assert await azure.stop(signal.SIGTERM) == 0
         assert azure.children() == []
@@ -159,13 +161,13 @@ async def test_ctrl_c_stops_it_cleanly(tmp_path: Path) -> None:
 
 async def test_its_processes_end_when_it_is_killed(tmp_path: Path) -> None:
     async with running(tmp_path) as azure:
-        assert len(azure.children()) == 3
+        assert len(azure.children()) == 4
         await azure.stop(signal.SIGKILL)
         await azure.children_gone()
         assert azure.children() == []
 
 
-@pytest.mark.parametrize("module", ["embedded_azure.entra", "embedded_azure.servicebus", "embedded_azure.openai"])
+@pytest.mark.parametrize("module", SERVICES.values())
 async def test_a_dying_process_ends_it_all_with_a_message(tmp_path: Path, module: str) -> None:
     async with running(tmp_path) as azure:
         (victim,) = [pid for pid in azure.children() if mentions(pid, module)]

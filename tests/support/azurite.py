@@ -1,85 +1,63 @@
-"""What tests of Blob storage need to stand before Azurite: it, a container of their own, and an identity."""
+"""Microsoft's Azurite as a process: a second opinion on what the embedded Blob storage answers.
 
-import json
+It looks at a token's issuer, audience and times, and not at its signature nor at roles. Its account has a random
+key that nobody is told, so that tokens are the only way in. All it holds is in memory.
+"""
+
+import base64
+import os
+import re
+import secrets
 import select
 import shutil
 import subprocess
-import sys
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from embedded_azure.blob.azurite import ACCOUNT, AUDIENCE, create_container
 from embedded_azure.state import StateDirectory
-from embedded_azure.supervisor import prepare_state
-from embedded_azure.world import World, default_world
-from tests.support.local_azure import SignedCredential
 from tests.support.patience import PATIENCE
-from worker.azure.blob.container import BlobContainer
 
-
-@dataclass(frozen=True)
-class BlobService:
-    """A running Azurite, and the keys of the Azure around it."""
-
-    port: int
-    state: StateDirectory
-    world: World
-
-    def credential(self, *, audience: str = AUDIENCE) -> SignedCredential:
-        return SignedCredential(
-            private_key=self.state.entra_private_key.read_bytes(),
-            tenant_id=self.world.tenant_id,
-            identity=self.world.identity("worker"),
-            audience=audience,
-        )
-
-    def url(self, container: str) -> str:
-        return f"https://localhost:{self.port}/{ACCOUNT}/{container}"
-
-    async def new_container(self) -> str:
-        """The url of an empty one."""
-        url = self.url(f"test-{uuid.uuid4().hex}")
-        token = await self.credential().get_token(AUDIENCE)
-        await create_container(url, token.token, self.state.ca)
-        return url
-
-    def open(self, url: str, *, audience: str = AUDIENCE, timeout: float = PATIENCE) -> BlobContainer:
-        return BlobContainer(
-            url, self.credential(audience=audience), ca_file=self.state.ca, connections=8, timeout=timeout
-        )
+_FOLDER = Path(__file__).parents[1] / "azurite"
+_STARTED = re.compile(rb"listens on https://[\d.]+:(\d+)")
 
 
 @contextmanager
-def blob_service(folder: Path) -> Iterator[BlobService]:
-    """Skips the test where there is no Node.js; fails it where only Azurite is missing."""
-    if shutil.which("node") is None:
-        # all but Blob storage works without Node.js, as the README says; scripts/azurite warns of it before the run
-        pytest.skip("BLOB STORAGE IS NOT TESTED: Node.js 20 or newer is missing on this machine")
-    state, world = StateDirectory(folder), default_world()
-    prepare_state(state, world)
+def azurite(state: StateDirectory, account: str) -> Iterator[int]:
+    """Its port on loopback. Skips the test where there is no Node.js; fails it where only Azurite is missing."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("NOT COMPARED WITH AZURITE: Node.js 20 or newer is missing on this machine")
+    if not (_FOLDER / "node_modules" / "azurite").is_dir():
+        pytest.fail(f"Azurite is not installed in {_FOLDER}. Next: run scripts/azurite")
     child = subprocess.Popen(
-        [sys.executable, "-m", "embedded_azure.blob.azurite", "--state", str(folder)],
+        [
+            *(node, str(_FOLDER / "start.js"), "--blobPort", "0"),
+            *("--inMemoryPersistence", "--silent", "--disableTelemetry", "--disableProductStyleUrl"),
+            *("--oauth", "basic", "--cert", str(state.server_certificate), "--key", str(state.server_key)),
+        ],
+        cwd=state.root,
+        env={**os.environ, "AZURITE_ACCOUNTS": f"{account}:{base64.b64encode(secrets.token_bytes(64)).decode()}"},
+        # never written to: its end tells Azurite to stop, and comes however the tests end
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        bufsize=0,  # what a buffer has taken in, select does not see
     )
     try:
-        yield BlobService(_port(child), state, world)
+        yield _port(child)
     finally:
         child.communicate(timeout=PATIENCE)
 
 
 def _port(child: "subprocess.Popen[bytes]") -> int:
     assert child.stdout is not None
-    assert child.stderr is not None
-    ready, _, _ = select.select([child.stdout], [], [], PATIENCE)
-    line = child.stdout.readline() if ready else b""
-    if not line:
-        child.kill()
-        pytest.fail(f"Azurite did not start: {child.stderr.read().decode()}")
-    return int(json.loads(line)["port"])
+    said = b""
+    while select.select([child.stdout], [], [], PATIENCE)[0] and (line := child.stdout.readline()):
+        said += line
+        if found := _STARTED.search(line):
+            return int(found[1])
+    child.kill()
+    pytest.fail(f"Azurite did not start: {said.decode(errors='replace')}")

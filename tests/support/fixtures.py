@@ -1,4 +1,4 @@
-"""The embedded Service Bus inside the test's own event loop, and Azurite in a process of its own."""
+"""The embedded Service Bus inside the test's own event loop, and Blob storage in a process of its own."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -8,7 +8,7 @@ from azure.servicebus._pyamqp.aio._client_async import AMQPClientAsync
 
 from embedded_azure.entra.tokens import AccessTokens, issuer_of
 from embedded_azure.servicebus.server import serve
-from tests.support.azurite import BlobService, blob_service
+from tests.support.blob_service import BlobService, azurite_blobs, embedded_blobs
 from tests.support.local_azure import Authority, Bus, bus_world, make_authority
 from worker.azure.blob.container import BlobContainer
 
@@ -34,14 +34,37 @@ async def bus(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
         )
 
 
+BOTH = pytest.mark.parametrize("blob_storage", ["embedded", "azurite"], indirect=True)
+"""Run the tests against the embedded Blob storage and against Azurite, where there is Node.js."""
+
+
 @pytest.fixture(scope="session")
-def blob_storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BlobService]:
-    with blob_service(tmp_path_factory.mktemp("blobs")) as service:
+def azurite_storage(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BlobService]:
+    with azurite_blobs(tmp_path_factory.mktemp("azurite"), authority) as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def blob_storage(
+    request: pytest.FixtureRequest, authority: Authority, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[BlobService]:
+    """The embedded one, unless the test asks for `BOTH`."""
+    if getattr(request, "param", "embedded") == "azurite":
+        yield request.getfixturevalue("azurite_storage")
+        return
+    with embedded_blobs(tmp_path_factory.mktemp("blobs"), authority) as service:
         yield service
 
 
 @pytest.fixture
 async def container(blob_storage: BlobService) -> AsyncIterator[BlobContainer]:
-    """An empty container of Azurite, under an identity that may read and write it."""
+    """An empty container, under an identity that may read and write it."""
     async with blob_storage.open(await blob_storage.new_container()) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def azurite_container(azurite_storage: BlobService) -> AsyncIterator[BlobContainer]:
+    """The same of Azurite."""
+    async with azurite_storage.open(await azurite_storage.new_container()) as opened:
         yield opened

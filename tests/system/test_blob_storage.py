@@ -1,17 +1,12 @@
-"""Results in Blob storage and jobs by claim, end to end: the worker's process, Azurite, and the command line."""
+"""Results in Blob storage and jobs by claim, end to end: the worker's process, storage, and the command line."""
 
-import asyncio
 import json
-import os
-import shutil
 import signal
 from pathlib import Path
 
-import pytest
 from azure.servicebus import ServiceBusReceivedMessage, TransportType
 from azure.servicebus.aio import ServiceBusClient
 
-from embedded_azure.state import StateDirectory
 from tests.support.blob_processes import container_of, credential, result_names
 from tests.support.patience import PATIENCE
 from tests.support.processes import (
@@ -19,9 +14,6 @@ from tests.support.processes import (
     assert_one_result_each,
     azure,
     command,
-    mentions,
-    process_end,
-    process_ids,
     results_in,
     worker,
     world_for_tests,
@@ -34,11 +26,6 @@ from worker.testing import result_of
 BATCH = "a-batch"
 LARGE = 300_000
 ANSWER = "answered by a pod that died"
-
-pytestmark = pytest.mark.skipif(
-    shutil.which("node") is None,
-    reason="BLOB STORAGE IS NOT TESTED: Node.js 20 or newer is missing on this machine",
-)
 
 
 async def submit(cloud: Azure, path: Path) -> None:
@@ -155,17 +142,3 @@ async def write_result(results: BlobResults, message: ServiceBusReceivedMessage)
         "worker": {"job_id": job.id, "batch_id": job.batch_id},
     }
     assert await results.write(result_of(job, json.dumps(line).encode()))
-
-
-async def test_azurite_ends_when_what_started_it_is_killed(tmp_path: Path) -> None:
-    async with azure(tmp_path, world_for_tests(), "--blob") as cloud:
-        certificate = StateDirectory(cloud.state).server_certificate
-        [azurite] = [pid for pid in process_ids() if mentions(pid, certificate)]
-        [starter] = [
-            pid
-            for pid in process_ids()
-            if mentions(pid, "embedded_azure.blob.azurite") and mentions(pid, cloud.state)
-        ]
-        os.kill(starter, signal.SIGKILL)
-        async with asyncio.timeout(PATIENCE):
-            await process_end(azurite)

@@ -137,12 +137,12 @@ def local(
     ] = None,
     blob: Annotated[
         bool,
-        typer.Option("--blob", help="Blob storage too, and results go there. Needs Node.js and scripts/azurite."),
+        typer.Option("--blob", help="Results go to Blob storage, not to the results queue."),
     ] = False,
 ) -> None:
     """Run an Azure on this machine, for trying out and for tests.
 
-    It has Entra, Service Bus and Azure OpenAI, and answers without a model. Ctrl-C stops it.
+    It has Entra, Service Bus, Blob storage and Azure OpenAI, and answers without a model. Ctrl-C stops it.
     """
     try:
         from embedded_azure import supervisor

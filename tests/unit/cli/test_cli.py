@@ -391,13 +391,6 @@ def test_a_container_that_refuses_is_told_with_the_next_step(monkeypatch: pytest
     assert 'role "Storage Blob Data Contributor"' in result.stderr
 
 
-def test_local_blob_storage_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
-    result = call("local", "--blob")
-    assert result.exit_code == 2
-    assert "Node.js 20 or newer. Next: install it, then run scripts/azurite" in result.stderr
-
-
 def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     answer_with(monkeypatch, KeyboardInterrupt())
     result = call("collect", "b1", "-o", "out", "--follow")

@@ -45,7 +45,7 @@ async def test_what_is_uploaded_is_downloaded_with_what_was_said_of_it(client: C
     assert await read(client, "a/b c+ä%.json") == BODY
     found = await written.get_blob_properties()
     assert (found.size, found.metadata, found.blob_type) == (len(BODY), {"Tokens": "12"}, BlobType.BLOCKBLOB)
-    assert found.content_settings.content_type == "text/json"
+    assert found.content_settings.content_type == "application/json"
     assert found.content_settings.cache_control == "no-store"
     assert found.content_settings.content_language == "en"
     assert found.content_settings.content_md5 is not None

@@ -298,6 +298,17 @@ class Admission:
             await self._stop_bell.wait(until)
         return self.state.is_stopping
 
+    async def may_sort(self) -> bool:
+        """Wait while suspects run apart, as their death would count for whatever is held; and while no more can be
+        set aside. False once it is stopping."""
+        state = self.state
+        while not state.is_stopping:
+            has_place = state.aside < ASIDE_AT_MOST and state.memory.may_set_aside(0)
+            if has_place and not state.closures.stops_receiving:
+                return True
+            await self._bell.wait()
+        return False
+
     async def settled(self, until: float) -> bool:
         """Wait until nothing is held any more, at most until `until`; whether that is so."""
         while self.state.held + self.state.aside and loop_time() + EARLY < until:

@@ -51,7 +51,7 @@ from worker.roles import (
 from worker.settings import WorkerSettings
 
 JOBS = Queue(namespace="my-bus.servicebus.windows.net", name="jobs", with_sessions=False)
-RESULTS = Queue(namespace="my-bus.servicebus.windows.net", name="results", with_sessions=True)
+RESULTS = Queue(namespace="my-bus.servicebus.windows.net", name="results", with_sessions=True, is_sent_to=True)
 MINI = Target(endpoint="https://my-account.openai.azure.com", deployment="mini")
 CONTAINER = Container(url="https://mystore.blob.core.windows.net/results")
 SOMEBODY = Principal(object_id="0d0d")

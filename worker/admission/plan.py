@@ -27,8 +27,9 @@ class State:
     """All that a decision depends on.
 
     A slot is taken by a delivery and free once its result is written; the delivery stays held until it is settled.
-    At most twice the slots are held, so slow settlements cannot pile up without end; of each queue that was empty
-    one message may come beyond the slots.
+    While its gate is closed it takes none, or a throttled model would leave half of the slots to the others. At
+    most twice the slots are held, so neither these nor slow settlements can pile up without end; of each queue that
+    was empty one message may come beyond the slots.
     """
 
     slots: int
@@ -46,6 +47,10 @@ class State:
     @property
     def in_flight(self) -> int:
         return sum([intake.in_flight for intake in self.intakes])
+
+    def busy(self, now: float) -> int:
+        """Deliveries that take a slot."""
+        return self.in_flight - sum([route.waiting for route in self.routes.all if route.blocked_until > now])
 
     @property
     def is_anyone_waiting(self) -> bool:
@@ -161,7 +166,7 @@ def room(state: State, intake: QueueIntake, now: float) -> tuple[int, float]:
     reserved = sum([other.reserved for other in state.intakes])
     # what waits at an empty queue holds up nobody; should a message come there, it is one too many
     idle = sum([other.reserved for other in state.intakes if not other.has_backlog]) if intake.has_backlog else 0
-    free = min(state.slots - state.in_flight, 2 * state.slots - state.held) - reserved + idle
+    free = min(state.slots - state.busy(now), 2 * state.slots - state.held) - reserved + idle
     if free <= 0:
         return 0, math.inf
     if state.closures.is_half_open:

@@ -58,7 +58,7 @@ class Checked(RunningAdmission):
         if isinstance(step, Receive):
             reserved = sum(intake.reserved for intake in self.state.intakes if intake.has_backlog)
             empty = sum(not intake.has_backlog for intake in self.state.intakes)
-            assert self.state.in_flight + reserved <= self.state.slots + empty
+            assert self.state.busy(now) + reserved <= self.state.slots + empty
             assert self.state.held + reserved <= 2 * self.state.slots + empty
         if isinstance(plan(self.state, now), Wait):
             self.check_nobody_waits_in_vain(now)

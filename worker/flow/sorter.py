@@ -47,6 +47,10 @@ is more than a core can sort."""
 HELD_AT_MOST = 1_000
 """Of one model, while its queue cannot be used: every lock must be renewed."""
 
+FIRST_SIZE = 1 << 20
+"""Bytes that a message is taken for until some have come, so that the first receive is within the limit too: the
+largest of the premium tier, unless larger ones are enabled."""
+
 RECEIVE_WAIT = 1.0
 """Seconds that one receive may wait for a first message. It must not be cancelled, so it bounds the drain."""
 
@@ -109,6 +113,7 @@ class Sorter:
         self._clock = clock
         self._bell = Bell()
         self._memory = Memory(bytes_limit, self._bell)
+        self._memory.take(FIRST_SIZE).free()
         self._fetching = 0
         self._claims_trouble: str | None = None
         self._in_place = 0

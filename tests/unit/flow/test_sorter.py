@@ -84,7 +84,7 @@ async def test_each_job_is_moved_to_the_queue_of_its_model_in_batches() -> None:
     assert sorting.ids("a") == [f"{number}" for number in range(0, 1_003, 2)]
     assert sorting.ids("b") == [f"{number}" for number in range(1, 1_003, 2)]
     assert Counter(settlement for _, settlement in sorting.entry.settled) == {Complete(): 1_003}
-    assert len(sorting.senders["a"].sendings) <= 10
+    assert len(sorting.senders["a"].sendings) <= 20
     assert sum(event.count for event in sorting.events.of(JobsSorted) if event.model == "a") == 502
     assert sorting.bench.model.calls == []
 
@@ -190,13 +190,11 @@ async def test_what_is_held_is_bounded_by_bytes_too() -> None:
         sorting.entry.send(job_line(f"{number}", model="a", content="x" * 9_900), message_id=f"{number}")
     async with sorting.running():
         await sorting.until(lambda: bool(sorting.bench.admission.closures))
-        # what one receive brings may go beyond: the first does not know how large messages are
         held = len(sorting.entry.locked)
         sorting.senders["a"].trouble = None
         await sorting.until(lambda: not sorting.entry and not sorting.entry.locked)
-    assert held <= 100
+    assert 9 <= held <= 11
     assert len(sorting.queues["a"]) == 100
-    assert max(sorting.senders["a"].sendings[1:], default=0) <= 10
 
 
 async def test_what_is_not_sent_at_a_stop_is_given_back() -> None:

@@ -131,11 +131,6 @@ class Sorter:
                 for held in line.waiting:
                     settling.create_task(self._end(held, line, Release()))
 
-    def describe(self) -> dict[str, Any]:
-        """For /statez: what is held for which queue, and why."""
-        lines = self._lines.values()
-        return {line.sender.queue: {"held": line.held, "trouble": line.trouble} for line in lines if line.held}
-
     async def _ring_at_stop(self) -> None:
         await self._admission.stopping(math.inf)
         self._bell.ring()

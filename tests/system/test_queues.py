@@ -102,14 +102,14 @@ async def test_a_throttled_model_holds_up_its_own_queue_and_no_other(tmp_path: P
         "grace": "0.5",  # the throttled jobs cannot end in a stop, however long it is
     }
     async with azure(tmp_path, world) as cloud, worker(cloud, **settings) as one:
-        alone = await seconds_for_mini(cloud, one, write_mixed(tmp_path / "alone.jsonl", 407, mini), 407)
+        alone = await seconds_for_mini(cloud, one, write_mixed(tmp_path / "alone.jsonl", 251, mini), 251)
         throttle = {"kind": "throttle", "reason": "call", "deployment": "large", "retry_after": 60}
         await cloud.control("/local/faults", throttle)
-        both = write_mixed(tmp_path / "both.jsonl", 814, mini, large)
-        beside = await seconds_for_mini(cloud, one, both, 814)
+        both = write_mixed(tmp_path / "both.jsonl", 502, mini, large)
+        beside = await seconds_for_mini(cloud, one, both, 502)
         _, state = await one.get("/statez")
         handed_back = await one.metric("aoai_worker_jobs_handed_back_total")
-        assert await one.metric("aoai_worker_jobs_sorted_total") == 407 + 814
+        assert await one.metric("aoai_worker_jobs_sorted_total") == 251 + 502
     queues = {queue["queue"] for queue in json.loads(state)["queues"]}
     gates = {gate["deployment"]: gate for gate in json.loads(state)["gates"]}
     assert queues == {f"jobs-{mini}", f"jobs-{large}"}

@@ -5,6 +5,7 @@ Nothing in it is shared with the worker, which gets a pod's environment and no m
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -240,7 +241,8 @@ class World:
 
 
 def default_world() -> World:
-    """Three identities: the worker, a producer, and a stranger who has no role anywhere."""
+    """Three identities: the worker, a producer, and a stranger who has no role anywhere. Beside the entry queue
+    there is one for each model."""
     worker = Identity(
         name="worker",
         client_id="6b0f6c1e-0000-4000-8000-000000000001",
@@ -259,43 +261,44 @@ def default_world() -> World:
         object_id="0d0d0d0d-0000-4000-8000-000000000003",
         subject="system:serviceaccount:default:stranger",
     )
+    deployments = (
+        Deployment(name="gpt-4o-mini", model="gpt-4o-mini"),
+        Deployment(name="gpt-4o", model="gpt-4o", latency=0.4),
+        Deployment(name="gpt-35-turbo-instruct", model="gpt-35-turbo-instruct", kind="completions"),
+        Deployment(name="text-embedding-3-small", model="text-embedding-3-small", kind="embeddings", latency=0.05),
+    )
+    entry, results = "jobs", "results"
+    models = [f"{entry}-{deployment.model}" for deployment in deployments]
+    receiver: Role = "Azure Service Bus Data Receiver"
+    sender: Role = "Azure Service Bus Data Sender"
+    rights: list[tuple[Identity, Role, Sequence[str]]] = [
+        (worker, receiver, [entry, *models]),
+        (worker, sender, [results, *models]),
+        (producer, sender, [entry, results, *models]),
+        (producer, receiver, [results]),
+    ]
     return World(
         identities=(worker, producer, stranger),
         role_assignments=(
-            RoleAssignment(
-                object_id=worker.object_id, role="Azure Service Bus Data Receiver", scope="servicebus/jobs"
-            ),
-            RoleAssignment(
-                object_id=worker.object_id, role="Azure Service Bus Data Sender", scope="servicebus/results"
-            ),
             RoleAssignment(object_id=worker.object_id, role="Cognitive Services OpenAI User", scope="openai"),
-            RoleAssignment(
-                object_id=producer.object_id, role="Azure Service Bus Data Sender", scope="servicebus/jobs"
-            ),
-            RoleAssignment(
-                object_id=producer.object_id, role="Azure Service Bus Data Sender", scope="servicebus/results"
-            ),
-            RoleAssignment(
-                object_id=producer.object_id,
-                role="Azure Service Bus Data Receiver",
-                scope="servicebus/results",
-            ),
-            *(
+            *[
+                RoleAssignment(object_id=identity.object_id, role=role, scope=f"servicebus/{queue}")
+                for identity, role, queues in rights
+                for queue in queues
+            ],
+            *[
                 RoleAssignment(
                     object_id=identity.object_id,
                     role="Storage Blob Data Contributor",
                     scope=f"blob/{RESULTS_CONTAINER}",
                 )
                 for identity in (worker, producer)
-            ),
+            ],
         ),
-        queues=(QueueSpec(name="jobs"), QueueSpec(name="results", requires_session=True)),
-        deployments=(
-            Deployment(name="gpt-4o-mini", model="gpt-4o-mini"),
-            Deployment(name="gpt-4o", model="gpt-4o", latency=0.4),
-            Deployment(name="gpt-35-turbo-instruct", model="gpt-35-turbo-instruct", kind="completions"),
-            Deployment(
-                name="text-embedding-3-small", model="text-embedding-3-small", kind="embeddings", latency=0.05
-            ),
+        queues=(
+            QueueSpec(name=entry),
+            *[QueueSpec(name=queue) for queue in models],
+            QueueSpec(name=results, requires_session=True),
         ),
+        deployments=deployments,
     )

@@ -34,6 +34,9 @@ COLLECT_EVERY = 300.0
 SDKs and lost connections do, and Python itself waits until a quarter more objects have outlived its young
 generations, whatever they hold."""
 
+SORTED_SHARE = 0.25
+"""Of `in_flight_bytes`, what the sorter may hold besides: it must not wait for jobs that are being answered."""
+
 M_MMAP_THRESHOLD = -3
 """Of mallopt(3)."""
 LARGE_BLOCK = 128 << 10
@@ -83,7 +86,8 @@ async def collect_garbage(admission: Admission) -> None:
 async def serve(settings: WorkerSettings, logger: logging.Logger) -> None:
     routes = targets(settings)
     metrics = Metrics(
-        queues=settings.models_of_queues,
+        queues=queues_of(settings),
+        models=settings.queue_of_models if settings.sorts else (),
         deployments=[target.label for some in (routes or {}).values() for target in some],
         scopes=scopes(settings).values(),
         slots=settings.slots,
@@ -160,7 +164,7 @@ async def set_up(
     places = [gate.target for gate in admission.state.routes.gates]
     async with open_connections(settings, places, noting_tokens(admission, observer)) as azure:
         await prove(azure.checks, admission, observer, random.random, routes=targets(settings))
-        observer(Started(queues=tuple(models), slots=settings.slots))
+        observer(Started(queues=queues_of(settings), slots=settings.slots))
         conduct = Conduct(
             models=models,
             attempts=settings.attempts,
@@ -169,8 +173,14 @@ async def set_up(
             grace=settings.grace,
             sweep_every=settings.sweep_every,
             pod=settings.pod,
+            sorted_bytes=settings.in_flight_bytes * SORTED_SHARE,
         )
         yield build_core(azure, admission, rollouts, observer, conduct)
+
+
+def queues_of(settings: WorkerSettings) -> tuple[str, ...]:
+    """All that are received, that which is sorted first."""
+    return (*([settings.jobs_queue] if settings.sorts else []), *settings.models_of_queues)
 
 
 def reasons_not_ready(admission: Admission) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,7 @@ from worker.azure.blob.results import BlobResults
 from worker.azure.blob.storage import Storage, open_storage
 from worker.azure.identity import TokenBroker, open_broker
 from worker.azure.openai.model import AzureOpenAI
+from worker.azure.servicebus.forwarding import ForwardingSender
 from worker.azure.servicebus.jobs_queue import SERVICEBUS_SCOPE, JobsQueue, connect
 from worker.azure.servicebus.results_queue import ResultsQueue
 from worker.flow.startup import Check, Container, Queue, TokenScope
@@ -30,6 +31,8 @@ class Connections:
     tokens: TokenBroker
     client: ServiceBusClient
     sources: Sequence[JobsQueue]
+    entry: JobsQueue | None
+    senders: Mapping[str, ForwardingSender]
     sink: Sink
     claims: BlobClaims | None
     model: AzureOpenAI
@@ -89,6 +92,7 @@ async def open_connections(
             for queue in settings.models_of_queues
             for _ in range(settings.receivers)
         ]
+        entry, senders = await _open_sorting(settings, client, observer, stack)
         storage: Storage = await enter(open_storage(settings, tokens))
         sink, sink_check = await _open_sink(settings, client, storage, stack)
         model: AzureOpenAI = await enter(_model(settings, tokens))
@@ -96,6 +100,8 @@ async def open_connections(
             tokens=tokens,
             client=client,
             sources=sources,
+            entry=entry,
+            senders=senders,
             sink=sink,
             claims=storage.claims,
             model=model,
@@ -108,7 +114,8 @@ async def open_connections(
                     )
                     for service, scope in scopes(settings).items()
                 ],
-                *_queue_checks(settings.servicebus_namespace, sources),
+                *_queue_checks(settings.servicebus_namespace, [*sources, *([entry] if entry else [])]),
+                *_sender_checks(settings.servicebus_namespace, senders.values()),
                 sink_check,
                 *_claim_checks(settings, storage.claims),
                 *[
@@ -147,6 +154,30 @@ def _queue_checks(namespace: str, sources: Sequence[JobsQueue]) -> Sequence[Chec
     ]
 
 
+def _sender_checks(namespace: str, senders: Iterable[ForwardingSender]) -> Sequence[Check]:
+    return [
+        Check(
+            what=f"queue {sender.queue}, to send",
+            place=Queue(namespace=namespace, name=sender.queue, with_sessions=False, is_sent_to=True),
+            prove=sender.open,
+        )
+        for sender in senders
+    ]
+
+
+async def _open_sorting(
+    settings: WorkerSettings, client: ServiceBusClient, observer: Observer, stack: AsyncExitStack
+) -> tuple[JobsQueue | None, Mapping[str, ForwardingSender]]:
+    """The entry queue, and senders to the queues of the models; nothing where nothing is sorted."""
+    if not settings.sorts:
+        return None, {}
+    entry = await stack.enter_async_context(JobsQueue(client, settings.jobs_queue, observer=observer))
+    return entry, {
+        model: await stack.enter_async_context(ForwardingSender(client, queue))
+        for model, queue in settings.queue_of_models.items()
+    }
+
+
 async def _open_all(sources: Sequence[JobsQueue]) -> None:
     """Together. Raises the SourceUnavailable of the first that failed, once all have been tried."""
     for error in await asyncio.gather(*[source.open() for source in sources], return_exceptions=True):
@@ -170,6 +201,6 @@ async def _open_sink(
         return blobs, Check(what=f"results in {url}", place=Container(url=url), prove=blobs.open)
     name = settings.results_queue
     queue = await stack.enter_async_context(ResultsQueue(client, name))
-    place = Queue(namespace=settings.servicebus_namespace, name=name, with_sessions=True)
+    place = Queue(namespace=settings.servicebus_namespace, name=name, with_sessions=True, is_sent_to=True)
     check = Check(what=f"queue {name}", place=place, prove=queue.open)
     return ClaimedResults(queue, storage.claims) if storage.claims else queue, check

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from worker.errors import Cause
+from worker.jobs.copies import Copy
 from worker.jobs.job import Claim, Envelope, Job, Result
 from worker.jobs.outcomes import Outcome, Response, Settlement, Usage
 from worker.rate_limits import ThrottleKind
@@ -39,6 +40,35 @@ class Source(Protocol):
 
         Never cancel it: messages already taken from the wire would stay locked until their locks lapse.
         Raises SourceUnavailable; the source has then retired its link and opens another at the next call.
+        """
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Forward:
+    """A delivery that is sent on, and what of it changes."""
+
+    delivery: Delivery
+    copy: Copy
+
+
+class JobSender(Protocol):
+    """A queue to which jobs are sent on."""
+
+    @property
+    def queue(self) -> str: ...
+
+    async def send_on(
+        self,
+        forwards: Sequence[Forward],
+        *,
+        sent: Callable[[Sequence[Forward]], None],
+        refuse: Callable[[Forward], None],
+    ) -> None:
+        """Send copies of all, and settle none. `sent` is told those that the queue has confirmed, one or more, as
+        soon as it has; `refuse` one that no message can carry. One call at a time.
+
+        Raises SourceUnavailable: of which neither was told may have arrived or not, and the same message-id makes
+        sending it again harmless.
         """
 
 
@@ -147,6 +177,25 @@ class JobsReceived:
     count: int
     redelivered: int
     age: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobsSorted:
+    """`count` jobs of a model are in its queue, `seconds` after the first of them was received."""
+
+    queue: str
+    model: str
+    count: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SortingFailed:
+    """`held` jobs could not be sent to the queue of their model; it is tried again, while others are sorted."""
+
+    queue: str
+    held: int
+    detail: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -344,6 +393,8 @@ class JobFaulted:
 Event = (
     Started
     | JobsReceived
+    | JobsSorted
+    | SortingFailed
     | CallEnded
     | BackedOff
     | GateClosed

@@ -117,6 +117,30 @@ def _deployment(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
+def _queue_name(name: str) -> str:
+    if not QUEUE.fullmatch(name):
+        raise ValueError(f"the name of a queue: {QUEUE_ALPHABET}")
+    return name
+
+
+def _only_model(value: Any) -> Any:
+    """Lists of models were taken once."""
+    if isinstance(value, list) and len(value) == 1:
+        return value[0]
+    if isinstance(value, list):
+        # jobs of a throttled model would stand before the others', as a queue is first in, first out
+        raise ValueError(
+            'one model, such as "gpt-4o-mini", or null to drain the queue: a queue carries jobs of one model, or a '
+            "throttled one holds up the others. Give each model a queue of its own"
+        )
+    return value
+
+
+QUEUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,259}")
+QUEUE_ALPHABET = "1 to 260 letters, digits and . _ - /, and begins with a letter or digit"
+IN_QUEUE_NAME = re.compile(r"[A-Za-z0-9._-]+")
+"""Of a model's name, what can stand in the name of its queue."""
+
 HttpsUrl = Annotated[str, AfterValidator(_https)]
 ContainerUrl = Annotated[str, AfterValidator(_container)]
 ReadableFile = Annotated[Path, AfterValidator(_readable)]
@@ -159,6 +183,23 @@ class ConnectionSettings(BaseSettings):
     a local Azure."""
 
     jobs_queue: str = Field("jobs", min_length=1, max_length=260)
+    """The entry queue: jobs of any model can be sent here. With one model it is that model's queue."""
+
+    queues: (
+        Annotated[
+            dict[
+                Annotated[str, AfterValidator(_queue_name)],
+                Annotated[Annotated[str, Field(min_length=1)] | None, BeforeValidator(_only_model)],
+            ],
+            Field(min_length=1),
+        ]
+        | None
+    ) = None
+    """Queues by name, each with the one model whose jobs it carries, such as `{"jobs-mini": "gpt-4o-mini"}`; null:
+    its jobs are answered with `model_not_allowed`, which drains it. Of a model's queues the first gets its jobs,
+    and all are worked. A worker of several models names the queues of
+    those that are left out `<jobs_queue>-<model>`; a producer sends their jobs to `jobs_queue`."""
+
     results_queue: str = Field("results", min_length=1, max_length=260)
 
     sink: Literal["queue", "blob"] = "queue"
@@ -193,6 +234,23 @@ class ConnectionSettings(BaseSettings):
         host, _, named = (self.servicebus_endpoint or f"{self.servicebus_namespace}:{port}").rpartition(":")
         return host.strip("[]"), int(named)
 
+    @property
+    def named_queues(self) -> dict[str, str]:
+        """Each model whose queue is named, to the first of that."""
+        queues = list((self.queues or {}).items())
+        return {model: queue for queue, model in reversed(queues) if model is not None}
+
+    @model_validator(mode="after")
+    def _names_each_queue_once(self) -> Self:
+        seen: dict[str, str] = {}
+        for queue in self.queues or {}:
+            if (first := seen.setdefault(queue.casefold(), queue)) != queue:
+                raise ValueError(
+                    f"{PREFIX}QUEUES: {first} and {queue} are one queue, as Service Bus does not tell cases apart: "
+                    "must be names that differ otherwise"
+                )
+        return self
+
     @model_validator(mode="after")
     def _has_a_container(self) -> Self:
         if self.sink == "blob" and self.blob_container is None:
@@ -217,10 +275,6 @@ class WorkerSettings(ConnectionSettings):
     responses_store: bool = False
     """Let Azure keep responses (`/v1/responses`), 30 days by default. False sends `store: false` with each job
     that does not say itself: the result is here, and nobody would delete the copy of prompt and answer there."""
-
-    queues: Annotated[dict[str, Annotated[list[str], Field(min_length=1)]], Field(min_length=1)] | None = None
-    """The queues to work, each with the models its jobs may ask for, such as `{"jobs-mini": ["gpt-4o-mini"]}`. One
-    model a queue is best: jobs of a throttled model then hold up no others. Left out: `jobs_queue`, every model."""
 
     fleet_size: int = Field(1, ge=1, le=10_000)
     """Pods that share the budgets of deployments at most; this one takes its part, and more where the service's
@@ -279,11 +333,52 @@ class WorkerSettings(ConnectionSettings):
         for name in self.models:
             if not MODEL.fullmatch(name):
                 raise ValueError(f"{PREFIX}MODELS: the model {name[:80]!r}: must have {MODEL_ALPHABET}")
-        for queue, models in (self.queues or {}).items():
-            unknown = [model for model in models if model not in self.models]
-            if unknown:
+        for queue, model in (self.queues or {}).items():
+            if model is not None and model not in self.models:
                 allowed = ", ".join(sorted(self.models))
-                raise ValueError(f"{PREFIX}QUEUES[{queue}]={unknown[0]}: must be one of {PREFIX}MODELS: {allowed}")
+                raise ValueError(
+                    f"{PREFIX}QUEUES[{queue}]={model}: must be one of {PREFIX}MODELS: {allowed}, "
+                    "or null to drain the queue"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _can_name_the_queues_of_its_models(self) -> Self:
+        entry, queues = self.jobs_queue, self.queues or {}
+        if self.models == "passthrough":
+            if queues:
+                raise ValueError(
+                    f"{PREFIX}QUEUES is set beside {PREFIX}MODELS=passthrough: must be left out, as all jobs are "
+                    f"taken from {entry} then. Name the models to give each a queue"
+                )
+            return self
+        given = {queue.casefold(): model for queue, model in queues.items()}
+        if entry.casefold() in given and (given[entry.casefold()] is None or len(self.models) > 1):
+            raise ValueError(
+                f"{PREFIX}QUEUES[{entry}]: must be another queue than {PREFIX}JOBS_QUEUE, from which the jobs of "
+                f"all models are sorted. Name it otherwise, such as {entry}-{next(iter(self.models))}"
+            )
+        return self._require_queue_names(set(given) | {entry.casefold()})
+
+    def _require_queue_names(self, taken: set[str]) -> Self:
+        """Of the models whose queues are not named. `taken`: the names of queues in lower case."""
+        for model in self.models if len(self.models) > 1 else ():
+            if model in self.named_queues:
+                continue
+            queue = f"{self.jobs_queue}-{model}"
+            why = None
+            if not IN_QUEUE_NAME.fullmatch(model):
+                why = "a model's name in that of a queue must have letters, digits and . _ - only"
+            elif not QUEUE.fullmatch(queue):
+                why = f"must have {QUEUE_ALPHABET}"
+            elif queue.casefold() in taken:
+                why = "must differ from the others' by more than case"
+            if why:
+                raise ValueError(
+                    f"{PREFIX}MODELS: {queue[:300]} as the queue of {model!r}: {why}. Name its queue, such as "
+                    f'{PREFIX}QUEUES={{"{self.jobs_queue}-2": "{model}"}}'
+                )
+            taken.add(queue.casefold())
         return self
 
     @model_validator(mode="after")
@@ -303,11 +398,28 @@ class WorkerSettings(ConnectionSettings):
         return self
 
     @property
+    def queue_of_models(self) -> dict[str, str]:
+        """Each model to the queue of its jobs; empty under `passthrough`."""
+        if self.models == "passthrough":
+            return {}
+        one = {} if len(self.models) > 1 else dict.fromkeys(self.models, self.jobs_queue)
+        return {model: f"{self.jobs_queue}-{model}" for model in self.models} | one | self.named_queues
+
+    @property
+    def sorts(self) -> bool:
+        """Whether jobs are moved from the entry queue to those of their models."""
+        # a queue's name has no case
+        queues = [queue.casefold() for queue in self.queue_of_models.values()]
+        return bool(queues) and self.jobs_queue.casefold() not in queues
+
+    @property
     def models_of_queues(self) -> dict[str, frozenset[str] | None]:
-        """Each queue to its models, None for any."""
-        if self.queues is None:
+        """Each queue that jobs are answered from, to the models they ask for: None for any, empty if drained."""
+        if not self.queues and not self.sorts:
             return {self.jobs_queue: None}
-        return {queue: frozenset(models) for queue, models in self.queues.items()}
+        models: dict[str, str | None] = {queue: model for model, queue in self.queue_of_models.items()}
+        models |= self.queues or {}
+        return {queue: frozenset({model} if model else ()) for queue, model in models.items()}
 
     @classmethod
     def settings_customise_sources(

@@ -13,7 +13,7 @@ from typing import TypeVar
 import orjson
 
 from worker.errors import ClaimUnavailable, LockLost, ResultTooLarge, SinkUnavailable, SourceUnavailable
-from worker.interfaces import Delivery, Event, Room, Target
+from worker.interfaces import Delivery, Event, Forward, Room, Target
 from worker.jobs.claims import invalid_claim, make_claim
 from worker.jobs.job import Claim, Envelope, Job, Result, result_id
 from worker.jobs.outcomes import Abandon, Complete, DeadLetter, Release, Response, Settlement, Usage
@@ -78,18 +78,21 @@ class FakeQueue:
         delivery_count: int = 0,
         content_type: str | None = "application/json",
         dead_letter_reason: str | None = None,
+        time_to_live: float | None = None,
     ) -> None:
+        now = self._clock()
         self._put(
             Envelope(
                 body=body,
                 queue=self.queue,
                 sequence_number=next(self._numbers),
-                enqueued_at=self._clock(),
+                enqueued_at=now,
                 message_id=message_id,
                 correlation_id=correlation_id,
                 content_type=content_type,
                 delivery_count=delivery_count,
                 dead_letter_reason=dead_letter_reason,
+                expires_at=None if time_to_live is None else now + time_to_live,
                 properties=properties or {},
             )
         )
@@ -144,6 +147,67 @@ class FakeQueue:
         self._waiting.append(envelope)
         self._waiting.sort(key=lambda waiting: waiting.sequence_number)
         self._bell.ring()
+
+
+class FakeSender:
+    """A `JobSender` to a FakeQueue, which drops what it has seen before by its message-id.
+
+    `trouble`: nothing can be sent, for this reason. `unconfirmed`: so many sendings arrive and are not confirmed.
+    `largest`: bytes of a body that is refused if it has more. A sending takes `seconds`.
+    """
+
+    def __init__(self, queue: FakeQueue, *, largest: int | None = None, seconds: float = 0.02) -> None:
+        self.trouble: str | None = None
+        self.unconfirmed = 0
+        self.duplicates = 0
+        self.sendings: list[int] = []
+        self._target = queue
+        self._largest = largest
+        self._seconds = seconds
+        self._seen: set[str] = set()
+
+    @property
+    def queue(self) -> str:
+        return self._target.queue
+
+    async def send_on(
+        self,
+        forwards: Sequence[Forward],
+        *,
+        sent: Callable[[Sequence[Forward]], None],
+        refuse: Callable[[Forward], None],
+    ) -> None:
+        await asyncio.sleep(self._seconds)
+        if self.trouble:
+            raise SourceUnavailable(self.trouble, subject=f"queue {self.queue!r}")
+        fitting = []
+        for forward in forwards:
+            if self._largest is not None and len(forward.delivery.envelope.body) > self._largest:
+                refuse(forward)
+            else:
+                fitting.append(forward)
+                self._arrive(forward)
+        self.sendings.append(len(fitting))
+        if self.unconfirmed:
+            self.unconfirmed -= 1
+            raise SourceUnavailable("unconfirmed", subject=f"queue {self.queue!r}")
+        if fitting:
+            sent(fitting)
+
+    def _arrive(self, forward: Forward) -> None:
+        envelope, copy = forward.delivery.envelope, forward.copy
+        if copy.message_id in self._seen:
+            self.duplicates += 1
+            return
+        self._seen.add(copy.message_id)
+        self._target.send(
+            envelope.body,
+            message_id=copy.message_id,
+            correlation_id=envelope.correlation_id,
+            content_type=envelope.content_type,
+            properties=copy.apply(envelope.properties),
+            time_to_live=copy.time_to_live,
+        )
 
 
 class FakeSink:

@@ -67,6 +67,36 @@ async def test_a_file_of_many_batches_arrives_whole_and_in_order(
     assert arrived(bus, queue) == [make_job_id(batch_id, custom_id) for custom_id, _ in jobs]
 
 
+async def test_jobs_go_straight_to_the_queues_of_their_models_and_the_rest_to_the_entry_queue(
+    bus: Bus, tmp_path: Path
+) -> None:
+    models = ["gpt-4o", "gpt-4o-mini", "o3"]
+    jobs = [
+        (custom_id, line.replace(b"gpt-4o-mini", models[number % 5 % 3].encode()))
+        for number, (custom_id, line) in enumerate(make_lines(27, longest=200_000))
+    ]
+    batch = read_batch_file(write_lines(tmp_path / "jobs.jsonl", jobs))
+    settings = settings_for(bus, queues={"held": "gpt-4o", "large": "gpt-4o-mini"})
+    async with JobClient(settings, bus.credential()) as client:
+        await client.submit(batch, batch_id="b")
+        again = await client.submit(batch, batch_id="b")
+    assert again.submitted_before is not None
+    for queue, model in {"held": "gpt-4o", "large": "gpt-4o-mini", "jobs": "o3"}.items():
+        expected = [make_job_id("b", custom_id) for custom_id, line in jobs if f'"{model}"'.encode() in line]
+        assert arrived(bus, queue) == expected
+
+
+async def test_a_queue_of_a_model_that_is_not_there_is_told_before_anything_is_sent(
+    bus: Bus, tmp_path: Path
+) -> None:
+    batch = read_batch_file(write_lines(tmp_path / "jobs.jsonl", list(make_lines(0.01, longest=90))))
+    settings = settings_for(bus, queues={"nowhere": "gpt-4o-mini"})
+    async with JobClient(settings, bus.credential()) as client:
+        with pytest.raises(ServiceBusError):
+            await client.submit(batch, batch_id="b")
+    assert service_of(bus).broker.entity(RESULTS).counts().active == 0
+
+
 LOST: dict[str, Any] = {"kind": "lose_answer", "on": "send"}
 
 

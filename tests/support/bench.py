@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from worker.admission.admission import Admission
 from worker.flow.core import Conduct, JobSource, build_core
 from worker.flow.rollouts import Rollouts
-from worker.interfaces import Claims, DeadLetters, Observer, Target
+from worker.interfaces import Claims, DeadLetters, JobSender, Observer, Target
 from worker.jobs.job import Job
 from worker.jobs.outcomes import Response
 from worker.testing import EventList, FakeModel, FakeQueue, FakeSink, answer
@@ -50,6 +50,9 @@ class Bench:
         source: JobSource | None = None,
         sink: FakeSink | None = None,
         claims: Claims | None = None,
+        entry: JobSource | None = None,
+        senders: Mapping[str, JobSender] | None = None,
+        sorted_bytes: float = math.inf,
     ) -> None:
         self.events = EventList()
         self.queue = FakeQueue(clock=wall_clock) if queue is None else queue  # an empty one is false
@@ -57,6 +60,8 @@ class Bench:
         self.model = FakeModel(behaviour or answers)
         self.claims = claims
         self.sources: Sequence[JobSource] = [source or self.queue]
+        self.entry = entry
+        self.senders: Mapping[str, JobSender] = senders or {}
         self.admission = Admission(
             None if passthrough else routes or {"gpt-4o-mini": [target("mini")]},
             endpoint="https://account.openai.azure.com",
@@ -73,6 +78,7 @@ class Bench:
             grace=grace,
             sweep_every=math.inf,
             pod="pod-1",
+            sorted_bytes=sorted_bytes,
         )
         self.core = build_core(
             self, self.admission, self.rollouts, self.events, conduct, clock=wall_clock, chance=lambda: 1.0

@@ -43,12 +43,15 @@ def broker_of(bus: Bus) -> Broker:
     return service_of(bus).broker
 
 
-def settings_for(bus: Bus, *, jobs: str = JOBS, results: str = RESULTS) -> ConnectionSettings:
+def settings_for(
+    bus: Bus, *, jobs: str = JOBS, results: str = RESULTS, queues: dict[str, str | None] | None = None
+) -> ConnectionSettings:
     return ConnectionSettings(
         servicebus_namespace=bus.world.namespace,
         servicebus_endpoint=f"localhost:{bus.tls_port}",
         ca_file=bus.authority.ca_file,
         jobs_queue=jobs,
+        queues=queues,
         results_queue=results,
     )
 

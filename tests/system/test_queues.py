@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from embedded_azure.world import Deployment, QueueSpec, Role, RoleAssignment, Wo
 from tests.support.patience import PATIENCE
 from tests.support.processes import (
     Azure,
+    Worker,
     assert_one_result_each,
     azure,
     command,
@@ -19,11 +21,14 @@ from tests.support.processes import (
     write_batch,
 )
 
+ANSWERED = "aoai_worker_result_write_seconds_count"
+
 
 def with_queues(world: World, *queues: QueueSpec) -> World:
     """The queues in place of `jobs`, each with the worker's and the producer's roles."""
     rights: list[tuple[str, Role]] = [
         ("worker", "Azure Service Bus Data Receiver"),
+        ("worker", "Azure Service Bus Data Sender"),
         ("producer", "Azure Service Bus Data Sender"),
     ]
     roles = [
@@ -79,33 +84,60 @@ async def test_a_deployment_that_turns_forbidden_is_passed_over_and_the_pod_stay
 
 
 async def test_a_throttled_model_holds_up_its_own_queue_and_no_other(tmp_path: Path) -> None:
+    """Both models interleaved in the entry queue, one of them throttled for a minute."""
+    mini, large = "gpt-4o-mini", "gpt-4o"
     world = with_queues(
         replace(
             world_for_tests(),
             deployments=(
-                Deployment(name="mini", model="gpt-4o-mini"),
-                Deployment(name="large", model="gpt-4o", requests_per_minute=6),
+                Deployment(name="mini", model=mini, latency=0.5, latency_sigma=0.0),
+                Deployment(name="large", model=large, latency=0.5, latency_sigma=0.0),
             ),
         ),
-        QueueSpec(name="jobs-mini"),
-        QueueSpec(name="jobs-large"),
+        *[QueueSpec(name=name) for name in ("jobs", f"jobs-{mini}", f"jobs-{large}")],
     )
     settings = {
-        "models": json.dumps({"gpt-4o-mini": ["mini"], "gpt-4o": ["large"]}),
-        "queues": json.dumps({"jobs-mini": ["gpt-4o-mini"], "jobs-large": ["gpt-4o"]}),
+        "models": json.dumps({mini: ["mini"], large: ["large"]}),
         "slots": "16",
         "grace": "0.5",  # the throttled jobs cannot end in a stop, however long it is
     }
     async with azure(tmp_path, world) as cloud, worker(cloud, **settings) as one:
-        await submit(cloud, write_lines(tmp_path / "large.jsonl", 100, model="gpt-4o"), "large", "jobs-large")
-        await submit(cloud, write_lines(tmp_path / "mini.jsonl", 200, model="gpt-4o-mini"), "mini", "jobs-mini")
-        results = await collect(cloud, "mini", tmp_path / "out.jsonl")
-        assert len(results) == 200
+        alone = await seconds_for_mini(cloud, one, write_mixed(tmp_path / "alone.jsonl", 251, mini), 251)
+        throttle = {"kind": "throttle", "reason": "call", "deployment": "large", "retry_after": 60}
+        await cloud.control("/local/faults", throttle)
+        both = write_mixed(tmp_path / "both.jsonl", 502, mini, large)
+        beside = await seconds_for_mini(cloud, one, both, 502)
         _, state = await one.get("/statez")
-    queues = {queue["queue"]: queue for queue in json.loads(state)["queues"]}
+        handed_back = await one.metric("aoai_worker_jobs_handed_back_total")
+        assert await one.metric("aoai_worker_jobs_sorted_total") == 251 + 502
+    queues = {queue["queue"] for queue in json.loads(state)["queues"]}
     gates = {gate["deployment"]: gate for gate in json.loads(state)["gates"]}
-    assert set(queues) == {"jobs-mini", "jobs-large"}
+    assert queues == {f"jobs-{mini}", f"jobs-{large}"}
     assert gates["large"]["waits_for"] is not None, "nothing waits without a word"
+    assert alone / beside >= 0.9
+    assert handed_back <= 8
+
+
+async def seconds_for_mini(cloud: Azure, one: Worker, file: Path, answered: int) -> float:
+    """Until so many of its jobs were answered in all, from when the first of these was."""
+    before = await one.metric(ANSWERED)
+    await submit(cloud, file, file.stem)
+    started = time.monotonic()
+    async with asyncio.timeout(PATIENCE):
+        while (now := await one.metric(ANSWERED)) < answered:
+            if now == before:
+                started = time.monotonic()
+            await asyncio.sleep(0.05)  # another process: it tells by its metrics only
+    return time.monotonic() - started
+
+
+def write_mixed(path: Path, count: int, *models: str) -> Path:
+    with path.open("w") as file:
+        for number in range(count):
+            asked = {"model": models[number % len(models)], "messages": [{"role": "user", "content": "?"}]}
+            line = {"custom_id": f"q-{number}", "method": "POST", "url": "/v1/chat/completions", "body": asked}
+            file.write(json.dumps(line) + "\n")
+    return path
 
 
 async def test_what_the_broker_gave_up_ends_in_an_error_line_so_that_the_batch_ends(tmp_path: Path) -> None:

@@ -459,3 +459,78 @@ def test_settings_do_not_change_once_they_are_read(environment: pytest.MonkeyPat
     settings = load(WorkerSettings)
     with pytest.raises(ValueError, match="frozen"):
         setattr(settings, "slots", 5)  # noqa: B010 - mypy knows that it cannot be assigned
+
+
+TWO_MODELS = '{"gpt-4o-mini": ["mini"], "gpt-4o": ["large"]}'
+
+
+def test_with_one_model_its_queue_is_the_entry_queue_and_nothing_is_moved(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("AOAI_WORKER_JOBS_QUEUE", "work")
+    settings = load(WorkerSettings)
+    assert settings.queue_of_models == {"gpt-4o-mini": "work"}
+    assert settings.models_of_queues == {"work": None}
+    assert not settings.sorts
+
+
+def test_with_several_models_each_has_a_queue_that_is_named_after_it(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("AOAI_WORKER_MODELS", TWO_MODELS)
+    settings = load(WorkerSettings)
+    assert settings.queue_of_models == {"gpt-4o-mini": "jobs-gpt-4o-mini", "gpt-4o": "jobs-gpt-4o"}
+    assert settings.models_of_queues == {
+        "jobs-gpt-4o-mini": frozenset({"gpt-4o-mini"}),
+        "jobs-gpt-4o": frozenset({"gpt-4o"}),
+    }
+    assert settings.sorts
+
+
+def test_queues_may_be_named_in_part_as_lists_of_one_or_drained(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("AOAI_WORKER_MODELS", TWO_MODELS)
+    environment.setenv("AOAI_WORKER_QUEUES", '{"new": ["gpt-4o"], "old": "gpt-4o", "retired": null}')
+    settings = load(WorkerSettings)
+    assert settings.queue_of_models == {"gpt-4o-mini": "jobs-gpt-4o-mini", "gpt-4o": "new"}
+    assert settings.models_of_queues == {
+        "jobs-gpt-4o-mini": frozenset({"gpt-4o-mini"}),
+        "new": frozenset({"gpt-4o"}),
+        "old": frozenset({"gpt-4o"}),
+        "retired": frozenset(),
+    }
+
+
+def test_one_model_whose_queue_is_named_otherwise_is_sorted_into_it(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("AOAI_WORKER_QUEUES", '{"jobs-mini": "gpt-4o-mini", "jobs-old": null}')
+    settings = load(WorkerSettings)
+    assert settings.sorts
+    environment.setenv("AOAI_WORKER_JOBS_QUEUE", "Jobs-Mini")
+    assert not load(WorkerSettings).sorts
+
+
+def test_a_producer_reads_which_queue_is_of_which_model(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("AOAI_WORKER_QUEUES", '{"new": "gpt-4o", "old": "gpt-4o", "retired": null}')
+    assert load(ConnectionSettings).named_queues == {"gpt-4o": "new"}
+
+
+@pytest.mark.parametrize(
+    ("models", "queues", "told"),
+    [
+        (TWO_MODELS, '{"q": ["gpt-4o", "gpt-4o-mini"]}', "QUEUES[q]=['gpt-4o', 'gpt-4o-mini']: must be one model"),
+        (TWO_MODELS, '{"q": []}', "QUEUES[q]=[]: must be one model"),
+        (TWO_MODELS, '{"q": "gpt-5"}', "QUEUES[q]=gpt-5: must be one of AOAI_WORKER_MODELS"),
+        (TWO_MODELS, '{"q": "gpt-4o", "Q": "gpt-4o-mini"}', "q and Q are one queue"),
+        (TWO_MODELS, '{"jobs": "gpt-4o"}', "must be another queue than AOAI_WORKER_JOBS_QUEUE"),
+        (TWO_MODELS, '{"JOBS": null}', "must be another queue than AOAI_WORKER_JOBS_QUEUE"),
+        (TWO_MODELS, '{"a queue": "gpt-4o"}', "the name of a queue: 1 to 260 letters"),
+        (TWO_MODELS, '{"JOBS-gpt-4o": "gpt-4o-mini"}', "must differ from the others' by more than case"),
+        ('{"a": ["a"], "A": ["b"]}', None, "must differ from the others' by more than case"),
+        ('{"org/x": ["a"], "b": ["b"]}', None, 'AOAI_WORKER_QUEUES={"jobs-2": "org/x"}'),
+        ("passthrough", '{"q": "gpt-4o"}', "QUEUES is set beside AOAI_WORKER_MODELS=passthrough"),
+    ],
+)
+def test_queues_that_cannot_be_are_refused_with_the_next_step(
+    environment: pytest.MonkeyPatch, models: str, queues: str | None, told: str
+) -> None:
+    environment.setenv("AOAI_WORKER_MODELS", models)
+    if queues is not None:
+        environment.setenv("AOAI_WORKER_QUEUES", queues)
+    with pytest.raises(InvalidSettings) as refused:
+        load(WorkerSettings)
+    assert told in str(refused.value)

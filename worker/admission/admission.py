@@ -157,7 +157,7 @@ class Admission:
         Raises HandedBack at `until`, and as soon as it is known that no gate will be open by then.
         """
         now = loop_time()
-        if not self.state.is_anyone_waiting and (gate := route.ready_gate(now)) is not None:
+        if not self.state.is_anyone_waiting and self.state.may_call and (gate := route.ready_gate(now)) is not None:
             return Permit(self, gate.enter(cost, now))
         waiter = Waiter(next(self._tickets), cost, until, asyncio.get_running_loop().create_future())
         route.line.add(waiter)
@@ -288,6 +288,17 @@ class Admission:
         if not self.state.is_stopping:
             await self._stop_bell.wait(until)
         return self.state.is_stopping
+
+    async def may_sort(self) -> bool:
+        """Wait while suspects run apart, as their death would count for whatever is held; and while no more can be
+        set aside. False once it is stopping."""
+        state = self.state
+        while not state.is_stopping:
+            has_place = state.aside < ASIDE_AT_MOST and state.memory.may_set_aside(0)
+            if has_place and not state.closures.stops_receiving:
+                return True
+            await self._bell.wait()
+        return False
 
     async def settled(self, until: float) -> bool:
         """Wait until nothing is held any more, at most until `until`; whether that is so."""

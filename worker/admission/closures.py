@@ -18,6 +18,9 @@ class Closure(StrEnum):
     """Deliveries that may have killed a process run apart. Their end is its end."""
     SOURCE = "source"
     """Some queues cannot be received. Only reported: the receivers of the others go on."""
+    SORTING = "sorting"
+    """Jobs cannot be moved from the entry queue: it, or the queue of a model, cannot be used. Only reported: the
+    queues of the models go on. The sorter ends it."""
     SETUP = "setup"
     """Our set-up is wrong at every deployment of some model. Only reported: demand says what to receive."""
 

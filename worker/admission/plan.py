@@ -27,8 +27,9 @@ class State:
     """All that a decision depends on.
 
     A slot is taken by a delivery and free once its result is written; the delivery stays held until it is settled.
-    At most twice the slots are held, so slow settlements cannot pile up without end; of each queue that was empty
-    one message may come beyond the slots.
+    While its gate is closed it takes none, or a throttled model would leave half of the slots to the others. At
+    most twice the slots are held, so neither these nor slow settlements can pile up without end; of each queue that
+    was empty one message may come beyond the slots.
     """
 
     slots: int
@@ -46,6 +47,16 @@ class State:
     @property
     def in_flight(self) -> int:
         return sum([intake.in_flight for intake in self.intakes])
+
+    @property
+    def may_call(self) -> bool:
+        """Whether one call more may be under way. The jobs that wait at closed gates take no slots, so when these
+        open there are more jobs than calls that we can carry."""
+        return sum([gate.in_flight for gate in self.routes.gates]) < self.slots
+
+    def busy(self, now: float) -> int:
+        """Deliveries that take a slot: all but the jobs that wait at closed gates."""
+        return self.in_flight - sum([route.waiting for route in self.routes.all if route.blocked_until > now])
 
     @property
     def is_anyone_waiting(self) -> bool:
@@ -111,7 +122,8 @@ def plan(state: State, now: float) -> Step:
     suspects = state.suspects
     if suspects.waiting and not suspects.together:
         return DecideSuspect(suspects.waiting[0], suspects.has_place(suspects.waiting[0]))
-    for route in waiting:
+    may_call = bool(waiting) and state.may_call
+    for route in waiting if may_call else ():
         if (gate := route.ready_gate(now)) is not None:
             return GrantPermit(route, route.line.first, gate)
     until = math.inf
@@ -119,7 +131,7 @@ def plan(state: State, now: float) -> Step:
         hand_back, at = _hand_back(state, route, now)
         if hand_back is not None:
             return hand_back
-        until = min(until, at, route.ready_at(now))
+        until = min(until, at, route.ready_at(now) if may_call else math.inf)
     for intake in state.intakes:
         if intake.asks is not None:
             count, at = room(state, intake, now)
@@ -161,7 +173,7 @@ def room(state: State, intake: QueueIntake, now: float) -> tuple[int, float]:
     reserved = sum([other.reserved for other in state.intakes])
     # what waits at an empty queue holds up nobody; should a message come there, it is one too many
     idle = sum([other.reserved for other in state.intakes if not other.has_backlog]) if intake.has_backlog else 0
-    free = min(state.slots - state.in_flight, 2 * state.slots - state.held) - reserved + idle
+    free = min(state.slots - state.busy(now), 2 * state.slots - state.held) - reserved + idle
     if free <= 0:
         return 0, math.inf
     if state.closures.is_half_open:

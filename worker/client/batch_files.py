@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, NamedTuple, cast
 
 import orjson
 
@@ -62,8 +62,8 @@ class BatchFile:
     compression make no other batch of it.
 
     `name` is what people are told. `size` (bytes) and `modified` (ns) show whether the file is still the one that
-    was checked. `large`: number and bytes of each line that may not fit a message. `blank_lines` and
-    `byte_order_marks` are skipped.
+    was checked. `large`: number and bytes of each line that may not fit a message. `models` are those that jobs ask
+    for. `blank_lines` and `byte_order_marks` are skipped.
     """
 
     path: Path
@@ -73,6 +73,7 @@ class BatchFile:
     size: int
     modified: int
     large: Sequence[tuple[int, int]] = ()
+    models: frozenset[str] = frozenset()
     blank_lines: int = 0
     byte_order_marks: int = 0
 
@@ -88,6 +89,7 @@ def read_batch_file(path: Path, *, name: str | None = None) -> BatchFile:
     digest = hashlib.sha256()
     identities: array[int] = array("q")
     large: list[tuple[int, int]] = []
+    models: set[str] = set()
     with _opened(path, name) as (file, raw):
         status = os.fstat(raw.fileno())
         _refuse_utf16(name, file)
@@ -97,7 +99,9 @@ def read_batch_file(path: Path, *, name: str | None = None) -> BatchFile:
             if len(line) > LARGE_LINE_BYTES:
                 large.append((number, len(line)))
             try:
-                identities.append(hash(_read_job(line).custom_id))
+                job = _read_job(line)
+                identities.append(hash(job.custom_id))
+                models.add(job.model)
             except NotAJob as error:
                 wrong.add(number, error.description)
         for number, first, custom_id in _duplicates(file, _repeated(identities)):
@@ -114,6 +118,7 @@ def read_batch_file(path: Path, *, name: str | None = None) -> BatchFile:
         size=status.st_size,
         modified=status.st_mtime_ns,
         large=large,
+        models=frozenset(models),
         blank_lines=lines.blank,
         byte_order_marks=lines.byte_order_marks,
     )
@@ -155,8 +160,16 @@ def check_unchanged(batch: BatchFile) -> None:
     _require_unchanged(batch, batch.path.stat())
 
 
-def read_jobs(batch: BatchFile) -> Iterator[tuple[str, bytes]]:
-    """custom_id and line of each job. Raises InvalidBatch if the file is no longer the one read.
+class FileJob(NamedTuple):
+    """A job of a batch file; `line` is what is sent."""
+
+    custom_id: str
+    model: str
+    line: bytes
+
+
+def read_jobs(batch: BatchFile) -> Iterator[FileJob]:
+    """Each job. Raises InvalidBatch if the file is no longer the one read.
 
     A file that is put in its place by renaming does no harm: the old one is read to its end.
     """
@@ -165,7 +178,8 @@ def read_jobs(batch: BatchFile) -> Iterator[tuple[str, bytes]]:
             # after the line was read: no line that was not checked is a job of this batch
             _require_unchanged(batch, os.fstat(raw.fileno()))
             try:
-                yield parse_line(line).custom_id, line
+                job = parse_line(line)
+                yield FileJob(job.custom_id, job.model, line)
             except NotAJob as error:
                 raise InvalidBatch(batch.name, [LineProblem(line=number, problem=error.description)]) from error
         _require_unchanged(batch, os.fstat(raw.fileno()))

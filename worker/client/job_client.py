@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -44,7 +44,7 @@ from worker.client.batches import (
 from worker.client.blob_collector import BlobCollector, put_manifest
 from worker.client.queue_collector import QueueCollector
 from worker.client.result_files import ResultOutput, output_of
-from worker.client.submission import Stamp, make_manifest, send_jobs, send_manifest
+from worker.client.submission import JobQueues, Stamp, make_manifest, send_jobs, send_manifest
 from worker.settings import ConnectionSettings, load
 
 CLOSE_TIMEOUT = 10.0
@@ -101,7 +101,8 @@ class JobClient:
         on_progress: OnProgress | None = None,
         on_waiting: Callable[[str], None] | None = None,
     ) -> Submission:
-        """Send the manifest, then every line. `deadline` needs a time zone.
+        """Send the manifest, then every line: to the queue of its model where the settings name it
+        (AOAI_WORKER_QUEUES), else to the entry queue. `deadline` needs a time zone.
 
         Safe to repeat: without a `batch_id` the same file is the same batch, and what Service Bus has seen
         within its duplicate-detection window it drops. So a file that shall run twice needs another id.
@@ -109,7 +110,7 @@ class JobClient:
         what is waited for, and why it is tried again.
         Raises InvalidBatchId, InvalidBatch if the file has changed or a line fits no message and no claim,
         OtherBatch where another file has this id, AlreadyCollected, UncheckedBatch where a `batch_id` other than
-        the file's own cannot be checked, BlobFailed, or the SDK's ServiceBusError where the jobs queue cannot be
+        the file's own cannot be checked, BlobFailed, or the SDK's ServiceBusError where a queue of jobs cannot be
         reached, all before anything is sent; SubmissionInterrupted after that.
         """
         links, settings = self._open_links, self._settings
@@ -119,12 +120,15 @@ class JobClient:
             time_to_live=time_to_live,
             deadline=deadline,
         )
-        async with RetryingSender(links.senders, settings.jobs_queue, on_waiting or _ignore) as sender:
-            largest = await largest_body(sender)
+        waiting = on_waiting or _ignore
+        async with JobQueues(links.senders, settings.jobs_queue, settings.named_queues, waiting) as queues:
+            names = {queues.queue(model) for model in batch.models}
+            largest = min([await largest_body(queues.sender(name)) for name in sorted(names)])
             check_sizes(batch, message=largest, claim=claims.largest if claims else None)
             check_unchanged(batch)
-            before = await self._announce(batch, stamp.batch_id, on_waiting or _ignore)
-            await send_jobs(sender, batch, stamp, claims=claims, report=on_progress or _ignore)
+            before = await self._announce(batch, stamp.batch_id, waiting)
+            stamp = replace(stamp, check_result=before is not None)
+            await send_jobs(queues, batch, stamp, claims=claims, report=on_progress or _ignore)
         return Submission(batch_id=stamp.batch_id, total=batch.total, sha256=batch.sha256, submitted_before=before)
 
     async def status(self, batch_id: str) -> BatchStatus:

@@ -4,12 +4,14 @@ A line that is too large for a message lies in Blob storage, and its message is 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Self
 
 from azure.servicebus import ServiceBusMessage, ServiceBusMessageBatch
+from azure.servicebus.aio import ServiceBusClient
 from azure.servicebus.exceptions import MessageSizeExceededError
 
 from worker.azure.blob.claims import BlobClaims
@@ -17,24 +19,28 @@ from worker.azure.blob.container import BlobFailed
 from worker.azure.servicebus.faults import FAULTS
 from worker.azure.servicebus.packing import largest_body, pack
 from worker.azure.servicebus.sending import RetryingSender
-from worker.client.batch_files import BatchFile, InvalidBatch, read_jobs
+from worker.client.batch_files import BatchFile, FileJob, InvalidBatch, read_jobs
 from worker.client.batches import OnProgress, Progress
 from worker.client.result_session import MANIFEST_SUBJECT
 from worker.errors import WorkerError
 from worker.jobs.claims import encode_claim
+from worker.jobs.copies import CHECK_RESULT, MODEL_PROPERTY
 from worker.jobs.job import CLAIM_TYPE, Manifest, encode_manifest, make_job_id, manifest_id, rfc3339
 
 READ_AHEAD = 8 << 20
-"""Bytes of lines that are read, and where they are too large put into Blob storage, together."""
+"""Bytes of lines that are read, sorted by their queues, and where they are too large put into Blob storage,
+together: dozens of batches, so that the last one for each queue, which is not full, costs little."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stamp:
-    """What every message of a submission has. `deadline` has a time zone."""
+    """What every message of a submission has. `deadline` has a time zone. `check_result`: the batch was submitted
+    before, so its jobs may have been answered."""
 
     batch_id: str
     time_to_live: timedelta | None
     deadline: datetime | None
+    check_result: bool = False
 
 
 class SubmissionInterrupted(WorkerError):
@@ -51,23 +57,72 @@ async def send_manifest(sender: RetryingSender, manifest: Manifest) -> None:
     await _send(sender, manifest_message(manifest), SubmissionInterrupted(0, manifest.total))
 
 
+class JobQueues:
+    """Senders to the queues of jobs, opened by their first use; an async context manager. `queue_of` has the models
+    whose queues are named; jobs of others go to `entry`."""
+
+    def __init__(
+        self, client: ServiceBusClient, entry: str, queue_of: Mapping[str, str], waiting: Callable[[str], None]
+    ) -> None:
+        self._client = client
+        self._entry = entry
+        self._queue_of = queue_of
+        self._waiting = waiting
+        self._senders: dict[str, RetryingSender] = {}
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *details: Any) -> None:
+        await self._stack.aclose()
+
+    def queue(self, model: str) -> str:
+        return self._queue_of.get(model, self._entry)
+
+    def sender(self, queue: str) -> RetryingSender:
+        sender = self._senders.get(queue)
+        if sender is None:
+            sender = self._senders[queue] = RetryingSender(self._client, queue, self._waiting)
+            self._stack.push_async_exit(sender)
+        return sender
+
+
 async def send_jobs(
-    sender: RetryingSender,
+    queues: JobQueues,
     batch: BatchFile,
     stamp: Stamp,
     *,
     claims: BlobClaims | None,
     report: OnProgress,
 ) -> None:
-    """Raises SubmissionInterrupted: by Service Bus, by Blob storage, or because the file has changed."""
-    messages = _job_messages(batch, stamp, await largest_body(sender), claims)
+    """Each job to the queue of its model. Raises SubmissionInterrupted: by Service Bus, by Blob storage, or because
+    the file has changed."""
     sent = 0
     try:
-        async for packed in pack(sender, messages, lambda message: message, _refuse):
-            await _send(sender, packed.batch, SubmissionInterrupted(sent, batch.total))
-            sent += len(packed.entries)
-            report(Progress(done=sent, total=batch.total))
+        for group in _read_ahead(read_jobs(batch)):
+            for queue, jobs in _by_queue(group, queues).items():
+                sender = queues.sender(queue)
+                messages = _job_messages(jobs, stamp, await _largest(sender, sent, batch), claims)
+                async for packed in pack(sender, messages, lambda message: message, _refuse):
+                    await _send(sender, packed.batch, SubmissionInterrupted(sent, batch.total))
+                    sent += len(packed.entries)
+                    report(Progress(done=sent, total=batch.total))
     except (InvalidBatch, BlobFailed) as error:
+        raise SubmissionInterrupted(sent, batch.total) from error
+
+
+def _by_queue(group: Sequence[FileJob], queues: JobQueues) -> Mapping[str, Sequence[FileJob]]:
+    by_queue: dict[str, list[FileJob]] = {}
+    for job in group:
+        by_queue.setdefault(queues.queue(job.model), []).append(job)
+    return by_queue
+
+
+async def _largest(sender: RetryingSender, sent: int, batch: BatchFile) -> int:
+    try:
+        return await largest_body(sender)
+    except FAULTS as error:
         raise SubmissionInterrupted(sent, batch.total) from error
 
 
@@ -104,23 +159,26 @@ def manifest_message(manifest: Manifest) -> ServiceBusMessage:
 
 
 async def _job_messages(
-    batch: BatchFile, stamp: Stamp, largest: int, claims: BlobClaims | None
+    jobs: Sequence[FileJob], stamp: Stamp, largest: int, claims: BlobClaims | None
 ) -> AsyncIterator[ServiceBusMessage]:
-    """Each line's message, made when it is asked for."""
-    for group in _read_ahead(read_jobs(batch)):
-        claimed = [] if claims is None else [line for _, line in group if len(line) > largest]
-        claim_of = dict(zip(claimed, await _store(claims, stamp.batch_id, claimed), strict=True))
-        for custom_id, line in group:
-            yield job_message(custom_id, line, claim_of.get(line), stamp)
+    """Each job's message, made when it is asked for."""
+    claimed = [] if claims is None else [job.line for job in jobs if len(job.line) > largest]
+    claim_of = dict(zip(claimed, await _store(claims, stamp.batch_id, claimed), strict=True))
+    for job in jobs:
+        yield job_message(job, claim_of.get(job.line), stamp)
 
 
-def job_message(custom_id: str, line: bytes, claim: bytes | None, stamp: Stamp) -> ServiceBusMessage:
+def job_message(job: FileJob, claim: bytes | None, stamp: Stamp) -> ServiceBusMessage:
     properties: dict[str | bytes, Any] = {}
     if stamp.deadline:
         properties["deadline"] = rfc3339(stamp.deadline.timestamp())
+    if stamp.check_result:
+        properties[CHECK_RESULT] = True
+    if claim is not None:
+        properties[MODEL_PROPERTY] = job.model
     return ServiceBusMessage(
-        line if claim is None else claim,
-        message_id=make_job_id(stamp.batch_id, custom_id),
+        job.line if claim is None else claim,
+        message_id=make_job_id(stamp.batch_id, job.custom_id),
         correlation_id=stamp.batch_id,
         content_type="application/json" if claim is None else CLAIM_TYPE,
         time_to_live=stamp.time_to_live,
@@ -128,12 +186,12 @@ def job_message(custom_id: str, line: bytes, claim: bytes | None, stamp: Stamp) 
     )
 
 
-def _read_ahead(jobs: Iterable[tuple[str, bytes]]) -> Iterator[Sequence[tuple[str, bytes]]]:
-    group: list[tuple[str, bytes]] = []
+def _read_ahead(jobs: Iterable[FileJob]) -> Iterator[Sequence[FileJob]]:
+    group: list[FileJob] = []
     size = 0
-    for custom_id, line in jobs:
-        group.append((custom_id, line))
-        size += len(line)
+    for job in jobs:
+        group.append(job)
+        size += len(job.line)
         if size >= READ_AHEAD:
             yield group
             group, size = [], 0

@@ -36,7 +36,8 @@ class Caller:
     observer: Observer
     rollouts: Rollouts = field(default_factory=lambda: Rollouts(0.0))
     models: Mapping[str, frozenset[str] | None] = field(default_factory=dict)
-    """Of each queue, the models that its jobs may ask for; None and a queue that is not named: all."""
+    """Of each queue, the models that its jobs should ask for: those of others are answered too. None, and a queue
+    that is not named: any. Where there are none the queue is drained, and its jobs are refused."""
     clock: Callable[[], float] = time.time
     chance: Callable[[], float] = field(default=random.random)
     _retrier: Retrier = field(init=False)
@@ -47,6 +48,8 @@ class Caller:
     async def answer(self, job: Job, slot: Slot, progress: JobProgress) -> Concluded:
         """Call until there is a last word. Raises HandedBack."""
         route = self._route_of(job)
+        if route is None and self._is_drained(job.queue):
+            return self._not_allowed(job)
         if route is None:
             return await self._wait_for_rollout(job, slot)
         attempts = _Attempts(self, job, route, slot, estimate(job), progress)
@@ -72,8 +75,11 @@ class Caller:
         return self._not_allowed(job)
 
     def _route_of(self, job: Job) -> Route | None:
-        allowed = self.models.get(job.queue)
-        return self.admission.route(job.line.model) if allowed is None or job.line.model in allowed else None
+        return None if self._is_drained(job.queue) else self.admission.route(job.line.model)
+
+    def _is_drained(self, queue: str) -> bool:
+        models = self.models.get(queue)
+        return models is not None and not models
 
     async def _attempt(self, job: Job, route: Route, slot: Slot, cost: Cost, progress: JobProgress) -> Response:
         """One call, once there is memory for its answer and a gate lets it through.
@@ -164,7 +170,10 @@ class Caller:
         )
 
     def _not_allowed(self, job: Job) -> Failed:
-        models = self.models.get(job.queue) or self.admission.state.routes.models
+        if self._is_drained(job.queue):
+            message = f"the queue {job.queue!r} is drained: AOAI_WORKER_QUEUES maps it to null"
+            return Failed(code=FailureCode.MODEL_NOT_ALLOWED, message=message)
+        models = self.admission.state.routes.models
         allowed = ", ".join(sorted(models)[:20]) or "any deployment's name"
         message = f"the model {job.line.model[:80]!r} is not one that this worker may call; allowed are: {allowed}"
         return Failed(code=FailureCode.MODEL_NOT_ALLOWED, message=message)

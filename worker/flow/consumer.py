@@ -2,17 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from worker.admission.admission import Admission
+from worker.admission.admission import Admission, Slot
 from worker.admission.intake import QueueIntake
 from worker.errors import HandedBack, SourceUnavailable
 from worker.flow.processor import Processor
 from worker.flow.retry import RetryPolicy
 from worker.flow.rollouts import Rollouts
 from worker.interfaces import Delivery, Drained, Draining, JobsReceived, Observer, Source
-from worker.jobs.outcomes import HandBackReason
+from worker.jobs.outcomes import Failed, HandBackReason
 from worker.waits import Interrupt, loop_time
 
 RECEIVE_WAIT = 1.0
@@ -80,21 +81,28 @@ class Consumer:
             if deliveries or had_backlog:
                 self._note_received(intake.queue, deliveries)
             for delivery in deliveries:
-                self._take(receiver, delivery, jobs)
+                jobs.create_task(self.work(delivery, intake))
 
     def _note_received(self, queue: str, deliveries: Sequence[Delivery]) -> None:
         redelivered = sum(delivery.envelope.delivery_count > 0 for delivery in deliveries)
-        age = self._clock() - deliveries[-1].envelope.enqueued_at if deliveries else 0.0
+        age = self._clock() - deliveries[-1].envelope.waiting_since if deliveries else 0.0
         self._observer(JobsReceived(queue=queue, count=len(deliveries), redelivered=redelivered, age=max(0.0, age)))
 
-    def _take(self, receiver: Receiver, delivery: Delivery, jobs: asyncio.TaskGroup) -> None:
+    def work(
+        self, delivery: Delivery, intake: QueueIntake, verdict: Failed | None = None
+    ) -> Coroutine[Any, Any, None]:
+        """Take a slot for the delivery at once; the rest of its life is to be awaited."""
         interrupt = Interrupt()
         if self._admission.state.is_stopping:
             interrupt.by(HandedBack(HandBackReason.SHUTDOWN))
         self._interrupts.add(interrupt)
-        slot = self._admission.slot(receiver.intake, len(delivery.envelope.body))
-        job = jobs.create_task(self._processor.process(delivery, slot, interrupt))
-        job.add_done_callback(lambda _: self._interrupts.discard(interrupt))
+        return self._work(delivery, self._admission.slot(intake, len(delivery.envelope.body)), interrupt, verdict)
+
+    async def _work(self, delivery: Delivery, slot: Slot, interrupt: Interrupt, verdict: Failed | None) -> None:
+        try:
+            await self._processor.process(delivery, slot, interrupt, verdict)
+        finally:
+            self._interrupts.discard(interrupt)
 
     async def _drain(self) -> int:
         """How many jobs were still under way after the grace period, and are handed back.

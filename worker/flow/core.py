@@ -1,6 +1,7 @@
 """The worker without its edges: from what talks to Azure, or fakes of it, to a worker that runs."""
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,13 +11,15 @@ from functools import partial
 from typing import Protocol
 
 from worker.admission.admission import Admission
+from worker.admission.intake import QueueIntake
 from worker.flow.caller import Caller
 from worker.flow.consumer import Consumer, Receiver
 from worker.flow.processor import Processor
 from worker.flow.retry import RetryPolicy
 from worker.flow.rollouts import Rollouts
+from worker.flow.sorter import Sorter
 from worker.flow.sweeper import Sweeper
-from worker.interfaces import Claims, DeadLetters, Model, Observer, Sink, Source
+from worker.interfaces import Claims, DeadLetters, JobSender, Model, Observer, Sink, Source
 
 
 class JobSource(Source, Protocol):
@@ -37,13 +40,22 @@ class Ports(Protocol):
     def claims(self) -> Claims | None: ...
     @property
     def sources(self) -> Sequence[JobSource]: ...
+    @property
+    def entry(self) -> JobSource | None:
+        """The queue whose jobs are sorted, None where there is nothing to sort."""
+
+    @property
+    def senders(self) -> Mapping[str, JobSender]:
+        """To the queue of each model."""
+
     def dead_letters(self, queue: str, observer: Observer) -> AbstractAsyncContextManager[DeadLetters]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conduct:
     """How often and for how long, in seconds: the settings of the same names. `models` are those that the jobs of
-    each queue may ask for, None and of a queue that is not named: all."""
+    each queue ask for, None and of a queue that is not named: any; where there are none its jobs are refused.
+    `sorted_bytes` bounds what the sorter holds."""
 
     models: Mapping[str, frozenset[str] | None]
     attempts: int
@@ -52,6 +64,7 @@ class Conduct:
     grace: float
     sweep_every: float
     pod: str
+    sorted_bytes: float = math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +74,7 @@ class Core:
     admission: Admission
     processor: Processor
     consumer: Consumer
+    sorter: Sorter | None
     sweepers: Sequence[Sweeper]
 
     async def run(self) -> None:
@@ -68,6 +82,8 @@ class Core:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.admission.run(), name="admission")
             tasks.create_task(self.consumer.run(), name="consumer")
+            if self.sorter is not None:
+                tasks.create_task(self.sorter.run(), name="sorter")
             for sweeper in self.sweepers:
                 tasks.create_task(sweeper.run(), name=f"sweeper of {sweeper.queue}")
 
@@ -118,6 +134,7 @@ def build_core(
         grace=conduct.grace,
         clock=clock,
     )
+    sorter = _build_sorter(ports, admission, consumer, observer, conduct, chance, clock)
     sweepers = [
         Sweeper(
             queue=queue,
@@ -131,6 +148,35 @@ def build_core(
             chance=chance,
             clock=clock,
         )
-        for queue in dict.fromkeys(source.queue for source in ports.sources)
+        for queue in dict.fromkeys(
+            source.queue for source in [*ports.sources, *([ports.entry] if ports.entry else [])]
+        )
     ]
-    return Core(admission=admission, processor=processor, consumer=consumer, sweepers=sweepers)
+    return Core(admission=admission, processor=processor, consumer=consumer, sorter=sorter, sweepers=sweepers)
+
+
+def _build_sorter(
+    ports: Ports,
+    admission: Admission,
+    consumer: Consumer,
+    observer: Observer,
+    conduct: Conduct,
+    chance: Callable[[], float],
+    clock: Callable[[], float],
+) -> Sorter | None:
+    if ports.entry is None:
+        return None
+    # what it gives to the consumer takes no slot: it is refused, or set aside, or one of few
+    intake = QueueIntake(ports.entry.queue, None)
+    return Sorter(
+        queue=ports.entry.queue,
+        source=ports.entry,
+        senders=ports.senders,
+        work_in_place=lambda delivery, verdict: consumer.work(delivery, intake, verdict),
+        claims=ports.claims,
+        admission=admission,
+        observer=observer,
+        bytes_limit=conduct.sorted_bytes,
+        chance=chance,
+        clock=clock,
+    )

@@ -39,6 +39,7 @@ from worker.interfaces import (
     Sink,
     SuspectMet,
 )
+from worker.jobs.copies import CHECK_RESULT
 from worker.jobs.job import Claim, Envelope, Job, Record, Result, claim_of, decode, encode_result
 from worker.jobs.outcomes import (
     AlreadyDone,
@@ -76,29 +77,37 @@ class Processor:
     clock: Callable[[], float] = time.time
     chance: Callable[[], float] = field(default=random.random)
 
-    async def process(self, delivery: Delivery, slot: Slot, interrupt: Interrupt) -> None:
-        """Bring a delivery to its outcome and settle it. The slot is free once the result is written."""
+    async def process(
+        self, delivery: Delivery, slot: Slot, interrupt: Interrupt, verdict: Failed | None = None
+    ) -> None:
+        """Bring a delivery to its outcome and settle it. The slot is free once the result is written. With a
+        `verdict` nothing is called: it becomes the result."""
         delivery.when_lost(lambda: interrupt.by(LockLost("the lock lapsed")))
         progress = JobProgress()
         with slot:
-            outcome = await self._conclude(delivery, slot, interrupt, progress)
+            outcome = await self._conclude(delivery, slot, interrupt, progress, verdict)
             slot.free()
             self._report(delivery, outcome, progress)
             await self._settle(delivery, settlement_of(outcome))
 
     async def _conclude(
-        self, delivery: Delivery, slot: Slot, interrupt: Interrupt, progress: JobProgress
+        self,
+        delivery: Delivery,
+        slot: Slot,
+        interrupt: Interrupt,
+        progress: JobProgress,
+        verdict: Failed | None,
     ) -> Outcome:
         envelope = delivery.envelope
         try:
             async with interrupt, self._place(envelope):
                 job = await self._decode(envelope, slot)
-                if envelope.delivery_count and await self._is_done(job):
+                if _may_be_done(envelope) and await self._is_done(job):
                     return AlreadyDone()
                 started = self._start(job, envelope, progress)
                 # not by name: the answer's bytes are let go once its line is made
                 return await self._write(
-                    job, await self.caller.answer(job, slot, progress), slot, progress, started
+                    job, verdict or await self.caller.answer(job, slot, progress), slot, progress, started
                 )
         except NotAJob as error:
             return Unreadable(reason=error.reason, description=error.description)
@@ -240,6 +249,10 @@ class Processor:
                 outcome=outcome,
                 deployment=progress.target.label if progress.target else None,
                 calls=progress.calls,
-                seconds=max(0.0, self.clock() - envelope.enqueued_at),
+                seconds=max(0.0, self.clock() - envelope.waiting_since),
             )
         )
+
+
+def _may_be_done(envelope: Envelope) -> bool:
+    return envelope.delivery_count > 0 or bool(envelope.properties.get(CHECK_RESULT))

@@ -26,11 +26,13 @@ class TokenScope:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Queue:
-    """`namespace` is its host name. A queue of results needs sessions, one of jobs must not have them."""
+    """`namespace` is its host name. A queue of results needs sessions, one of jobs must not have them.
+    `is_sent_to`: it is about sending to it, else about receiving from it."""
 
     namespace: str
     name: str
     with_sessions: bool
+    is_sent_to: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

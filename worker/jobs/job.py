@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from worker.errors import DeadLetterReason, NotAJob
+from worker.jobs.copies import ENQUEUED_AT
 from worker.jobs.model_names import MODEL, MODEL_ALPHABET
 from worker.jobs.outcomes import Answered, Concluded, Failed, Refused, Usage
 
@@ -54,7 +55,7 @@ class Operation(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Envelope:
-    """The fields of a received message that the worker reads. Times are Unix seconds."""
+    """The fields of a received message that the worker reads. Times are Unix seconds; `expires_at` None: never."""
 
     body: bytes
     queue: str
@@ -65,7 +66,15 @@ class Envelope:
     content_type: str | None = None
     delivery_count: int = 0
     dead_letter_reason: str | None = None
+    expires_at: float | None = None
     properties: Mapping[str, object]
+
+    @property
+    def waiting_since(self) -> float:
+        """When it was first enqueued: a job that was moved says so itself."""
+        value = self.properties.get(ENQUEUED_AT)
+        moment = None if value is None else moment_of(str(value))
+        return self.enqueued_at if moment is None else moment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +154,7 @@ def parse_line(raw: bytes) -> JobLine:
 
 def claim_of(envelope: Envelope) -> Claim | None:
     """The claim check that the message is, None where it carries its job itself. Raises NotAJob."""
-    kind = (envelope.content_type or "").split(";", 1)[0].strip().lower()
+    kind = _content_type(envelope)
     if kind in JOB_TYPES:
         return None
     if kind != CLAIM_TYPE:
@@ -154,6 +163,14 @@ def claim_of(envelope: Envelope) -> Claim | None:
             f"content-type is {_shown(envelope.content_type)}; send application/json, or {CLAIM_TYPE}",
         )
     return parse_claim(envelope.body)
+
+
+def is_claim(envelope: Envelope) -> bool:
+    return _content_type(envelope) == CLAIM_TYPE
+
+
+def _content_type(envelope: Envelope) -> str:
+    return (envelope.content_type or "").split(";", 1)[0].strip().lower()
 
 
 def parse_claim(body: bytes) -> Claim:
@@ -183,7 +200,7 @@ def decode(envelope: Envelope, *, max_age: float, body: bytes | None = None) -> 
         batch_id=_batch_id(envelope.correlation_id),
         queue=envelope.queue,
         line=line,
-        enqueued_at=envelope.enqueued_at,
+        enqueued_at=envelope.waiting_since,
         deadline=_deadline(envelope, max_age),
         replay=_replay(envelope),
     )
@@ -262,6 +279,15 @@ def decode_manifest(raw: bytes) -> Manifest:
 def rfc3339(moment: float) -> str:
     """Unix seconds as UTC with milliseconds."""
     return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def moment_of(text: str) -> float | None:
+    """Unix seconds; None unless it is RFC 3339 with a time zone."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return moment.timestamp() if moment.tzinfo else None
 
 
 def _verdict(outcome: Concluded) -> tuple[JsonObject | None, JsonObject | None, Usage | None]:
@@ -411,10 +437,15 @@ def _require_text(document: JsonObject, name: str, meaning: str, *, within: str 
     raise _invalid(f'"{within}{name}" is {_shown(value)}; it must be {meaning}')
 
 
+def message_name(envelope: Envelope) -> str:
+    """The message-id; of a message that came without one, its place."""
+    return envelope.message_id or f"{envelope.queue}/{envelope.sequence_number}"
+
+
 def _job_id(envelope: Envelope) -> str:
     job_id = envelope.properties.get("job-id")
     if job_id is None:
-        job_id = envelope.message_id or f"{envelope.queue}/{envelope.sequence_number}"
+        job_id = message_name(envelope)
     if not isinstance(job_id, str) or not 0 < len(job_id) <= MAX_ID_LENGTH:
         raise _invalid(f"the job id is {_shown(job_id)}; it must be text of 1 to {MAX_ID_LENGTH} characters")
     return job_id
@@ -434,17 +465,14 @@ def _batch_id(correlation_id: str | None) -> str:
 def _deadline(envelope: Envelope, max_age: float) -> float:
     value = envelope.properties.get("deadline")
     if value is None:
-        return envelope.enqueued_at + max_age
-    try:
-        moment = datetime.fromisoformat(str(value))
-    except ValueError:
-        moment = datetime.min  # has no time zone, so it is refused below
-    if moment.tzinfo is None:
+        return envelope.waiting_since + max_age
+    moment = moment_of(str(value))
+    if moment is None:
         raise _invalid(
             f'the property "deadline" is {_shown(value)}; it must be RFC 3339 with a time zone, '
             "such as 2026-11-23T18:00:00Z"
         )
-    return moment.timestamp()
+    return moment
 
 
 def _replay(envelope: Envelope) -> int:

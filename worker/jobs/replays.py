@@ -9,16 +9,16 @@ import hashlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 from worker.errors import WorkerError
-from worker.jobs.job import HASHED, MAX_ID_LENGTH, REPLAYED, Envelope, rfc3339
+from worker.jobs.copies import CHECK_RESULT, ENQUEUED_AT, Copy
+from worker.jobs.job import HASHED, MAX_ID_LENGTH, REPLAYED, Envelope, moment_of, rfc3339
 
 MOST_REPLAYS = 9_999
 """The number of a replay has 1 to 4 digits."""
 
-NOT_THE_PRODUCERS = ("DeadLetterReason", "DeadLetterErrorDescription")
-"""Application properties that dead-lettering adds."""
+NOT_THE_PRODUCERS = ("DeadLetterReason", "DeadLetterErrorDescription", ENQUEUED_AT, CHECK_RESULT)
+"""Application properties that dead-lettering and sorting add. A replay begins anew, and so does its deadline."""
 
 
 class InvalidDeadline(WorkerError):
@@ -84,23 +84,10 @@ class NewDeadline:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Replay:
-    """How the message that is sent differs from the dead letter. `changes` of application properties: None takes
-    one away."""
-
-    message_id: str
-    changes: Mapping[str, str | None]
-
-    def apply(self, properties: Mapping[str, object]) -> dict[str, object]:
-        kept = {name: value for name, value in properties.items() if name not in self.changes}
-        return kept | {name: value for name, value in self.changes.items() if value is not None}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What is replayed, and what is left where it is and why, both by sequence number."""
 
-    replays: Mapping[int, Replay]
+    replays: Mapping[int, Copy]
     left: Mapping[int, str]
 
 
@@ -126,7 +113,7 @@ def read_deadline(text: str | None, now: float) -> NewDeadline | None:
         return None
     if text.casefold() == "none":
         return NewDeadline(moment=None)
-    moment = _moment(text)
+    moment = moment_of(text)
     if moment is None or moment <= now:
         raise InvalidDeadline(
             f"--deadline {text}: it must be a moment to come in RFC 3339 with a time zone, such as "
@@ -141,7 +128,7 @@ def plan_replays(
     """`found` are all that are known: what would be swallowed as the duplicate of another's replay is not sent."""
     ids = Counter(message_id_of(letter) for letter in found)
     left: dict[int, str] = {}
-    replays: dict[int, Replay] = {}
+    replays: dict[int, Copy] = {}
     for letter in chosen:
         why = _objection(letter, deadline, now, ids)
         if why:
@@ -151,13 +138,13 @@ def plan_replays(
     return Plan(replays=replays, left=left)
 
 
-def replay_of(letter: DeadLetter, deadline: NewDeadline | None = None) -> Replay:
-    changes: dict[str, str | None] = dict.fromkeys(NOT_THE_PRODUCERS)
+def replay_of(letter: DeadLetter, deadline: NewDeadline | None = None) -> Copy:
+    changes: dict[str, str | bool | None] = dict.fromkeys(NOT_THE_PRODUCERS)
     if letter.job_id is None:
         changes["job-id"] = _own_id(letter)
     if deadline:
         changes["deadline"] = None if deadline.moment is None else rfc3339(deadline.moment)
-    return Replay(message_id=message_id_of(letter), changes=changes)
+    return Copy(message_id=message_id_of(letter), changes=changes)
 
 
 def message_id_of(letter: DeadLetter) -> str:
@@ -182,7 +169,7 @@ def _times_replayed(letter: DeadLetter) -> int:
 
 
 def _objection(letter: DeadLetter, deadline: NewDeadline | None, now: float, ids: Mapping[str, int]) -> str | None:
-    moment = _moment(str(letter.deadline))
+    moment = moment_of(str(letter.deadline))
     if deadline is None and moment is not None and moment <= now:
         return (
             f"its deadline {letter.deadline} has passed, so it would expire at once; "
@@ -196,11 +183,3 @@ def _objection(letter: DeadLetter, deadline: NewDeadline | None, now: float, ids
     if _times_replayed(letter) >= MOST_REPLAYS:
         return f"it has been replayed {MOST_REPLAYS:,} times, which is as often as can be"
     return None
-
-
-def _moment(text: str) -> float | None:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return moment.timestamp() if moment.tzinfo else None

@@ -24,6 +24,8 @@ from worker.jobs.outcomes import Answered, Outcome, Refused, label_of
 LEVELS: Mapping[type[Any], int] = {
     events.Started: logging.INFO,
     events.JobsReceived: logging.DEBUG,
+    events.JobsSorted: logging.DEBUG,
+    events.SortingFailed: logging.WARNING,
     events.JobStarted: logging.DEBUG,
     events.CallEnded: logging.DEBUG,
     events.BackedOff: logging.INFO,

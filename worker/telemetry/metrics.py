@@ -58,6 +58,7 @@ class Metrics:
         self,
         *,
         queues: Iterable[str],
+        models: Iterable[str] = (),
         deployments: Iterable[str],
         scopes: Iterable[str],
         slots: int,
@@ -71,6 +72,8 @@ class Metrics:
         self._create_at_zero(
             tuple(queues), sorted(self._deployments), tuple(scope_label(scope) for scope in scopes)
         )
+        for model in models:  # that are sorted
+            self._child(self.sorted, model)
         self.slots.set(slots)
         self.bytes_limit.set(bytes_limit)
         Info(f"{PREFIX}_build", "The version that runs", registry=self.registry).info(
@@ -78,6 +81,8 @@ class Metrics:
         )
         self._on: dict[type[Any], Callable[[Any], None]] = {
             events.JobsReceived: self._jobs_received,
+            events.JobsSorted: self._jobs_sorted,
+            events.SortingFailed: self._sorting_failed,
             events.JobStarted: self._job_started,
             events.CallEnded: self._call_ended,
             events.GateClosed: self._gate_closed,
@@ -117,6 +122,9 @@ class Metrics:
     def _define(self) -> None:
         counter, gauge, histogram = self._counter, self._gauge, self._histogram
         self.received = counter("jobs_received", "Messages received", ["queue"])
+        self.sorted = counter("jobs_sorted", "Jobs moved to the queue of their model", ["model"])
+        self.sort_seconds = histogram("sort_seconds", "From receiving to moved, of a batch", [], WRITE_BUCKETS)
+        self.sort_failures = counter("sort_failures", "Batches that a model's queue did not take", ["queue"])
         self.handed_back = counter("jobs_handed_back", "Deliveries given back to the queue", ["queue", "reason"])
         self.paid_twice = counter("jobs_paid_twice", "Answers where another was written before", ["queue"])
         self.suspects = counter("jobs_suspect", "Deliveries run apart from the rest", ["queue"])
@@ -183,6 +191,7 @@ class Metrics:
             self.paid_twice,
             self.suspects,
             self.backlog_age,
+            self.sort_failures,
         ):
             self._child(metric, queue)
         for outcome in OUTCOMES:
@@ -209,6 +218,13 @@ class Metrics:
         self._child(self.backlog_age, event.queue).set(event.age)
         if event.redelivered:
             self._child(self.redelivered, event.queue).inc(event.redelivered)
+
+    def _jobs_sorted(self, event: events.JobsSorted) -> None:
+        self._child(self.sorted, event.model).inc(event.count)
+        self.sort_seconds.observe(event.seconds)
+
+    def _sorting_failed(self, event: events.SortingFailed) -> None:
+        self._child(self.sort_failures, event.queue).inc()
 
     def _job_started(self, event: events.JobStarted) -> None:
         self._child(self.wait_seconds, event.queue).observe(event.waited)

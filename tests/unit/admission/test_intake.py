@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.support.admissions import MIB, Receiver, RunningAdmission, admission_of, at
 from worker.admission.admission import Slot
 from worker.admission.closures import Closure
+from worker.admission.costs import Cost
 from worker.admission.routes import Demand, Routes
 from worker.interfaces import IntakeClosed, IntakeOpened, Target
 from worker.testing import EventList
@@ -67,6 +68,26 @@ async def test_room_is_what_slots_are_free() -> None:
     receiver = receiver_of(3)
     with receiver.slot(), receiver.slot():
         assert await receiver.room() == 1
+
+
+async def test_jobs_that_wait_at_a_closed_gate_leave_their_slots_to_other_queues() -> None:
+    targets = {name: [Target(deployment=name, endpoint="https://a.openai.azure.com")] for name in ("mini", "large")}
+    admission = RunningAdmission(targets, slots=8)
+    mini = Receiver(admission, "jobs-mini", MINI)
+    large = Receiver(admission, "jobs-large", frozenset({"large"}))
+    admission.gates[1].opens_at = 60.0
+    route = admission.route("large")
+    assert route is not None
+    with large.slot(), large.slot(), large.slot(), large.slot():
+        assert mini.room_now() == 4
+        waiting = [asyncio.ensure_future(admission.admit(route, Cost(1, 1), until=99.0)) for _ in range(4)]
+        await asyncio.sleep(1)
+        assert (mini.room_now(), large.room_now()) == (8, 0)
+        permits = await asyncio.gather(*waiting)
+        assert loop_time() == 60
+        assert mini.room_now() == 4
+        for permit in permits:
+            permit.__exit__(None, None, None)
 
 
 async def test_a_waiter_for_room_is_woken_when_a_slot_is_freed() -> None:

@@ -64,7 +64,7 @@ def test_the_end_of_lines_and_of_the_file_do_not_change_a_batch(tmp_path: Path) 
 def test_a_line_is_sent_as_it_stands_in_the_file(tmp_path: Path) -> None:
     line = make_line("ä").replace(b": ", b" :  ")
     batch = read_batch_file(write(tmp_path / "jobs.jsonl", [line]))
-    assert list(read_jobs(batch)) == [("ä", line)]
+    assert list(read_jobs(batch)) == [("ä", "gpt-4o-mini", line)]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_what_is_skipped_and_compression_change_neither_jobs_nor_batch(
     other = read_batch_file(folder / "other.jsonl")
     assert (other.total, other.sha256) == (plain.total, plain.sha256)
     assert (other.blank_lines, other.byte_order_marks) == (sum(blanks), 1)
-    assert list(read_jobs(other)) == [(f"{number}", line) for number, line in enumerate(lines)]
+    assert list(read_jobs(other)) == [(f"{number}", "gpt-4o-mini", line) for number, line in enumerate(lines)]
 
 
 def test_a_problem_keeps_the_number_that_its_line_has_in_the_file(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_a_byte_order_mark_in_the_middle_is_skipped_as_files_are_put_together(tm
     lines = [BYTE_ORDER_MARK + make_line("a"), BYTE_ORDER_MARK + make_line("b")]
     batch = read_batch_file(write(tmp_path / "jobs.jsonl", lines))
     assert (batch.total, batch.byte_order_marks) == (2, 2)
-    assert list(read_jobs(batch)) == [("a", make_line("a")), ("b", make_line("b"))]
+    assert list(read_jobs(batch)) == [("a", "gpt-4o-mini", make_line("a")), ("b", "gpt-4o-mini", make_line("b"))]
 
 
 def test_a_file_of_blank_lines_is_empty(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_a_line_that_was_not_checked_is_not_sent_when_the_file_changes_meanwhile
     with path.open("ab" if how == "appended" else "r+b") as file:
         file.write(b"".join(make_line(f"other-{number}") + b"\n" for number in range(7_001)))
     with pytest.raises(InvalidBatch, match="has changed"):
-        sent.extend(custom_id for custom_id, _ in jobs)
+        sent.extend(job.custom_id for job in jobs)
     assert sent == [f"checked-{number}" for number in range(len(sent))]
 
 
@@ -235,7 +235,7 @@ def test_a_file_that_is_replaced_by_renaming_is_read_to_its_end(tmp_path: Path) 
     jobs = read_jobs(batch)
     sent = [next(jobs)[0] for _ in range(1_009)]
     other.replace(path)
-    assert [*sent, *(custom_id for custom_id, _ in jobs)] == names
+    assert [*sent, *(job.custom_id for job in jobs)] == names
 
 
 @settings(max_examples=50, deadline=None)
@@ -248,7 +248,7 @@ def test_a_file_is_refused_exactly_if_a_custom_id_is_repeated(
     if repeated:
         assert [line for line, _ in problems_of(path)] == repeated
     else:
-        assert [custom_id for custom_id, _ in read_jobs(read_batch_file(path))] == names
+        assert [job.custom_id for job in read_jobs(read_batch_file(path))] == names
 
 
 def make_large_batch(path: Path, *sizes: int) -> Any:

@@ -612,19 +612,6 @@ async def test_jobs_that_are_handed_back_again_and_again_are_not_asked_for_witho
     assert bench.sink.lines == {}
 
 
-async def test_a_queue_takes_only_the_models_that_it_is_bound_to() -> None:
-    models = frozenset({"mini"})
-    bench = Bench(routes={"mini": [target("mini")], "large": [target("large")]}, models=models)
-    bench.queue.send(job_line("a", model="large"), message_id="batch/a")
-    bench.queue.send(job_line("b", model="mini"), message_id="batch/b")
-    await bench.work()
-    error: Any = bench.sink.results["batch/a"]["error"]
-    assert error["code"] == "model_not_allowed"
-    assert "'large'" in error["message"]
-    assert "allowed are: mini" in error["message"]
-    assert bench.model.calls == [("b", "mini")]
-
-
 # Redeliveries and results that are there already
 
 

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from worker.jobs.copies import Copy
 from worker.jobs.job import Envelope, decode, rfc3339
 from worker.jobs.replays import (
     InvalidDeadline,
     NewDeadline,
     Plan,
-    Replay,
     Selection,
     dead_letter_of,
     message_id_of,
@@ -46,7 +46,7 @@ def without_none(**properties: object) -> dict[str, Any]:
     return {name: value for name, value in properties.items() if value is not None}
 
 
-def replay(of: Envelope, deadline: NewDeadline | None = None) -> Replay:
+def replay(of: Envelope, deadline: NewDeadline | None = None) -> Copy:
     return replay_of(dead_letter_of(of), deadline)
 
 

@@ -51,7 +51,10 @@ from worker.roles import (
 from worker.settings import WorkerSettings
 
 JOBS = Queue(namespace="my-bus.servicebus.windows.net", name="jobs", with_sessions=False)
-RESULTS = Queue(namespace="my-bus.servicebus.windows.net", name="results", with_sessions=True)
+OF_A_MODEL = Queue(
+    namespace="my-bus.servicebus.windows.net", name="jobs-gpt-4o", with_sessions=False, is_sent_to=True
+)
+RESULTS = Queue(namespace="my-bus.servicebus.windows.net", name="results", with_sessions=True, is_sent_to=True)
 MINI = Target(endpoint="https://my-account.openai.azure.com", deployment="mini")
 CONTAINER = Container(url="https://mystore.blob.core.windows.net/results")
 SOMEBODY = Principal(object_id="0d0d")
@@ -150,6 +153,7 @@ def test_a_command_is_shown_whole_on_a_narrow_terminal_and_once(
 PLACES: Sequence[tuple[Refusing, Role]] = (
     (JOBS, SERVICE_BUS_DATA_RECEIVER),
     (RESULTS, SERVICE_BUS_DATA_SENDER),
+    (OF_A_MODEL, SERVICE_BUS_DATA_SENDER),
     (MINI, OPENAI_USER),
     (CONTAINER, BLOB_DATA_CONTRIBUTOR),
 )
@@ -555,3 +559,9 @@ async def test_what_never_answers_is_given_up_together_after_20_seconds(
     assert [finding.state for finding in findings] == [State.WRONG, State.WRONG, State.UNSEEN, State.UNSEEN]
     assert {finding.detail for finding in findings} == {"no answer within 20 s"}
     assert (findings[0].suggestion or "").startswith("let this network reach")
+
+
+def test_a_missing_queue_of_a_model_is_created_as_the_entry_queue_is() -> None:
+    suggestion = suggest(Cause.MISSING, OF_A_MODEL, SOMEBODY)
+    assert suggestion is not None
+    assert suggestion.replace("jobs-gpt-4o", "jobs") == suggest(Cause.MISSING, JOBS, SOMEBODY)

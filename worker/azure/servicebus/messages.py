@@ -12,17 +12,19 @@ from worker.jobs.job import Envelope
 
 
 def open_envelope(message: ServiceBusReceivedMessage, queue: str) -> Envelope:
-    enqueued = message.enqueued_time_utc
+    enqueued, time_to_live = message.enqueued_time_utc, message.time_to_live
+    enqueued_at = enqueued.timestamp() if enqueued else time.time()
     return Envelope(
         body=read_body(message),
         queue=queue,
         sequence_number=message.sequence_number or 0,
-        enqueued_at=enqueued.timestamp() if enqueued else time.time(),
+        enqueued_at=enqueued_at,
         message_id=_word(message.message_id),
         correlation_id=_word(message.correlation_id),
         content_type=_word(message.content_type),
         delivery_count=message.delivery_count or 0,
         dead_letter_reason=_word(message.dead_letter_reason),
+        expires_at=enqueued_at + time_to_live.total_seconds() if time_to_live else None,
         properties=_properties(message.application_properties),
     )
 

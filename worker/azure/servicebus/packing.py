@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from azure.servicebus import ServiceBusMessage, ServiceBusMessageBatch
+from azure.servicebus.amqp import AmqpAnnotatedMessage, AmqpMessageBodyType
 from azure.servicebus.exceptions import MessageSizeExceededError
 
 ENVELOPE_BYTES = 512
@@ -48,7 +49,7 @@ async def largest_body(sender: MakesBatches) -> int:
 async def pack(
     sender: MakesBatches,
     entries: AsyncIterable[Entry],
-    message_of: Callable[[Entry], ServiceBusMessage],
+    message_of: Callable[[Entry], ServiceBusMessage | AmqpAnnotatedMessage],
     refuse: Callable[[Entry, int], None],
 ) -> AsyncIterator[Packed[Entry]]:
     """Batches in the order of the entries; one of them is in memory at a time.
@@ -77,10 +78,11 @@ async def _empty_batch(sender: MakesBatches) -> ServiceBusMessageBatch:
     return await sender.create_message_batch(max_size_in_bytes=limit - ENVELOPE_BYTES)
 
 
-def _add(batch: ServiceBusMessageBatch, message: ServiceBusMessage) -> bool:
+def _add(batch: ServiceBusMessageBatch, message: ServiceBusMessage | AmqpAnnotatedMessage) -> bool:
     """Whether the message could be added, and so was."""
     # a body that alone is too large is not encoded to find out: that takes twice its size again
-    if len(batch) >= MOST_MESSAGES or any(len(part) > batch.max_size_in_bytes for part in message.body):
+    body = message.body if message.body_type == AmqpMessageBodyType.DATA else ()
+    if len(batch) >= MOST_MESSAGES or any(len(part) > batch.max_size_in_bytes for part in body):
         return False
     try:
         batch.add_message(message)

@@ -78,7 +78,8 @@ def deployments_of(settings: WorkerSettings) -> Sequence[Target]:
 
 
 def describe_settings(settings: WorkerSettings) -> Finding:
-    queues = ", ".join(settings.models_of_queues)
+    entry = f"{settings.jobs_queue} (sorted to the others), " if settings.sorts else ""
+    queues = entry + ", ".join(settings.models_of_queues)
     results = settings.results_queue if settings.sink == "queue" else settings.blob_container
     namespace = f"{settings.servicebus_namespace} {describe_way(settings)}"
     detail = f"no key; namespace {namespace}, jobs from: {queues}, results to: {results}"
@@ -136,7 +137,8 @@ class Examination:
 
     async def what_they_open(self, administration: OpenAdministration) -> Sequence[Finding]:
         places = [check.place for check in self._azure.checks]
-        queues = dict.fromkeys(place for place in places if isinstance(place, Queue))
+        # one look at each, whether it is received, sent to, or both
+        queues = {place.name: place for place in places if isinstance(place, Queue)}.values()
         async with self._open(administration) as reader:
             return await asyncio.gather(
                 *[
@@ -216,7 +218,7 @@ class Examination:
 def what_is_proved(place: Refusing) -> tuple[str, str]:
     """The name of the token that opens the place, and what is so where nothing fails."""
     match place:
-        case Queue(with_sessions=True):
+        case Queue(is_sent_to=True):
             return "Service Bus", "there, and we may send"
         case Queue():
             return "Service Bus", "there, needs no session, and we may listen"

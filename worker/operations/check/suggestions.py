@@ -91,7 +91,7 @@ def resource_of(place: Refusing) -> Resource:
         case Queue(namespace=host):
             namespace = _first_label(host)
             return Resource(
-                role=SERVICE_BUS_DATA_SENDER if place.with_sessions else SERVICE_BUS_DATA_RECEIVER,
+                role=SERVICE_BUS_DATA_SENDER if place.is_sent_to else SERVICE_BUS_DATA_RECEIVER,
                 scope=f"{PREFIX}/Microsoft.ServiceBus/namespaces/{namespace}/queues/{place.name}",
                 address=f"{host} on port 5671, past any proxy, or set AOAI_WORKER_SERVICEBUS_TRANSPORT=websockets: "
                 "port 443, by the proxy of HTTPS_PROXY",

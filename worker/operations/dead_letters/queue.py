@@ -5,20 +5,20 @@ import sys
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Protocol, cast
+from typing import BinaryIO, Protocol, cast
 
-from azure.servicebus import ServiceBusReceivedMessage
 from azure.servicebus.aio import ServiceBusClient, ServiceBusSender
-from azure.servicebus.amqp import AmqpAnnotatedMessage, AmqpMessageBodyType, AmqpMessageProperties
 
 from worker.azure.identity import open_broker
+from worker.azure.servicebus.forwarding import copy_of
 from worker.azure.servicebus.jobs_queue import SERVICEBUS_SCOPE, JobsQueue, connect
 from worker.azure.servicebus.links import LockedMessage
 from worker.azure.servicebus.messages import read_structure
 from worker.flow.dead_letters import Pass, pages
 from worker.interfaces import DeadLetters, Delivery
+from worker.jobs.copies import Copy
 from worker.jobs.job import Envelope
-from worker.jobs.replays import DeadLetter, Replay, Survey, dead_letter_of
+from worker.jobs.replays import DeadLetter, Survey, dead_letter_of
 from worker.operations.dead_letters.texts import saved_line
 from worker.settings import ConnectionSettings
 
@@ -35,20 +35,6 @@ HELD_BYTES = 64 << 20
 RECEIVE_WAIT = 5.0
 SEND_TIMEOUT = 30.0
 """Seconds. What was not confirmed is sent again by the next replay under the same message-id."""
-
-CARRIED = (
-    "correlation_id",
-    "content_type",
-    "content_encoding",
-    "subject",
-    "to",
-    "reply_to",
-    "reply_to_group_id",
-    "group_id",
-    "group_sequence",
-    "user_id",
-)
-"""Properties of a message that its replay keeps. Its time to live and its times are over."""
 
 
 class Act(Protocol):
@@ -77,7 +63,7 @@ class DeadLetterQueue:
     senders: ServiceBusClient
 
     @asynccontextmanager
-    async def resending(self, replays: Mapping[int, Replay]) -> AsyncIterator[Act]:
+    async def resending(self, replays: Mapping[int, Copy]) -> AsyncIterator[Act]:
         """Raises the SDK's ServiceBusError at once where we may not send."""
         async with self.senders.get_queue_sender(self.queue) as sender:
             yield Resending(sender, replays)
@@ -147,13 +133,13 @@ async def take(
 class Resending:
     """Sends a dead letter to its queue again, and returns when the broker has confirmed."""
 
-    def __init__(self, sender: ServiceBusSender, replays: Mapping[int, Replay]) -> None:
+    def __init__(self, sender: ServiceBusSender, replays: Mapping[int, Copy]) -> None:
         self._sender = sender
         self._replays = replays
 
     async def __call__(self, delivery: Delivery, /) -> None:
         replay = self._replays[delivery.envelope.sequence_number]
-        message = resent(cast(LockedMessage, delivery).message, replay)
+        message = copy_of(cast(LockedMessage, delivery).message, replay)
         await self._sender.send_messages(message, timeout=SEND_TIMEOUT)
 
 
@@ -179,45 +165,6 @@ def saving(path: str) -> Iterator[Saving]:
         return
     with open(path, "ab") as file:
         yield Saving(file)
-
-
-def resent(message: ServiceBusReceivedMessage, replay: Replay) -> AmqpAnnotatedMessage:
-    """The message as it was, with what the replay changes."""
-    raw = message.raw_amqp_message
-    properties = raw.properties or AmqpMessageProperties()
-    carried = {name: as_sent(getattr(properties, name)) for name in CARRIED}
-    originals = {as_sent(name): as_sent(value) for name, value in (raw.application_properties or {}).items()}
-    return AmqpAnnotatedMessage(
-        **_body_of(raw),
-        properties=AmqpMessageProperties(message_id=replay.message_id, **carried),
-        application_properties=replay.apply(originals),
-    )
-
-
-def as_sent(value: Any) -> Any:
-    """AMQP's strings are received as bytes, and bytes would be sent as binary."""
-    match value:
-        case bytes():
-            try:
-                return value.decode()
-            except UnicodeDecodeError:
-                return value
-        case dict():
-            return {as_sent(key): as_sent(item) for key, item in value.items()}
-        case list():
-            return [as_sent(item) for item in value]
-        case _:
-            return value
-
-
-def _body_of(raw: AmqpAnnotatedMessage) -> dict[str, Any]:
-    match raw.body_type:
-        case AmqpMessageBodyType.VALUE:
-            return {"value_body": as_sent(raw.body)}
-        case AmqpMessageBodyType.SEQUENCE:
-            return {"sequence_body": as_sent(list(raw.body))}
-        case _:
-            return {"data_body": list(raw.body)}
 
 
 def _ignore(_: object) -> None:

@@ -2,6 +2,7 @@
 
 import tracemalloc
 from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from worker.azure.servicebus.packing import MOST_MESSAGES, Packed, largest_body, pack
+from worker.client.batch_files import FileJob
 from worker.client.submission import Stamp, job_message
 from worker.jobs.job import MAX_ID_LENGTH
 
@@ -54,7 +56,7 @@ def make_job(number: int, size: int, *, custom_id: int, batch_id: int, fields: b
         time_to_live=timedelta(days=14) if fields else None,
         deadline=datetime(2030, 1, 1, tzinfo=UTC) if fields else None,
     )
-    return job_message(f"{number}-".ljust(custom_id, "c"), b"x" * size, None, stamp)
+    return job_message(FileJob(f"{number}-".ljust(custom_id, "c"), "m", b"x" * size), None, stamp)
 
 
 def assert_packed(
@@ -196,3 +198,10 @@ async def test_results_with_sessions_and_the_longest_ids_fit_too() -> None:
     packed, _ = await pack_all(messages, STANDARD)
     assert len(packed) >= 6
     assert_packed(messages, packed, STANDARD)
+
+
+def test_the_message_of_a_claim_tells_the_model_and_a_batch_sent_again_asks_for_its_results() -> None:
+    job = FileJob("j", "gpt-4o", b"{}")
+    stamp = Stamp(batch_id="b", time_to_live=None, deadline=None, check_result=True)
+    assert job_message(job, b"claim", stamp).application_properties == {"check-result": True, "model": "gpt-4o"}
+    assert job_message(job, None, replace(stamp, check_result=False)).application_properties is None

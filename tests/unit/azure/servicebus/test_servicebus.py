@@ -74,6 +74,7 @@ class Message:
         self.lock_token = uuid.UUID(int=number)
         self._delivery_tag = self.lock_token.bytes_le
         self.locked_until_utc = datetime.fromtimestamp(wall_clock() + lock, UTC)
+        self.time_to_live = None
         self.enqueued_time_utc = datetime.fromtimestamp(wall_clock(), UTC)
         self.body = [b"{}"]
         self.body_type = AmqpMessageBodyType.DATA

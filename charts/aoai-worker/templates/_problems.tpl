@@ -62,17 +62,43 @@ contradict each other. The schema has already refused what is wrong in itself.
 {{- if and .Values.workloadIdentity.identityBinding.enabled (not (has (.Values.config.credential | default "auto") (list "workload" "auto"))) -}}
 {{- $problems = append $problems (printf "- workloadIdentity.identityBinding.enabled needs config.credential workload, and it is %s" .Values.config.credential) -}}
 {{- end -}}
-{{- if and (kindIs "map" .Values.config.models) (kindIs "map" .Values.config.queues) -}}
-{{- range $queue, $models := .Values.config.queues -}}
-{{- range $models -}}
-{{- if not (hasKey $.Values.config.models .) -}}
-{{- $problems = append $problems (printf "- config.queues.%s names the model %s, which config.models does not have; there are %s" $queue . (keys $.Values.config.models | sortAlpha | join ", ")) -}}
-{{- end -}}
-{{- end -}}
-{{- end -}}
-{{- end -}}
+{{- $problems = concat $problems (include "aoai-worker.queueProblems" . | fromJsonArray) -}}
 {{- if and .Values.trustedCA.configMap .Values.config.ca_file -}}
 {{- $problems = append $problems "- trustedCA.configMap and config.ca_file are both set: keep one. The first mounts the file and sets the second" -}}
+{{- end -}}
+{{- toJson $problems -}}
+{{- end }}
+
+{{/* What the worker would refuse at its start: queues that are not one for each model. */}}
+{{- define "aoai-worker.queueProblems" -}}
+{{- $problems := list -}}
+{{- $models := .Values.config.models -}}
+{{- $given := .Values.config.queues | default dict -}}
+{{- if and $given (eq (toString $models) "passthrough") -}}
+{{- $problems = append $problems "- config.queues is set and config.models is passthrough, which works the entry queue only. Leave config.queues out, or list the models" -}}
+{{- else if kindIs "map" $models -}}
+{{- $named := dict -}}
+{{- range $queue, $model := $given -}}
+{{- if kindIs "string" $model -}}
+{{- if not (hasKey $models $model) -}}
+{{- $problems = append $problems (printf "- config.queues.%s names the model %s, which config.models does not have; there are %s" $queue $model (keys $models | sortAlpha | join ", ")) -}}
+{{- end -}}
+{{- if hasKey $named $model -}}
+{{- $problems = append $problems (printf "- config.queues has two queues for the model %s, %s and %s: keep one, and map the other to null until it is empty" $model (get $named $model) $queue) -}}
+{{- end -}}
+{{- $_ := set $named $model $queue -}}
+{{- end -}}
+{{- end -}}
+{{- $seen := dict -}}
+{{- range include "aoai-worker.queues" . | fromJsonArray -}}
+{{- if not (regexMatch "^[A-Za-z0-9._-]{1,260}$" .name) -}}
+{{- $problems = append $problems (printf "- the queue %s has characters that a queue's name cannot have, or more than 260: name it yourself in config.queues, by letters, digits and . _ -, such as {jobs-mini: gpt-4o-mini}" .name) -}}
+{{- end -}}
+{{- if hasKey $seen (lower .name) -}}
+{{- $problems = append $problems (printf "- the queues %s and %s are one queue to Service Bus, which does not tell upper case from lower case: name one of them differently in config.queues" (get $seen (lower .name)) .name) -}}
+{{- end -}}
+{{- $_ := set $seen (lower .name) .name -}}
+{{- end -}}
 {{- end -}}
 {{- toJson $problems -}}
 {{- end }}

@@ -39,8 +39,8 @@ PATTERNS = {
 """What the settings check in code, which a schema of types does not show. Empty is allowed where the chart itself
 tells what is missing."""
 
-QUEUE = r"[A-Za-z0-9._-]{1,260}"
-"""What Service Bus lets a queue be called, without the slash, which the worker does not take."""
+QUEUE = r"[A-Za-z0-9][A-Za-z0-9._/-]{0,259}"
+"""What the worker takes as the name of a queue."""
 
 LIMITS = {"int32": 2**31 - 1, "int64": 2**53 - 1}
 """The largest numbers by format. Helm reads numbers as floats, which are exact up to 2^53."""

@@ -49,12 +49,13 @@ def test_everything_that_is_missing_is_named_at_once() -> None:
             "config.queues.jobs-5 names the model gpt-5, which config.models does not have; there are gpt-4o-mini",
         ),
         (
-            {"config": {"queues": {"a": "gpt-4o-mini", "b": "gpt-4o-mini"}}},
-            "config.queues has two queues for the model gpt-4o-mini, a and b: keep one",
+            {"config": {"queues": {"jobs": "gpt-4o-mini"}, "models": {"gpt-4o": ["d"]}}},
+            "config.queues.jobs is the entry queue",
         ),
+        ({"config": {"queues": {"jobs": None}}}, "config.queues.jobs is the entry queue"),
         (
             {"config": {"models": {"org/model": ["d"]}}, "autoscaling": {"maxReplicas": 2}},
-            "the queue jobs-org/model has characters that a queue's name cannot have",
+            "the queue jobs-org/model, named after its model,",
         ),
         (
             {"config": {"queues": {"Jobs": None}}},
@@ -97,7 +98,7 @@ def test_the_worker_s_grace_and_five_seconds_are_enough() -> None:
         {"config": {"api_key": "a"}},
         {"config": {"openai_endpoint": "http://my-account.openai.azure.com"}},
         {"config": {"models": {"m": [{"name": "d", "tpm": 1}]}}},
-        {"config": {"queues": {"jobs/mini": "gpt-4o-mini"}}},
+        {"config": {"queues": {"-mini": "gpt-4o-mini"}}},
         {"config": {"queues": {"jobs-mini": ["gpt-4o-mini"]}}},
         {"config": {"queues": {}}},
         {"image": {"tag": "latest"}},

@@ -112,6 +112,15 @@ def test_a_queue_that_is_named_takes_the_place_of_the_model_s_usual_one() -> Non
     ]
 
 
+def test_a_model_may_have_two_queues_while_one_takes_the_other_s_place() -> None:
+    changes = {"config": {"queues": {"new": "gpt-4o", "old": "gpt-4o"}}}
+    assert queues(render("prod", changes)) == ["jobs", "jobs-gpt-4o-mini", "new", "old"]
+
+
+def test_the_entry_queue_may_be_named_as_the_queue_of_the_only_model() -> None:
+    assert queues(render("default", {"config": {"queues": {"jobs": "gpt-4o-mini"}}})) == ["jobs"]
+
+
 def test_a_queue_that_is_drained_still_brings_pods_and_reaches_the_worker() -> None:
     objects = render("default", {"config": {"queues": {"jobs-old": None}}})
     assert queues(objects) == ["jobs", "jobs-old"]

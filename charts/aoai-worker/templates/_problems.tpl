@@ -74,30 +74,28 @@ contradict each other. The schema has already refused what is wrong in itself.
 {{- $problems := list -}}
 {{- $models := .Values.config.models -}}
 {{- $given := .Values.config.queues | default dict -}}
+{{- $entry := .Values.config.jobs_queue | default "jobs" -}}
 {{- if and $given (eq (toString $models) "passthrough") -}}
 {{- $problems = append $problems "- config.queues is set and config.models is passthrough, which works the entry queue only. Leave config.queues out, or list the models" -}}
 {{- else if kindIs "map" $models -}}
-{{- $named := dict -}}
 {{- range $queue, $model := $given -}}
-{{- if kindIs "string" $model -}}
-{{- if not (hasKey $models $model) -}}
+{{- if and $model (not (hasKey $models $model)) -}}
 {{- $problems = append $problems (printf "- config.queues.%s names the model %s, which config.models does not have; there are %s" $queue $model (keys $models | sortAlpha | join ", ")) -}}
 {{- end -}}
-{{- if hasKey $named $model -}}
-{{- $problems = append $problems (printf "- config.queues has two queues for the model %s, %s and %s: keep one, and map the other to null until it is empty" $model (get $named $model) $queue) -}}
-{{- end -}}
-{{- $_ := set $named $model $queue -}}
+{{- if and (eq $queue $entry) (or (not $model) (gt (len $models) 1)) -}}
+{{- $problems = append $problems (printf "- config.queues.%s is the entry queue, config.jobs_queue, from which the jobs of all models are sorted. Give that model another queue, or leave it out" $queue) -}}
 {{- end -}}
 {{- end -}}
 {{- $seen := dict -}}
-{{- range include "aoai-worker.queues" . | fromJsonArray -}}
-{{- if not (regexMatch "^[A-Za-z0-9._-]{1,260}$" .name) -}}
-{{- $problems = append $problems (printf "- the queue %s has characters that a queue's name cannot have, or more than 260: name it yourself in config.queues, by letters, digits and . _ -, such as {jobs-mini: gpt-4o-mini}" .name) -}}
+{{- range $queue := include "aoai-worker.queues" . | fromJsonArray -}}
+{{- $name := $queue.name -}}
+{{- if not (or (hasKey $given $name) (eq $name $entry) (regexMatch "^[A-Za-z0-9._-]{1,260}$" $name)) -}}
+{{- $problems = append $problems (printf "- the queue %s, named after its model, is longer than 260 or has other characters than letters, digits and . _ -: name it in config.queues, such as {%s-2: %s}" $name $entry (trimPrefix (printf "%s-" $entry) $name)) -}}
 {{- end -}}
-{{- if hasKey $seen (lower .name) -}}
-{{- $problems = append $problems (printf "- the queues %s and %s are one queue to Service Bus, which does not tell upper case from lower case: name one of them differently in config.queues" (get $seen (lower .name)) .name) -}}
+{{- with get $seen (lower $name) -}}
+{{- $problems = append $problems (printf "- the queues %s and %s are one queue to Service Bus, which does not tell upper case from lower case: name one of them differently in config.queues" . $name) -}}
 {{- end -}}
-{{- $_ := set $seen (lower .name) .name -}}
+{{- $_ := set $seen (lower $name) $name -}}
 {{- end -}}
 {{- end -}}
 {{- toJson $problems -}}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from embedded_azure.world import Deployment, World
+from embedded_azure.world import Deployment, QueueSpec, World
 from tests.monitoring.cluster import NAMESPACE, Cluster, served
 from tests.monitoring.prometheus import Prometheus, Target, prometheus
 from tests.support.processes import Azure, Worker, azure, command, worker, world_for_tests
@@ -51,9 +51,11 @@ class Scene:
 
 
 def small_quota() -> World:
-    """One deployment without limits and one whose requests per minute are soon used up."""
+    """One deployment without limits and one whose requests per minute are soon used up, and a queue for each."""
+    world = world_for_tests(lock_duration=20.0)
     return replace(
-        world_for_tests(lock_duration=20.0),
+        world,
+        queues=(*world.queues, *(QueueSpec(name=f"jobs-{model}", lock_duration=20.0) for model in MODELS)),
         deployments=(
             Deployment(name="gpt-4o-mini", model="gpt-4o-mini", latency=0.8, latency_sigma=0.5),
             Deployment(

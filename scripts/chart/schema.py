@@ -133,8 +133,7 @@ def _setting(name: str, schema: Schema, definitions: Schema) -> Schema:
         resolved["anyOf"] = [_keyed_by(MODEL.pattern, part) for part in resolved["anyOf"]]
     if name == "queues":
         model_or_null = {"type": ["string", "null"], "pattern": f"^{MODEL.pattern}$"}
-        mapping = _keyed_by(QUEUE, {"type": "object", "minProperties": 1, "additionalProperties": model_or_null})
-        resolved["anyOf"] = [mapping, {"type": "null"}]
+        return _keyed_by(QUEUE, {"type": "object", "minProperties": 1, "additionalProperties": model_or_null})
     return _with_pattern(name, resolved)
 
 

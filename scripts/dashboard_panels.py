@@ -14,7 +14,8 @@ RATE = "[$__rate_interval]"
 FINISHED = "answered|refused|expired|attempts_exhausted|faulted"
 FAILED = "expired|attempts_exhausted|faulted"
 ENDED = f'{QUEUE}, outcome=~"{FINISHED}"'
-KEDA_SCALER = 'scaledObject=~".*aoai-worker.*"'
+# with several queues KEDA reports their sum as one more metric
+KEDA_SCALER = 'scaledObject=~".*aoai-worker.*", metric!="composite-metric"'
 HPA = 'namespace=~"$namespace", horizontalpodautoscaler=~".*aoai-worker.*"'
 
 
@@ -65,12 +66,13 @@ def per_minute(metric: str, matchers: str) -> str:
     return f"rate(aoai_worker_{metric}{{{matchers}}}{RATE}) * 60"
 
 
-def quantiles(metric: str, matchers: str, label: str) -> tuple[Query, ...]:
+def quantiles(metric: str, matchers: str, label: str | None = None) -> tuple[Query, ...]:
     """The median, and the 95th and 99th percentile, for each value of the label."""
-    buckets = f"sum by (le, {label}) (rate(aoai_worker_{metric}_bucket{{{matchers}}}{RATE}))"
+    labels = f"le, {label}" if label else "le"
+    legend = f" {{{{{label}}}}}" if label else ""
+    buckets = f"sum by ({labels}) (rate(aoai_worker_{metric}_bucket{{{matchers}}}{RATE}))"
     return tuple(
-        Query(f"histogram_quantile(0.{digits}, {buckets})", f"p{digits} {{{{{label}}}}}")
-        for digits in ("50", "95", "99")
+        Query(f"histogram_quantile(0.{digits}, {buckets})", f"p{digits}{legend}") for digits in ("50", "95", "99")
     )
 
 
@@ -174,18 +176,55 @@ ROWS = (
                 ),
             ),
             Panel(
-                title="Backlog age",
-                description="Age of the message received last, by queue; 0 when the queue was found empty.",
-                unit="s",
-                queries=(Query(f"max by (queue) (aoai_worker_backlog_age_seconds{{{QUEUE}}})", "{{queue}}"),),
-            ),
-            Panel(
                 title="Bytes in flight",
                 description="Bytes of jobs and unwritten answers; at the limit nothing more is received.",
                 unit="bytes",
                 queries=(
                     Query(f"sum(aoai_worker_in_flight_bytes{{{NS}}})", "in flight"),
                     Query(f"sum(aoai_worker_in_flight_bytes_limit{{{NS}}})", "limit"),
+                ),
+            ),
+        ),
+    ),
+    Row(
+        title="Queues of models",
+        panels=(
+            Panel(
+                title="Backlog age",
+                description="Age of the message received last, by queue; 0 when the queue was found empty.",
+                unit="s",
+                queries=(Query(f"max by (queue) (aoai_worker_backlog_age_seconds{{{QUEUE}}})", "{{queue}}"),),
+            ),
+            Panel(
+                title="Messages by queue",
+                description="Active messages as KEDA counts them: those that wait and those that pods hold.",
+                unit="short",
+                queries=(Query(f"sum by (metric) (keda_scaler_metrics_value{{{KEDA_SCALER}}})", "{{metric}}"),),
+            ),
+            Panel(
+                title="Jobs finished per minute by queue",
+                description="Answered, refused or failed. With several models none finishes in the entry queue.",
+                unit="short",
+                queries=(Query(by("queue", per_minute("jobs_total", ENDED)), "{{queue}}"),),
+            ),
+            Panel(
+                title="Jobs sorted per second",
+                description="Jobs moved from the entry queue to the queue of their model.",
+                unit="short",
+                queries=(Query(by("model", f"rate(aoai_worker_jobs_sorted_total{{{NS}}}{RATE})"), "{{model}}"),),
+            ),
+            Panel(
+                title="Sort time",
+                description="From receiving a batch from the entry queue until it is sent on and completed there.",
+                unit="s",
+                queries=quantiles("sort_seconds", NS),
+            ),
+            Panel(
+                title="Batches not taken",
+                description="Within an hour: batches that a queue did not take, full, missing or without a role.",
+                unit="short",
+                queries=(
+                    Query(by("queue", f"increase(aoai_worker_sort_failures_total{{{QUEUE}}}[1h])"), "{{queue}}"),
                 ),
             ),
         ),
@@ -455,11 +494,11 @@ ROWS = (
                 stacked=True,
             ),
             Panel(
-                title="Queue length as KEDA sees it",
-                description="Active messages by trigger, and the scaler's errors per minute.",
+                title="Messages and errors as KEDA sees them",
+                description="Active messages of all queues, by which KEDA scales, and its errors per minute.",
                 unit="short",
                 queries=(
-                    Query(f"sum by (metric) (keda_scaler_metrics_value{{{KEDA_SCALER}}})", "{{metric}}"),
+                    Query(f"sum(keda_scaler_metrics_value{{{KEDA_SCALER}}})", "messages"),
                     Query(f"sum(rate(keda_scaler_detail_errors_total{{{KEDA_SCALER}}}{RATE}) * 60)", "errors/min"),
                 ),
             ),

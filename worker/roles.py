@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 Holder = Literal["worker", "producer", "keda", "kubelet"]
-Scope = Literal["jobs queue", "results queue", "OpenAI account", "blob container", "container registry"]
+Scope = Literal[
+    "jobs queue", "queue of a model", "results queue", "OpenAI account", "blob container", "container registry"
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +59,12 @@ INFERENCE_ONLY_DATA_ACTIONS = (
 
 GRANTS = (
     Grant(holder="worker", role=SERVICE_BUS_DATA_RECEIVER, scope="jobs queue", purpose="receive and settle jobs"),
+    Grant(
+        holder="worker",
+        role=SERVICE_BUS_DATA_SENDER,
+        scope="queue of a model",
+        purpose="move jobs from the entry queue, with several models",
+    ),
     Grant(
         holder="worker",
         role=SERVICE_BUS_DATA_SENDER,

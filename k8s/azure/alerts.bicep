@@ -130,7 +130,7 @@ resource group1 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
       }
       {
         alert: 'AoaiWorkerQueueNotDraining'
-        expression: '( sum by (cluster, namespace) ( label_replace(keda_scaler_metrics_value{scaledObject=~".*aoai-worker.*"}, "namespace", "$1", "exported_namespace", "(.+)") ) > 0 or sum by (cluster, namespace) (aoai_worker_jobs_in_flight) > 0 ) unless on (cluster, namespace) ( sum by (cluster, namespace) (rate(aoai_worker_jobs_total{outcome=~"answered|refused|expired|attempts_exhausted|faulted|dead_lettered"}[10m])) > 0 )'
+        expression: '( sum by (cluster, namespace) ( label_replace(keda_scaler_metrics_value{scaledObject=~".*aoai-worker.*", metric!="composite-metric"}, "namespace", "$1", "exported_namespace", "(.+)") ) > 0 or sum by (cluster, namespace) (aoai_worker_jobs_in_flight) > 0 ) unless on (cluster, namespace) ( sum by (cluster, namespace) (rate(aoai_worker_jobs_total{outcome=~"answered|refused|expired|attempts_exhausted|faulted|dead_lettered"}[10m])) > 0 )'
         enabled: true
         severity: 1
         for: 'PT20M'
@@ -166,6 +166,46 @@ resource group1 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
           summary: 'Jobs in queue {{ $labels.queue }} wait longer than 4 hours'
           description: 'The message that was received last from queue {{ $labels.queue }} of {{ $labels.namespace }} was {{ $value | humanizeDuration }} old. Jobs without a deadline of their own expire after 24 hours.'
           runbook_url: 'docs/runbooks.md#aoaiworkerbacklogold'
+        }
+      }
+      {
+        alert: 'AoaiWorkerEntryQueueNotSorted'
+        expression: 'max by (cluster, namespace) (aoai_worker_intake_closed{reason="sorting"}) == 1 or ( max by (cluster, namespace) ( label_replace(keda_scaler_metrics_value{scaledObject=~".*aoai-worker.*", scaler="q0"}, "namespace", "$1", "exported_namespace", "(.+)") ) > 0 unless on (cluster, namespace) sum by (cluster, namespace) (increase(aoai_worker_jobs_sorted_total[10m])) > 0 )'
+        enabled: true
+        severity: 1
+        for: 'PT15M'
+        resolveConfiguration: {
+          autoResolved: true
+          timeToResolve: 'PT10M'
+        }
+        actions: actions
+        labels: {
+          severity: 'critical'
+        }
+        annotations: {
+          summary: 'Jobs stay in the entry queue of {{ $labels.namespace }}'
+          description: 'For 15 minutes a pod of {{ $labels.namespace }} could not take jobs from the entry queue, or jobs lay there and none was moved to the queue of its model. The queues of models are worked on.'
+          runbook_url: 'docs/runbooks.md#aoaiworkerentryqueuenotsorted'
+        }
+      }
+      {
+        alert: 'AoaiWorkerModelQueueRefuses'
+        expression: 'sum by (cluster, namespace, queue) (increase(aoai_worker_sort_failures_total[15m])) > 5'
+        enabled: true
+        severity: 2
+        for: 'PT5M'
+        resolveConfiguration: {
+          autoResolved: true
+          timeToResolve: 'PT10M'
+        }
+        actions: actions
+        labels: {
+          severity: 'warning'
+        }
+        annotations: {
+          summary: 'Jobs cannot be moved to queue {{ $labels.queue }}'
+          description: 'Queue {{ $labels.queue }} of {{ $labels.namespace }} did not take {{ $value | humanize }} batches of jobs within 15 minutes: it is full, missing or without a role. When 1,000 jobs are held for it, a pod stops sorting for all models.'
+          runbook_url: 'docs/runbooks.md#aoaiworkermodelqueuerefuses'
         }
       }
       {

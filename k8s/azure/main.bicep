@@ -38,7 +38,7 @@ param serviceBusNamespaceName string
 @allowed(['Standard', 'Premium'])
 param serviceBusSku string = 'Standard'
 
-@description('Names of the jobs queues.')
+@description('Names of the jobs queues: the entry queue, then with several models the queue of each, such as jobs-gpt-4o.')
 @minLength(1)
 param jobsQueueNames array = ['jobs']
 
@@ -85,6 +85,7 @@ var hasStorage = !empty(storageAccountName)
 var hasProducer = !empty(producerPrincipalId)
 
 // what is not wanted is a loop over nothing
+var modelQueues = skip(jobsQueueNames, 1)
 var storedContainers = hasStorage ? containerNames : []
 var kedaQueues = hasKeda ? jobsQueueNames : []
 var producerQueues = hasProducer ? jobsQueueNames : []
@@ -273,6 +274,17 @@ resource workerReceives 'Microsoft.Authorization/roleAssignments@2022-04-01' = [
     principalId: worker.properties.principalId
     principalType: 'ServicePrincipal'
     roleDefinitionId: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', serviceBusDataReceiver)
+  }
+}]
+
+// jobs are moved from the entry queue, the first, to the queue of their model
+resource workerSorts 'Microsoft.Authorization/roleAssignments@2022-04-01' = [for (name, i) in modelQueues: {
+  name: guid(jobs[i + 1].id, workerIdentityName, serviceBusDataSender)
+  scope: jobs[i + 1]
+  properties: {
+    principalId: worker.properties.principalId
+    principalType: 'ServicePrincipal'
+    roleDefinitionId: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', serviceBusDataSender)
   }
 }]
 

@@ -5,7 +5,8 @@
 #   RESOURCE_GROUP=... CLUSTER_GROUP=... CLUSTER=... NAMESPACE=my-namespace ACCOUNT=my-account k8s/azure/setup.sh
 #
 # Optional: LOCATION, WORKER_IDENTITY, KEDA_IDENTITY (empty: none), WORKER_SERVICE_ACCOUNT, KEDA_SERVICE_ACCOUNT,
-# SKU, JOBS_QUEUES ("a b"), RESULTS_QUEUE, STORAGE (empty: none), CONTAINERS ("a b"), INFERENCE_ONLY (true, false),
+# SKU, JOBS_QUEUES ("jobs jobs-gpt-4o jobs-gpt-4o-mini": the entry queue, then with several models the queue of each),
+# RESULTS_QUEUE, STORAGE (empty: none), CONTAINERS ("a b"), INFERENCE_ONLY (true, false),
 # PRODUCER (object id; empty: nobody), PRODUCER_TYPE. Deployments of models are left to you: az cognitiveservices
 # account deployment create.
 set -euo pipefail
@@ -118,8 +119,12 @@ if [ "$INFERENCE_ONLY" = true ]; then
     az role definition create --role-definition "$definition" -o none 2>/dev/null ||
         az role definition update --role-definition "$definition" -o none
 fi
+ENTRY_QUEUE="${JOBS_QUEUES%% *}"
 for queue in $JOBS_QUEUES; do
     grant "$WORKER" ServicePrincipal "$SERVICE_BUS_DATA_RECEIVER" "$NAMESPACE_ID/queues/$queue"
+    if [ "$queue" != "$ENTRY_QUEUE" ]; then # jobs are moved from the entry queue to the queue of their model
+        grant "$WORKER" ServicePrincipal "$SERVICE_BUS_DATA_SENDER" "$NAMESPACE_ID/queues/$queue"
+    fi
     if [ -n "$KEDA" ]; then
         grant "$KEDA" ServicePrincipal "$SERVICE_BUS_DATA_OWNER" "$NAMESPACE_ID/queues/$queue"
     fi

@@ -39,6 +39,9 @@ PATTERNS = {
 """What the settings check in code, which a schema of types does not show. Empty is allowed where the chart itself
 tells what is missing."""
 
+QUEUE = r"[A-Za-z0-9][A-Za-z0-9._/-]{0,259}"
+"""What the worker takes as the name of a queue."""
+
 LIMITS = {"int32": 2**31 - 1, "int64": 2**53 - 1}
 """The largest numbers by format. Helm reads numbers as floats, which are exact up to 2^53."""
 
@@ -128,6 +131,9 @@ def _setting(name: str, schema: Schema, definitions: Schema) -> Schema:
     resolved = {key: part for key, part in resolved.items() if key not in ("description", "title")}
     if name == "models":
         resolved["anyOf"] = [_keyed_by(MODEL.pattern, part) for part in resolved["anyOf"]]
+    if name == "queues":
+        model_or_null = {"type": ["string", "null"], "pattern": f"^{MODEL.pattern}$"}
+        return _keyed_by(QUEUE, {"type": "object", "minProperties": 1, "additionalProperties": model_or_null})
     return _with_pattern(name, resolved)
 
 

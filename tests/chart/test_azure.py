@@ -78,7 +78,7 @@ def run_setup(folder: Path, more: dict[str, str]) -> list[list[str]]:
         "ACCOUNT": "myaccount",
         "WORKER_IDENTITY": "id-worker",
         "KEDA_IDENTITY": "id-keda",
-        "JOBS_QUEUES": "jobs more",
+        "JOBS_QUEUES": "jobs jobs-a jobs-b",
         **more,
     }
     done = subprocess.run([AZURE / "setup.sh"], env=environment, check=False, capture_output=True, text=True)
@@ -127,7 +127,8 @@ def test_the_script_makes_the_same_queues(calls: list[list[str]]) -> None:
     }
     assert made == {
         "jobs": properties("jobs"),
-        "more": properties("jobs"),
+        "jobs-a": properties("jobs"),
+        "jobs-b": properties("jobs"),
         "results": properties("results"),
     }
 
@@ -152,6 +153,26 @@ def test_the_bicep_gives_exactly_the_roles_of_the_list() -> None:
 def test_the_script_gives_exactly_the_roles_of_the_list(calls: list[list[str]]) -> None:
     given = {script_grant(call) for call in calls if call[:3] == ["role", "assignment", "create"]}
     assert given == {(grant.holder, grant.role.id, grant.scope) for grant in SET_UP}
+
+
+def test_the_worker_may_receive_from_every_jobs_queue_and_send_to_those_of_models(calls: list[list[str]]) -> None:
+    given = [
+        (option(call, "--role"), option(call, "--scope").rsplit("/queues/", 1)[1])
+        for call in calls
+        if call[:3] == ["role", "assignment", "create"]
+        and option(call, "--assignee-object-id") == "principal-of-id-worker"
+        and "/queues/" in option(call, "--scope")
+    ]
+    receiver, sender = azure_roles.SERVICE_BUS_DATA_RECEIVER.id, azure_roles.SERVICE_BUS_DATA_SENDER.id
+    assert sorted(queue for role, queue in given if role == receiver) == ["jobs", "jobs-a", "jobs-b"]
+    assert sorted(queue for role, queue in given if role == sender) == ["jobs-a", "jobs-b", "results"]
+
+
+def test_with_one_model_the_worker_may_send_to_the_results_queue_alone(tmp_path: Path) -> None:
+    calls = run_setup(tmp_path, {"JOBS_QUEUES": "jobs", "KEDA_IDENTITY": ""})
+    sender = azure_roles.SERVICE_BUS_DATA_SENDER.id
+    sends = [option(call, "--scope") for call in calls if "--role" in call and option(call, "--role") == sender]
+    assert [scope.rsplit("/", 1)[1] for scope in sends] == ["results"]
 
 
 def test_the_readme_s_table_is_the_list_of_roles() -> None:
@@ -255,6 +276,7 @@ def bicep_grants() -> Iterator[tuple[str, str, str]]:
     """Holder, role and scope of each role assignment, by the names of the symbols."""
     scopes = {
         "jobs": "jobs queue",
+        "jobs[i + 1]": "queue of a model",  # all but the first, the entry queue
         "results": "results queue",
         "account": "OpenAI account",
         "containers": "blob container",
@@ -263,7 +285,7 @@ def bicep_grants() -> Iterator[tuple[str, str, str]]:
     roles = {name: item["value"] for name, item in bicep()["variables"].items()}
     for block in re.findall(r"^resource (\w+) 'Microsoft.Authorization/roleAssignments.*?^}", text, re.M | re.S):
         body = text[text.index(f"resource {block} ") :].partition("\n}")[0]
-        scope = re.search(r"^  scope: (\w+)", body, re.M)
+        scope = re.search(r"^  scope: (\w+(?:\[i \+ 1\])?)", body, re.M)
         role = re.findall(r"subscriptionResourceId\('Microsoft.Authorization/roleDefinitions', (\w+)\)", body)
         holder = re.search(r"principalId: (\w+?)(PrincipalId)?(\.|$)", body, re.M)
         assert scope is not None, block
@@ -276,9 +298,12 @@ def script_grant(call: list[str]) -> tuple[str, str, str]:
     scope = option(call, "--scope")
     endings = {
         "/queues/jobs": "jobs queue",
-        "/queues/more": "jobs queue",
         "/queues/results": "results queue",
         "/accounts/myaccount": "OpenAI account",
     }
     kind = next((name for ending, name in endings.items() if scope.endswith(ending)), "blob container")
-    return holders[option(call, "--assignee-object-id")], option(call, "--role"), kind
+    holder, role = holders[option(call, "--assignee-object-id")], option(call, "--role")
+    if "/queues/jobs-" in scope:
+        is_sorters = (holder, role) == ("worker", azure_roles.SERVICE_BUS_DATA_SENDER.id)
+        kind = "queue of a model" if is_sorters else "jobs queue"
+    return holder, role, kind

@@ -15,7 +15,7 @@ from scripts.chart.manifests import as_plain, is_hook, render_base, render_chart
 from scripts.chart.readme import render_readme
 from scripts.chart.schema import render_schema
 from scripts.chart.values import flatten, read_values
-from tests.chart.helm import BIN, CHART, ROOT, Object, only, run
+from tests.chart.helm import BIN, CHART, ROOT, Object, only, render, run
 from tests.chart.schemas import MINORS, crd_errors, is_custom
 
 KUSTOMIZATIONS = {path.parent.name: path.parent for path in sorted(ROOT.glob("k8s/**/kustomization.yaml"))}
@@ -65,13 +65,13 @@ def test_the_settings_of_a_kustomization_are_mounted(name: str) -> None:
     assert volume["configMap"]["name"] == only(objects, "ConfigMap")["metadata"]["name"]
 
 
-def test_the_prod_overlay_s_triggers_are_the_worker_s_queues_with_its_slots() -> None:
+def test_the_prod_overlay_s_triggers_are_what_the_chart_makes_of_its_settings() -> None:
     objects = build("prod")
     settings = yaml.safe_load(only(objects, "ConfigMap")["data"]["worker.yaml"])
-    triggers = [item["metadata"] for item in only(objects, "ScaledObject")["spec"]["triggers"]]
-    assert [item["queueName"] for item in triggers] == list(settings["queues"])
-    assert {item["messageCount"] for item in triggers} == {str(settings["slots"])}
-    assert {item["namespace"] for item in triggers} == {settings["servicebus_namespace"].partition(".")[0]}
+    scaled = only(objects, "ScaledObject")["spec"]
+    charts = only(render("prod", {"config": settings}), "ScaledObject")["spec"]
+    assert scaled["triggers"] == charts["triggers"]
+    assert scaled["advanced"]["scalingModifiers"] == charts["advanced"]["scalingModifiers"]
 
 
 def test_the_prod_overlay_s_fleet_is_the_most_pods_there_can_be() -> None:

@@ -1,5 +1,7 @@
 """NOTES.txt tells what is still to do in Azure for exactly these values."""
 
+import re
+
 import pytest
 
 from tests.chart.helm import MATRIX, notes
@@ -24,14 +26,23 @@ def test_the_subject_of_the_federated_credential_is_this_service_account() -> No
 
 def test_roles_are_given_on_each_queue_and_not_on_the_namespace() -> None:
     told = notes("prod")
-    for queue in ("jobs-4o", "jobs-mini"):
+    for queue in ("jobs", "jobs-gpt-4o", "jobs-gpt-4o-mini"):
         assert f'"Azure Service Bus Data Receiver" "$(queue {queue})"' in told
         assert f'"Azure Service Bus Data Owner" "$(queue {queue})"' in told
 
 
-def test_the_results_queue_is_named_for_the_queue_sink_only() -> None:
-    assert '"Azure Service Bus Data Sender" "$(queue results)"' in notes()
-    assert "Data Sender" not in notes("prod")
+def test_the_worker_may_send_to_the_queues_of_models_alone_where_results_go_to_blob() -> None:
+    told = notes("prod", {"config": {"queues": {"jobs-old": None}}})
+    assert senders(told) == ["jobs-gpt-4o", "jobs-gpt-4o-mini"]
+    assert "jobs-old (drained)" in told
+
+
+def test_the_worker_may_send_to_the_results_queue_with_the_queue_sink_and_one_model() -> None:
+    assert senders(notes()) == ["results"]
+
+
+def senders(told: str) -> list[str]:
+    return re.findall(r'grant "\$WORKER" "Azure Service Bus Data Sender" "\$\(queue (\S+)\)"', told)
 
 
 def test_every_account_is_named() -> None:

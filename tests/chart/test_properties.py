@@ -69,5 +69,6 @@ def test_what_the_schema_accepts_as_settings_the_worker_takes(value: dict[str, A
     try:
         WorkerSettings(**given_)
     except ValidationError as error:
-        assume("as it is one quota" not in str(error))  # two budgets for one deployment, which no schema can see
+        # two budgets for one deployment, or a model whose name cannot be part of a queue's: no schema can see these
+        assume(not any(words in str(error) for words in ("as it is one quota", "Name its queue")))
         raise AssertionError(f"{given_}: {error}") from error

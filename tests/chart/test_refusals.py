@@ -45,8 +45,25 @@ def test_everything_that_is_missing_is_named_at_once() -> None:
         ({"terminationGracePeriodSeconds": 541}, "terminationGracePeriodSeconds is 541, config.grace 540"),
         ({"autoscaling": {"minReplicas": 4}}, "autoscaling.minReplicas is 4"),
         (
-            {"config": {"queues": {"jobs": ["gpt-5"]}}},
-            "config.queues.jobs names the model gpt-5, which config.models does not have; there are gpt-4o-mini",
+            {"config": {"queues": {"jobs-5": "gpt-5"}}},
+            "config.queues.jobs-5 names the model gpt-5, which config.models does not have; there are gpt-4o-mini",
+        ),
+        (
+            {"config": {"queues": {"jobs": "gpt-4o-mini"}, "models": {"gpt-4o": ["d"]}}},
+            "config.queues.jobs is the entry queue",
+        ),
+        ({"config": {"queues": {"jobs": None}}}, "config.queues.jobs is the entry queue"),
+        (
+            {"config": {"models": {"org/model": ["d"]}}, "autoscaling": {"maxReplicas": 2}},
+            "the queue jobs-org/model, named after its model,",
+        ),
+        (
+            {"config": {"queues": {"Jobs": None}}},
+            "the queues jobs and Jobs are one queue to Service Bus",
+        ),
+        (
+            {"config": {"queues": {"a": None}, "models": "passthrough"}, "autoscaling": {"maxReplicas": 2}},
+            "config.queues is set and config.models is passthrough",
         ),
         (
             {"trustedCA": {"configMap": "a"}, "config": {"ca_file": "/b"}},
@@ -81,6 +98,9 @@ def test_the_worker_s_grace_and_five_seconds_are_enough() -> None:
         {"config": {"api_key": "a"}},
         {"config": {"openai_endpoint": "http://my-account.openai.azure.com"}},
         {"config": {"models": {"m": [{"name": "d", "tpm": 1}]}}},
+        {"config": {"queues": {"-mini": "gpt-4o-mini"}}},
+        {"config": {"queues": {"jobs-mini": ["gpt-4o-mini"]}}},
+        {"config": {"queues": {}}},
         {"image": {"tag": "latest"}},
         {"autoscaling": {"mode": "vpa"}},
         {"workloadIdentity": {"clientId": "my-identity"}},

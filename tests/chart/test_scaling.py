@@ -81,15 +81,95 @@ def test_a_maximum_of_one_s_own_wins() -> None:
     assert most_pods(render("default", {"autoscaling": {"maxReplicas": 17}})) == 17
 
 
+def queues(objects: list[Object]) -> list[str]:
+    return [item["metadata"]["queueName"] for item in only(objects, "ScaledObject")["spec"]["triggers"]]
+
+
 def test_keda_looks_at_every_queue_with_its_own_identity() -> None:
     objects = render("prod")
+    assert queues(objects) == ["jobs", "jobs-gpt-4o", "jobs-gpt-4o-mini"]
     triggers = only(objects, "ScaledObject")["spec"]["triggers"]
-    assert [item["metadata"]["queueName"] for item in triggers] == ["jobs-4o", "jobs-mini"]
     assert {item["authenticationRef"]["name"] for item in triggers} == {
         only(objects, "TriggerAuthentication")["metadata"]["name"]
     }
     identity = only(objects, "TriggerAuthentication")["spec"]["podIdentity"]
     assert identity == {"provider": "azure-workload", "identityId": "22222222-2222-2222-2222-222222222222"}
+
+
+def test_the_queues_of_models_are_named_after_the_entry_queue() -> None:
+    assert queues(render("prod", {"config": {"jobs_queue": "inbox"}})) == [
+        "inbox",
+        "inbox-gpt-4o",
+        "inbox-gpt-4o-mini",
+    ]
+
+
+def test_a_queue_that_is_named_takes_the_place_of_the_model_s_usual_one() -> None:
+    assert queues(render("prod", {"config": {"queues": {"fast": "gpt-4o-mini"}}})) == [
+        "jobs",
+        "fast",
+        "jobs-gpt-4o",
+    ]
+
+
+def test_a_model_may_have_two_queues_while_one_takes_the_other_s_place() -> None:
+    changes = {"config": {"queues": {"new": "gpt-4o", "old": "gpt-4o"}}}
+    assert queues(render("prod", changes)) == ["jobs", "jobs-gpt-4o-mini", "new", "old"]
+
+
+def test_the_entry_queue_may_be_named_as_the_queue_of_the_only_model() -> None:
+    assert queues(render("default", {"config": {"queues": {"jobs": "gpt-4o-mini"}}})) == ["jobs"]
+
+
+def test_a_queue_that_is_drained_still_brings_pods_and_reaches_the_worker() -> None:
+    objects = render("default", {"config": {"queues": {"jobs-old": None}}})
+    assert queues(objects) == ["jobs", "jobs-old"]
+    assert settings(objects)["queues"] == {"jobs-old": None}
+
+
+def test_with_one_model_or_unknown_ones_there_is_the_entry_queue_alone() -> None:
+    passthrough = {"config": {"models": "passthrough"}, "autoscaling": {"maxReplicas": 2}}
+    for objects in (render(), render("default", passthrough)):
+        assert queues(objects) == ["jobs"]
+        assert "scalingModifiers" not in only(objects, "ScaledObject")["spec"]["advanced"]
+
+
+@limits(max_examples=15, deadline=None)
+@given(
+    others=st.lists(
+        st.from_regex(r"[a-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True), min_size=1, max_size=23, unique_by=str.lower
+    ),
+    named=st.integers(0, 23),
+)
+def test_pods_are_for_the_sum_of_all_queues(others: list[str], named: int) -> None:
+    """A trigger's name is a variable of the formula, which takes neither the dots nor the hyphens of queues."""
+    own = {f"own.queue-{number}": model for number, model in enumerate(others[:named])}
+    changes = {
+        "config": {"models": {model: ["d"] for model in others}, "queues": own or None, "slots": 96},
+        "autoscaling": {"maxReplicas": 7, "keda": {"activationMessageCount": 11}},
+    }
+    objects = render("default", changes)
+    scaled = only(objects, "ScaledObject")["spec"]
+    names = [item["name"] for item in scaled["triggers"]]
+    usual = {f"jobs-{model}" for model in ("gpt-4o-mini", *others[named:])}
+    assert queues(objects) == ["jobs", *sorted(own.keys() | usual)]
+    assert names == [f"q{number}" for number in range(len(names))]
+    assert scaled["advanced"]["scalingModifiers"] == {
+        "formula": " + ".join(names),
+        "target": "96",
+        "activationTarget": "11",
+        "metricType": "AverageValue",
+    }
+
+
+@pytest.mark.parametrize("values", MATRIX)
+def test_keda_s_fallback_is_possible(values: str) -> None:
+    """KEDA falls back only for an average value whose target is a whole number (its pkg/fallback)."""
+    for scaled in (item["spec"] for item in render(values) if item["kind"] == "ScaledObject"):
+        assert {item["metricType"] for item in scaled["triggers"]} == {"AverageValue"}
+        for modifiers in [scaled["advanced"]["scalingModifiers"]] if len(scaled["triggers"]) > 1 else []:
+            assert modifiers["metricType"] == "AverageValue"
+            assert int(modifiers["target"]) > 0
 
 
 def test_keda_s_identity_is_not_the_worker_s() -> None:

@@ -83,3 +83,12 @@ def test_large_numbers_are_written_as_they_are() -> None:
 def test_settings_that_the_worker_refuses_are_found_by_these_tests(pod_environment: Path) -> None:
     with pytest.raises(InvalidSettings, match="AOAI_WORKER_SLOTS=0"):
         take(pod_environment, {**settings(render()), "slots": 0})
+
+
+@pytest.mark.parametrize("values", MATRIX)
+def test_keda_looks_at_the_queues_that_the_worker_receives(values: str, pod_environment: Path) -> None:
+    objects = render(values)
+    taken = take(pod_environment, settings(objects))
+    received = {*taken.models_of_queues, *([taken.jobs_queue] if taken.sorts else [])}
+    for scaled in (item["spec"] for item in objects if item["kind"] == "ScaledObject"):
+        assert {item["metadata"]["queueName"] for item in scaled["triggers"]} == received

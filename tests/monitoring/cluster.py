@@ -12,6 +12,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 NAMESPACE = "batch"
 SCALED = {"namespace": NAMESPACE, "scaledObject": "aoai-worker"}
+TRIGGERS = {
+    "q0": "s0-azure-servicebus-jobs",
+    "q1": "s1-azure-servicebus-jobs-gpt-4o",
+    "q2": "s2-azure-servicebus-jobs-gpt-4o-mini",
+    "composite-metric": "composite-metric",
+}
+"""As the chart names them; the last is the sum."""
 AUTOSCALER = {"namespace": NAMESPACE, "horizontalpodautoscaler": "keda-hpa-aoai-worker"}
 DEPLOYMENT = {"namespace": NAMESPACE, "deployment": "aoai-worker"}
 
@@ -24,10 +31,15 @@ class Cluster:
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
 
     def __post_init__(self) -> None:
-        trigger = {**SCALED, "metric": "s0-azure-servicebus-jobs", "scaler": "azureServiceBusScaler"}
-        self._gauge("keda_scaler_metrics_value", trigger).set_function(self.queue_length)
-        errors = Counter("keda_scaler_detail_errors_total", "", [*trigger], registry=self.registry)
-        errors.labels(**trigger)
+        lengths = Gauge("keda_scaler_metrics_value", "", [*SCALED, "scaler", "metric"], registry=self.registry)
+        errors = Counter(
+            "keda_scaler_detail_errors_total", "", [*SCALED, "scaler", "metric"], registry=self.registry
+        )
+        for scaler, metric in TRIGGERS.items():
+            lengths.labels(**SCALED, scaler=scaler, metric=metric)
+            errors.labels(**SCALED, scaler=scaler, metric=metric)
+        for scaler in ("q1", "composite-metric"):  # the scene does not tell the queues of models apart
+            lengths.labels(**SCALED, scaler=scaler, metric=TRIGGERS[scaler]).set_function(self.queue_length)
         self._gauge("kube_horizontalpodautoscaler_spec_max_replicas", AUTOSCALER).set(4)
         self._gauge("kube_horizontalpodautoscaler_status_current_replicas", AUTOSCALER).set(2)
         self._gauge("kube_deployment_spec_replicas", DEPLOYMENT).set(2)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from embedded_azure.world import Deployment, QueueSpec, World
+from embedded_azure.world import Deployment, QueueSpec, Role, RoleAssignment, World
 from tests.monitoring.cluster import NAMESPACE, Cluster, served
 from tests.monitoring.prometheus import Prometheus, Target, prometheus
 from tests.support.processes import Azure, Worker, azure, command, worker, world_for_tests
@@ -20,6 +20,7 @@ MODELS = {
     "gpt-4o-mini": [{"name": "gpt-4o-mini"}],
     "gpt-4o": [{"name": "gpt-4o", "tokens_per_minute": 40_000, "requests_per_minute": 420}],
 }
+QUEUE_ROLES: tuple[Role, ...] = ("Azure Service Bus Data Receiver", "Azure Service Bus Data Sender")
 PODS = ("aoai-worker-5d9c7-k2x4p", "aoai-worker-5d9c7-wz8rn")
 
 
@@ -51,11 +52,19 @@ class Scene:
 
 
 def small_quota() -> World:
-    """One deployment without limits and one whose requests per minute are soon used up."""
+    """One deployment without limits and one whose requests per minute are soon used up, and a queue for each."""
     world = world_for_tests(lock_duration=20.0)
+    queues = [f"jobs-{model}" for model in MODELS]
+    worker_id = world.identity("worker").object_id
+    grants = [
+        RoleAssignment(object_id=worker_id, role=role, scope=f"servicebus/{queue}")
+        for queue in queues
+        for role in QUEUE_ROLES
+    ]
     return replace(
         world,
-        queues=(*world.queues, *[QueueSpec(name=f"jobs-{model}", lock_duration=20.0) for model in MODELS]),
+        queues=(*world.queues, *(QueueSpec(name=queue, lock_duration=20.0) for queue in queues)),
+        role_assignments=(*world.role_assignments, *grants),
         deployments=(
             Deployment(name="gpt-4o-mini", model="gpt-4o-mini", latency=0.8, latency_sigma=0.5),
             Deployment(

@@ -62,17 +62,41 @@ contradict each other. The schema has already refused what is wrong in itself.
 {{- if and .Values.workloadIdentity.identityBinding.enabled (not (has (.Values.config.credential | default "auto") (list "workload" "auto"))) -}}
 {{- $problems = append $problems (printf "- workloadIdentity.identityBinding.enabled needs config.credential workload, and it is %s" .Values.config.credential) -}}
 {{- end -}}
-{{- if and (kindIs "map" .Values.config.models) (kindIs "map" .Values.config.queues) -}}
-{{- range $queue, $models := .Values.config.queues -}}
-{{- range $models -}}
-{{- if not (hasKey $.Values.config.models .) -}}
-{{- $problems = append $problems (printf "- config.queues.%s names the model %s, which config.models does not have; there are %s" $queue . (keys $.Values.config.models | sortAlpha | join ", ")) -}}
-{{- end -}}
-{{- end -}}
-{{- end -}}
-{{- end -}}
+{{- $problems = concat $problems (include "aoai-worker.queueProblems" . | fromJsonArray) -}}
 {{- if and .Values.trustedCA.configMap .Values.config.ca_file -}}
 {{- $problems = append $problems "- trustedCA.configMap and config.ca_file are both set: keep one. The first mounts the file and sets the second" -}}
+{{- end -}}
+{{- toJson $problems -}}
+{{- end }}
+
+{{/* What the worker would refuse at its start: queues that are not one for each model. */}}
+{{- define "aoai-worker.queueProblems" -}}
+{{- $problems := list -}}
+{{- $models := .Values.config.models -}}
+{{- $given := .Values.config.queues | default dict -}}
+{{- $entry := .Values.config.jobs_queue | default "jobs" -}}
+{{- if and $given (eq (toString $models) "passthrough") -}}
+{{- $problems = append $problems "- config.queues is set and config.models is passthrough, which works the entry queue only. Leave config.queues out, or list the models" -}}
+{{- else if kindIs "map" $models -}}
+{{- range $queue, $model := $given -}}
+{{- if and $model (not (hasKey $models $model)) -}}
+{{- $problems = append $problems (printf "- config.queues.%s names the model %s, which config.models does not have; there are %s" $queue $model (keys $models | sortAlpha | join ", ")) -}}
+{{- end -}}
+{{- if and (eq $queue $entry) (or (not $model) (gt (len $models) 1)) -}}
+{{- $problems = append $problems (printf "- config.queues.%s is the entry queue, config.jobs_queue, from which the jobs of all models are sorted. Give that model another queue, or leave it out" $queue) -}}
+{{- end -}}
+{{- end -}}
+{{- $seen := dict -}}
+{{- range $queue := include "aoai-worker.queues" . | fromJsonArray -}}
+{{- $name := $queue.name -}}
+{{- if not (or (hasKey $given $name) (eq $name $entry) (regexMatch "^[A-Za-z0-9._-]{1,260}$" $name)) -}}
+{{- $problems = append $problems (printf "- the queue %s, named after its model, is longer than 260 or has other characters than letters, digits and . _ -: name it in config.queues, such as {%s-2: %s}" $name $entry (trimPrefix (printf "%s-" $entry) $name)) -}}
+{{- end -}}
+{{- with get $seen (lower $name) -}}
+{{- $problems = append $problems (printf "- the queues %s and %s are one queue to Service Bus, which does not tell upper case from lower case: name one of them differently in config.queues" . $name) -}}
+{{- end -}}
+{{- $_ := set $seen (lower $name) $name -}}
+{{- end -}}
 {{- end -}}
 {{- toJson $problems -}}
 {{- end }}

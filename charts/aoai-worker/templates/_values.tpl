@@ -15,14 +15,28 @@ over as JSON, since an `include` can return text only.
 {{- toYaml $config -}}
 {{- end }}
 
-{{/* Names of the jobs queues: config.queues, a mapping or a list, else config.jobs_queue. */}}
+{{/*
+The queues that the pods receive from, the entry queue first, as [{name, use}]; `use` is entry, model or drained. The
+rule is the worker's: with one model the entry queue is its queue; with several each has a queue of its own,
+<entry>-<model> unless config.queues names it; a queue that config.queues maps to null is drained.
+*/}}
 {{- define "aoai-worker.queues" -}}
-{{- $queues := .Values.config.queues -}}
-{{- $names := list -}}
-{{- if kindIs "map" $queues }}{{ $names = keys $queues | sortAlpha -}}
-{{- else }}{{ range $queues }}{{ $names = append $names (ternary . (get (ternary (dict) . (kindIs "string" .)) "name") (kindIs "string" .)) }}{{ end -}}
+{{- $entry := .Values.config.jobs_queue | default "jobs" -}}
+{{- $uses := dict -}}
+{{- if kindIs "map" .Values.config.models -}}
+{{- $given := .Values.config.queues | default dict -}}
+{{- if gt (len .Values.config.models) 1 -}}
+{{- range keys .Values.config.models -}}
+{{- if not (has . (values $given)) }}{{ $_ := set $uses (printf "%s-%s" $entry .) "model" }}{{ end -}}
 {{- end -}}
-{{- $names | default (list (.Values.config.jobs_queue | default "jobs")) | toJson -}}
+{{- end -}}
+{{- range $name, $model := $given }}{{ $_ := set $uses $name (ternary "drained" "model" (kindIs "invalid" $model)) }}{{ end -}}
+{{- end -}}
+{{- $queues := list (dict "name" $entry "use" "entry") -}}
+{{- range $name := keys $uses | sortAlpha -}}
+{{- if ne $name $entry }}{{ $queues = append $queues (dict "name" $name "use" (get $uses $name)) }}{{ end -}}
+{{- end -}}
+{{- $queues | toJson -}}
 {{- end }}
 
 {{/* Every deployment in config.models once, as {name, endpoint, tokens_per_minute, requests_per_minute}. */}}

@@ -31,7 +31,7 @@ from benchmarks.processes import (
     peak_rss_mib,
 )
 from benchmarks.traffic import Results, collect, connect, submit
-from embedded_azure.world import Deployment, World, default_world
+from embedded_azure.config import Config, Deployment, default_config
 
 CONTENDERS = {
     "worker": ([sys.executable, "-m", "worker", "run"], '"event":"started"'),
@@ -45,16 +45,16 @@ QUIET_MS = 40.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """So many jobs through so many slots, in that world."""
+    """So many jobs through so many slots, in that config."""
 
     slots: int
     jobs: int
-    world: World
+    config: Config
 
     @property
     def patience(self) -> float:
         """Seconds after which no run of it is worth waiting for."""
-        return 120 + self.jobs * 0.05 + 2 * self.world.deployments[0].latency * self.jobs / self.slots
+        return 120 + self.jobs * 0.05 + 2 * self.config.deployments[0].latency * self.jobs / self.slots
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,20 +94,20 @@ class Contender:
         return sums
 
 
-def make_world(
+def make_config(
     *,
     latency: float = LATENCY,
     sigma: float = 0.25,
     lock_duration: float = 300.0,
     faults: Mapping[str, Any] | None = None,
-) -> World:
+) -> Config:
     """The demo's Azure with one deployment. `faults`: of its start, by service."""
-    world = default_world()
+    config = default_config()
     deployment = Deployment(name="gpt-4o-mini", model="gpt-4o-mini", latency=latency, latency_sigma=sigma)
     queues = tuple(
-        replace(queue, lock_duration=lock_duration) if queue.name == "jobs" else queue for queue in world.queues
+        replace(queue, lock_duration=lock_duration) if queue.name == "jobs" else queue for queue in config.queues
     )
-    return replace(world, deployments=(deployment,), queues=queues, faults=dict(faults or {}))
+    return replace(config, deployments=(deployment,), queues=queues, faults=dict(faults or {}))
 
 
 @asynccontextmanager
@@ -141,7 +141,7 @@ async def measure(name: str, folder: Path, load: Load) -> Run:
 
 
 async def _measure(name: str, folder: Path, load: Load) -> Run:
-    async with embedded_azure(folder, load.world) as azure, connect(azure.environment("producer")) as client:
+    async with embedded_azure(folder, load.config) as azure, connect(azure.environment("producer")) as client:
         await submit(client, load.jobs)
         async with started(name, azure, load.slots) as contender:
             pid = contender.process.pid

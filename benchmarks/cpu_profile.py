@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.contenders import Load, Run, make_world, measure, started, until_done
+from benchmarks.contenders import Load, Run, make_config, measure, started, until_done
 from benchmarks.processes import BenchmarkFailed, child, clean_environment, embedded_azure
 from benchmarks.report import describe_disturbance, table
 from benchmarks.traffic import collect, connect, submit
@@ -53,7 +53,7 @@ async def profile_worker(folder: Path, share: float) -> str:
     program = shutil.which("py-spy")
     if program is None:
         raise BenchmarkFailed("py-spy is not on the PATH; `make bench` brings it along, or: pip install py-spy")
-    load = Load(slots=SLOTS, jobs=round(JOBS * share), world=make_world())
+    load = Load(slots=SLOTS, jobs=round(JOBS * share), config=make_config())
     plain = await measure("worker", folder / "plain", load)
     stacks = await sample(program, folder, load)
     return describe(plain, stacks)
@@ -63,7 +63,7 @@ async def sample(program: str, folder: Path, load: Load) -> Mapping[Stack, int]:
     """Submits once py-spy looks on."""
     out = folder / "worker.folded"
     async with (
-        embedded_azure(folder / "profiled", load.world) as azure,
+        embedded_azure(folder / "profiled", load.config) as azure,
         connect(azure.environment("producer")) as client,
         started("worker", azure, load.slots) as worker,
     ):

@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 from statistics import median
 
-from benchmarks.contenders import CONTENDERS, make_world, started
+from benchmarks.contenders import CONTENDERS, make_config, started
 from benchmarks.long_calls import Held, LongCalls, hold
 from benchmarks.processes import Azure, cpu_ms, embedded_azure
 from benchmarks.report import at_least, at_most, describe_disturbance, table
@@ -17,7 +17,7 @@ RSS_TARGET, START_TARGET = 256.0, 3.0
 
 
 async def measure_footprint(folder: Path, share: float) -> str:
-    async with embedded_azure(folder / "idle", make_world()) as azure:
+    async with embedded_azure(folder / "idle", make_config()) as azure:
         starts = {name: [await _start(name, azure) for _ in range(STARTS)] for name in CONTENDERS}
         idle = {name: await _idle(name, azure, max(2.0, IDLE_SECONDS * share)) for name in CONTENDERS}
     plan = LongCalls(slots=SLOTS, jobs=max(SLOTS, round(JOBS * share)), latency=LATENCY)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.contenders import Contender, make_world, require_paid_once, started
+from benchmarks.contenders import Contender, make_config, require_paid_once, started
 from benchmarks.processes import cpu_ms, embedded_azure, foreign_cpu_ms, peak_rss_mib
 from benchmarks.traffic import collect, connect, submit
 
@@ -45,10 +45,10 @@ class Held:
 
 async def hold(folder: Path, plan: LongCalls) -> Held:
     """Raises BenchmarkFailed unless every job is answered, once."""
-    world = make_world(latency=SHORT, sigma=0.0, lock_duration=plan.lock_duration)
+    config = make_config(latency=SHORT, sigma=0.0, lock_duration=plan.lock_duration)
     first = FIRST_JOBS * plan.slots
     async with (
-        embedded_azure(folder, world) as azure,
+        embedded_azure(folder, config) as azure,
         connect(azure.environment("producer")) as client,
         started("worker", azure, plan.slots) as worker,
     ):

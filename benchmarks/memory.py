@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.contenders import Contender, make_world, require_paid_once, started
+from benchmarks.contenders import Contender, make_config, require_paid_once, started
 from benchmarks.processes import BenchmarkFailed, embedded_azure, rss_mib
 from benchmarks.report import at_most, table
 from benchmarks.traffic import collect, connect, submit
@@ -35,7 +35,7 @@ async def measure_memory(folder: Path, share: float) -> str:
 
 async def _measure(folder: Path, size: int, jobs: int) -> str:
     async with (
-        embedded_azure(folder, make_world(latency=LATENCY)) as azure,
+        embedded_azure(folder, make_config(latency=LATENCY)) as azure,
         connect(azure.environment("producer")) as client,
     ):
         await submit(client, jobs, size=size)

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
-from benchmarks.contenders import CONTENDERS, LATENCY, Load, Run, make_world, measure
+from benchmarks.contenders import CONTENDERS, LATENCY, Load, Run, make_config, measure
 from benchmarks.report import at_least, at_most, describe_disturbance, table
-from embedded_azure.world import World
+from embedded_azure.config import Config
 
 JOBS = {64: 2_000, 256: 4_000, 1_000: 4_000}
 """By what is in flight: enough for a run of several seconds."""
@@ -29,7 +29,7 @@ HEADINGS = (
 
 async def compare(folder: Path, share: float) -> str:
     """Both contenders as near as the loopback device."""
-    runs = await run_pairs(folder, make_world(), JOBS, share)
+    runs = await run_pairs(folder, make_config(), JOBS, share)
     return describe(runs, f"{LATENCY:g} s of model latency")
 
 
@@ -39,15 +39,15 @@ async def compare_further_away(folder: Path, share: float) -> str:
         "servicebus": {"kind": "slow", "latency": FURTHER_AWAY / 2},  # in each direction
         "openai": {"kind": "answer", "latency": FURTHER_AWAY},
     }
-    runs = await run_pairs(folder, make_world(faults=faults), FURTHER_JOBS, share)
+    runs = await run_pairs(folder, make_config(faults=faults), FURTHER_JOBS, share)
     more = f"{1_000 * FURTHER_AWAY:g} ms more round trip to Service Bus and to the model"
     return describe(runs, f"{LATENCY:g} s of model latency, {more}")
 
 
-async def run_pairs(folder: Path, world: World, jobs: Mapping[int, int], share: float) -> list[Run]:
+async def run_pairs(folder: Path, config: Config, jobs: Mapping[int, int], share: float) -> list[Run]:
     """Both contenders in each round, taking turns at going first."""
     rounds = range(ROUNDS if share == 1 else 1)
-    loads = [Load(slots=slots, jobs=max(100, round(count * share)), world=world) for slots, count in jobs.items()]
+    loads = [Load(slots=slots, jobs=max(100, round(count * share)), config=config) for slots, count in jobs.items()]
     return [
         await measure(name, folder / f"{load.slots}-{number}-{name}", load)
         for load in loads

@@ -18,7 +18,7 @@ from typing import Any
 
 from aiohttp import ClientSession
 
-from embedded_azure.world import World
+from embedded_azure.config import Config
 
 START_PATIENCE = 40.0
 STOP_PATIENCE = 15.0
@@ -177,18 +177,18 @@ class Azure:
 
 
 @asynccontextmanager
-async def embedded_azure(folder: Path, world: World) -> AsyncIterator[Azure]:
+async def embedded_azure(folder: Path, config: Config) -> AsyncIterator[Azure]:
     """`folder` must not exist yet."""
-    arguments = ["--state", str(folder / "state"), "--world", str(_write_world(folder, world))]
+    arguments = ["--state", str(folder / "state"), "--config", str(_write_config(folder, config))]
     command = [sys.executable, "-m", "worker", "local", "--write-env", str(folder / "azure.env"), *arguments]
     async with child(*command, environment=clean_environment(), says="is ready") as process:
         yield Azure(state=folder / "state", process=process)
 
 
-def _write_world(folder: Path, world: World) -> Path:
+def _write_config(folder: Path, config: Config) -> Path:
     folder.mkdir()
-    path = folder / "world.json"
-    path.write_text(json.dumps(asdict(world)))
+    path = folder / "config.json"
+    path.write_text(json.dumps(asdict(config)))
     return path
 
 

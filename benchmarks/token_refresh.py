@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
-from benchmarks.contenders import make_world, started, until_done
+from benchmarks.contenders import make_config, started, until_done
 from benchmarks.processes import embedded_azure
 from benchmarks.report import at_most, table
 from benchmarks.traffic import collect, connect, submit
@@ -43,8 +43,8 @@ async def measure_refreshes(folder: Path, share: float) -> str:
 
 async def _run(folder: Path, jobs: int, faults: list[Mapping[str, Any]]) -> Outcome:
     """Raises BenchmarkFailed unless every job is answered, once."""
-    world = make_world(latency=LATENCY, sigma=0.0, faults={"entra": faults})
-    async with embedded_azure(folder, world) as azure, connect(azure.environment("producer")) as client:
+    config = make_config(latency=LATENCY, sigma=0.0, faults={"entra": faults})
+    async with embedded_azure(folder, config) as azure, connect(azure.environment("producer")) as client:
         await submit(client, jobs)
         async with started("worker", azure, SLOTS) as worker:
             await until_done(worker.process, azure, jobs)

@@ -19,16 +19,16 @@ def main() -> int:
         "--state", type=Path, metavar="DIR", help="keep keys and tokens in DIR (default: temporary)"
     )
     parser.add_argument(
-        "--world", type=Path, metavar="FILE", help="what exists in this Azure, as JSON (default: the demo's)"
+        "--config", type=Path, metavar="FILE", help="what exists in this Azure, as JSON (default: the demo's)"
     )
     parser.add_argument(
         "--entities",
         type=Path,
         metavar="FILE",
-        help="queues, topics, subscriptions and rules of Service Bus, as YAML (default: the world's)",
+        help="queues, topics, subscriptions and rules of Service Bus, as YAML (default: the config's)",
     )
     arguments = parser.parse_args()
-    return run(arguments.write_env, arguments.state, arguments.world, entities=arguments.entities)
+    return run(arguments.write_env, arguments.state, arguments.config, entities=arguments.entities)
 
 
 if __name__ == "__main__":

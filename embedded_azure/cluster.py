@@ -15,7 +15,7 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
 from embedded_azure.certificates import public_pem
-from embedded_azure.world import Identity
+from embedded_azure.config import Identity
 
 FEDERATION_AUDIENCE = "api://AzureADTokenExchange"
 """The audience Entra wants of an assertion, and the webhook therefore asks of the kubelet."""

@@ -13,11 +13,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from embedded_azure.servicebus.broker.broker import Broker, BrokerError
-from embedded_azure.servicebus.broker.topics import SUBSCRIPTIONS
-from embedded_azure.world import (
+from embedded_azure.config import (
     PREMIUM_BYTES,
     STANDARD_BYTES,
+    Config,
     CorrelationSpec,
     QueueSpec,
     Role,
@@ -25,8 +24,9 @@ from embedded_azure.world import (
     RuleSpec,
     SubscriptionSpec,
     TopicSpec,
-    World,
 )
+from embedded_azure.servicebus.broker.broker import Broker, BrokerError
+from embedded_azure.servicebus.broker.topics import SUBSCRIPTIONS
 
 OWNER: Role = "Azure Service Bus Data Owner"
 _MOST_LARGE_BYTES = 100 << 20
@@ -79,7 +79,7 @@ class _Receivable(_Described):
     forward_dead_letters_to: str | None = None
 
     def terms(self) -> dict[str, Any]:
-        """As the specs of the world name and count them."""
+        """As the specs of the config name and count them."""
         named = {name: getattr(self, name) for name in _Receivable.model_fields}
         return {name: _seconds(value) for name, value in named.items()}
 
@@ -168,33 +168,33 @@ def read_entities(path: Path) -> Entities:
         raise EntitiesError(f"the entities file {path} cannot be used:\n" + "\n".join(_problems(error))) from error
 
 
-def put_entities(world: World, path: Path) -> World:
-    """The world with the file's entities and roles in place of its own. Raises EntitiesError."""
+def put_entities(config: Config, path: Path) -> Config:
+    """The config with the file's entities and roles in place of its own. Raises EntitiesError."""
     entities = read_entities(path)
     tier_bytes = PREMIUM_BYTES if entities.tier == "premium" else STANDARD_BYTES
     queues = tuple(queue.spec(tier_bytes) for queue in entities.queues)
     topics = tuple(topic.spec(tier_bytes) for topic in entities.topics)
     try:
         Broker(queues, topics=topics)
-        roles = _roles(world, entities)
+        roles = _roles(config, entities)
     except BrokerError as refusal:
         raise EntitiesError(f"the entities file {path} cannot be used: {refusal.description}") from refusal
     except KeyError as error:
         raise EntitiesError(f"the entities file {path} cannot be used: roles: {error.args[0]}") from error
-    return dataclasses.replace(world, queues=queues, topics=topics, role_assignments=roles)
+    return dataclasses.replace(config, queues=queues, topics=topics, role_assignments=roles)
 
 
-def _roles(world: World, entities: Entities) -> tuple[RoleAssignment, ...]:
+def _roles(config: Config, entities: Entities) -> tuple[RoleAssignment, ...]:
     """Raises KeyError naming what there is."""
-    others = tuple(each for each in world.role_assignments if not each.scope.startswith("servicebus"))
+    others = tuple(each for each in config.role_assignments if not each.scope.startswith("servicebus"))
     asked = entities.roles
     if asked is None:
-        owners = [identity.name for identity in world.identities if identity.name in ("worker", "producer")]
+        owners = [identity.name for identity in config.identities if identity.name in ("worker", "producer")]
         asked = tuple(Assignment(identity=name, role=OWNER) for name in owners)
-    return (*others, *(_assignment(world, entities, each) for each in asked))
+    return (*others, *(_assignment(config, entities, each) for each in asked))
 
 
-def _assignment(world: World, entities: Entities, asked: Assignment) -> RoleAssignment:
+def _assignment(config: Config, entities: Entities, asked: Assignment) -> RoleAssignment:
     known = {queue.name for queue in entities.queues} | {topic.name for topic in entities.topics}
     known |= {
         f"{topic.name}{SUBSCRIPTIONS}{each.name}" for topic in entities.topics for each in topic.subscriptions
@@ -202,7 +202,7 @@ def _assignment(world: World, entities: Entities, asked: Assignment) -> RoleAssi
     if asked.entity is not None and asked.entity not in known:
         raise KeyError(f"there is no entity {asked.entity!r}; there are {', '.join(sorted(known))}")
     scope = "servicebus" if asked.entity is None else f"servicebus/{asked.entity}"
-    return RoleAssignment(object_id=world.identity(asked.identity).object_id, role=asked.role, scope=scope)
+    return RoleAssignment(object_id=config.identity(asked.identity).object_id, role=asked.role, scope=scope)
 
 
 def _seconds(value: Any) -> Any:

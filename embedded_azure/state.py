@@ -1,4 +1,4 @@
-"""The state directory: where the supervisor leaves keys and the world for the embedded Azure's processes.
+"""The state directory: where the supervisor leaves keys and the config for the embedded Azure's processes.
 
 The supervisor is the only writer, but for the blobs. What a file holds is said here and nowhere else; the
 private key of the local cluster is in none of them, so nothing that can read the directory can mint a
@@ -18,8 +18,8 @@ class StateDirectory:
     root: Path
 
     @property
-    def world(self) -> Path:
-        return self.root / "world.json"
+    def config(self) -> Path:
+        return self.root / "config.json"
 
     @property
     def entra_private_key(self) -> Path:

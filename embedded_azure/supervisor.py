@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from embedded_azure.blob import faults as blob_faults
 from embedded_azure.certificates import make_server_identity, make_signing_key, private_pem, public_pem
 from embedded_azure.cluster import BINDING_TOKEN_FILE, LocalCluster
+from embedded_azure.config import Config, Identity, default_config
 from embedded_azure.entities_file import EntitiesError, put_entities
 from embedded_azure.entra import faults as entra_faults
 from embedded_azure.entra import identity_binding, imds
@@ -29,7 +30,6 @@ from embedded_azure.openai import faults as openai_faults
 from embedded_azure.servicebus.faults import control as servicebus_faults
 from embedded_azure.state import StateDirectory, write_atomically
 from embedded_azure.temporary import temporary_directory
-from embedded_azure.world import Identity, World, default_world
 
 SERVICES: Mapping[str, str] = {
     "servicebus": "embedded_azure.servicebus",
@@ -71,7 +71,7 @@ class Endpoints:
 def run(
     write_env: Path | None,
     state: Path | None,
-    world: Path | None,
+    config: Path | None,
     *,
     entities: Path | None = None,
     blob: bool = False,
@@ -80,10 +80,10 @@ def run(
 
     `write_env` and its sibling `.producer` appear once everything is ready and go when it stops. `state` is kept;
     without one a temporary directory is used and removed. With `blob` results go to Blob storage, else to a queue.
-    `entities` is an entities file, which replaces those of the world.
+    `entities` is an entities file, which replaces those of the config.
     """
     try:
-        described = load_world(world)
+        described = load_config(config)
         if entities is not None:
             described = put_entities(described, entities)
         if write_env is not None:
@@ -99,19 +99,19 @@ def run(
         return 1
 
 
-def load_world(path: Path | None) -> World:
-    """The world described by the file, or the demo's. Raises SetupError saying what is wrong with the file."""
+def load_config(path: Path | None) -> Config:
+    """The config described by the file, or the demo's. Raises SetupError saying what is wrong with the file."""
     try:
-        world = default_world() if path is None else World.load(path)
-        _check_faults(world)
+        config = default_config() if path is None else Config.load(path)
+        _check_faults(config)
     except OSError as error:
-        raise SetupError(f"the world {path} cannot be read: {error.strerror}") from error
+        raise SetupError(f"the config {path} cannot be read: {error.strerror}") from error
     except (ValidationError, ValueError) as error:
-        raise SetupError(f"the world {path} does not describe an Azure: {error}") from error
-    return world
+        raise SetupError(f"the config {path} does not describe an Azure: {error}") from error
+    return config
 
 
-def _check_faults(world: World) -> None:
+def _check_faults(config: Config) -> None:
     """Raises ValueError. A key is a service, or `openai/<account>`."""
     kinds = {
         "entra": entra_faults.FAULTS,
@@ -119,72 +119,72 @@ def _check_faults(world: World) -> None:
         "servicebus": servicebus_faults.FAULTS,
         "blob": blob_faults.FAULTS,
     }
-    known = {"deployment": {deployment.name for deployment in world.deployments}}
-    for key, initial in world.faults.items():
+    known = {"deployment": {deployment.name for deployment in config.deployments}}
+    for key, initial in config.faults.items():
         service = key.partition("/")[0]
         if service not in kinds:
             raise ValueError(f"faults of {key!r}: there are {', '.join(kinds)}")
         Faults(*kinds[service], initial=initial, known=known if service == "openai" else None)
 
 
-def prepare_state(state: StateDirectory, world: World) -> LocalCluster:
+def prepare_state(state: StateDirectory, config: Config) -> LocalCluster:
     """Write everything the processes read, and the first projected token of every identity."""
     entra_key, cluster_key = make_signing_key(), make_signing_key()
     server = make_server_identity()
-    audiences = dict.fromkeys(world.bound_identities, identity_binding.BINDING_AUDIENCE)
-    cluster = LocalCluster(cluster_key, world.issuer, world.projected_token_lifetime, audiences=audiences)
+    audiences = dict.fromkeys(config.bound_identities, identity_binding.BINDING_AUDIENCE)
+    cluster = LocalCluster(cluster_key, config.issuer, config.projected_token_lifetime, audiences=audiences)
     write_atomically(state.entra_private_key, private_pem(entra_key))
     write_atomically(state.entra_public_key, public_pem(entra_key))
     write_atomically(state.cluster_public_key, cluster.public_key_pem)
     write_atomically(state.ca, server.ca_pem)
     write_atomically(state.server_certificate, server.certificate_pem)
     write_atomically(state.server_key, server.key_pem)
-    for identity in world.identities:
+    for identity in config.identities:
         cluster.project_token(identity, state.projected_volume(identity.name))
-    world.save(state.world)
+    config.save(state.config)
     return cluster
 
 
 def pod_environment(
-    world: World, identity: Identity, state: StateDirectory, endpoints: Endpoints, *, blob_sink: bool = False
+    config: Config, identity: Identity, state: StateDirectory, endpoints: Endpoints, *, blob_sink: bool = False
 ) -> dict[str, str]:
     """What the webhook and the manifests give a pod of `identity`, and what suits a trial."""
     environment = {
-        **_identity_environment(world, identity, state, endpoints),
+        **_identity_environment(config, identity, state, endpoints),
         "AZURE_OPENAI_ENDPOINT": f"https://localhost:{endpoints.openai}",
         "AOAI_WORKER_CA_FILE": str(state.ca),
-        "AOAI_WORKER_SERVICEBUS_NAMESPACE": world.namespace,
+        "AOAI_WORKER_SERVICEBUS_NAMESPACE": config.namespace,
         "AOAI_WORKER_SERVICEBUS_ENDPOINT": f"localhost:{endpoints.servicebus_tls}",
         # nothing is rolled out here, so a worker need not wait for a model that it does not know
         "AOAI_WORKER_UNKNOWN_MODEL_PATIENCE": "0",
     }
     # a worker proves every container it is told of: one that it has no role on would keep it from starting
-    if world.containers and (blob_sink or world.roles_of(identity.object_id, f"blob/{world.containers[0]}")):
-        environment["AOAI_WORKER_BLOB_CONTAINER"] = _container_url(world, endpoints)
+    if config.containers and (blob_sink or config.roles_of(identity.object_id, f"blob/{config.containers[0]}")):
+        environment["AOAI_WORKER_BLOB_CONTAINER"] = _container_url(config, endpoints)
     if blob_sink:
         environment["AOAI_WORKER_SINK"] = "blob"
     return environment
 
 
-def _container_url(world: World, endpoints: Endpoints) -> str:
+def _container_url(config: Config, endpoints: Endpoints) -> str:
     """Of the first container, which is that of results and claims."""
-    return "/".join((f"https://localhost:{endpoints.blob}", world.storage_account, *world.containers[:1]))
+    return "/".join((f"https://localhost:{endpoints.blob}", config.storage_account, *config.containers[:1]))
 
 
 def _identity_environment(
-    world: World, identity: Identity, state: StateDirectory, endpoints: Endpoints
+    config: Config, identity: Identity, state: StateDirectory, endpoints: Endpoints
 ) -> dict[str, str]:
     """Of the node's identity, of one with an identity binding, or of workload identity."""
     client = {"AZURE_CLIENT_ID": identity.client_id}
-    if identity.name in world.node_identities:
+    if identity.name in config.node_identities:
         return {**client, **imds.environment(endpoints.imds), "AOAI_WORKER_CREDENTIAL": "managed"}
     workload = {
         **client,
-        "AZURE_TENANT_ID": world.tenant_id,
+        "AZURE_TENANT_ID": config.tenant_id,
         "AZURE_FEDERATED_TOKEN_FILE": str(state.projected_token(identity.name)),
         "AZURE_AUTHORITY_HOST": f"https://localhost:{endpoints.entra}/",
     }
-    if identity.name not in world.bound_identities:
+    if identity.name not in config.bound_identities:
         return workload
     token = state.projected_token(identity.name).with_name(BINDING_TOKEN_FILE)
     proxy = identity_binding.environment(endpoints.token_proxy, state.ca)
@@ -205,14 +205,14 @@ def shell_exports(environment: Mapping[str, str]) -> bytes:
 class _Supervisor:
     def __init__(
         self,
-        world: World,
+        config: Config,
         state: StateDirectory,
         write_env: Path | None,
         *,
         kept: bool,
         blob_sink: bool,
     ) -> None:
-        self._world = world
+        self._config = config
         self._state = state
         self._write_env = write_env
         self._kept = kept
@@ -240,12 +240,12 @@ class _Supervisor:
 
     def _prepare(self) -> LocalCluster:
         try:
-            return prepare_state(self._state, self._world)
+            return prepare_state(self._state, self._config)
         except OSError as error:
             raise LocalAzureError(f"cannot write {error.filename}: {error.strerror}") from error
 
     async def _attend(self, children: Sequence["_Child"], cluster: LocalCluster, stop: asyncio.Event) -> None:
-        volumes = {identity: self._state.projected_volume(identity.name) for identity in self._world.identities}
+        volumes = {identity: self._state.projected_volume(identity.name) for identity in self._config.identities}
         async with asyncio.TaskGroup() as group:
             group.create_task(_raise_when(stop))
             for child in children:
@@ -276,8 +276,8 @@ class _Supervisor:
         _say(self._summary(endpoints))
 
     def _write_environment_files(self, endpoints: Endpoints) -> None:
-        for identity in self._world.identities:
-            pod = pod_environment(self._world, identity, self._state, endpoints, blob_sink=self._blob_sink)
+        for identity in self._config.identities:
+            pod = pod_environment(self._config, identity, self._state, endpoints, blob_sink=self._blob_sink)
             write_atomically(self._state.environment(identity.name), shell_exports(pod))
         if self._write_env is not None:
             # The worker's file comes last: whoever waits for it finds the other there.
@@ -291,10 +291,10 @@ class _Supervisor:
                 path.unlink(missing_ok=True)
 
     def _summary(self, endpoints: Endpoints) -> str:
-        world = self._world
-        queues = ", ".join(queue.name for queue in world.queues) or "none"
-        topics = ", ".join(topic.name for topic in world.topics) or "none"
-        deployments = ", ".join(deployment.name for deployment in world.deployments)
+        config = self._config
+        queues = ", ".join(queue.name for queue in config.queues) or "none"
+        topics = ", ".join(topic.name for topic in config.topics) or "none"
+        deployments = ", ".join(deployment.name for deployment in config.deployments)
         return f"""\
 The embedded Azure is ready, {time.monotonic() - self._started:.1f} s after its start.
 
@@ -303,8 +303,8 @@ The embedded Azure is ready, {time.monotonic() - self._started:.1f} s after its 
                  queues: {queues}; topics: {topics}
   Azure OpenAI   https://localhost:{endpoints.openai}
                  deployments: {deployments}
-  Blob storage   {_container_url(world, endpoints)}
-  Entra          https://localhost:{endpoints.entra}/{world.tenant_id}
+  Blob storage   {_container_url(config, endpoints)}
+  Entra          https://localhost:{endpoints.entra}/{config.tenant_id}
   State          {self._state.root}{"" if self._kept else " (removed at the end)"}
   Faults         PUT /local/faults at each https address: docs/fault-injection.md
 
@@ -445,7 +445,7 @@ def _state_directory(given: Path | None) -> Iterator[StateDirectory]:
 
 
 def _check_ours(root: Path) -> None:
-    if any(root.iterdir()) and not StateDirectory(root).world.exists():
+    if any(root.iterdir()) and not StateDirectory(root).config.exists():
         raise SetupError(
             f"the state directory {root} has files of somebody else in it. Name an empty or a new directory."
         )
@@ -455,11 +455,11 @@ def _environment_files(write_env: Path) -> dict[str, Path]:
     return {"worker": write_env, "producer": write_env.with_name(f"{write_env.name}.producer")}
 
 
-def _check_environment_files(write_env: Path, world: World) -> None:
+def _check_environment_files(write_env: Path, config: Config) -> None:
     """Raises SetupError rather than overwrite a file that is not the embedded Azure's own."""
     for name, path in _environment_files(write_env).items():
         try:
-            world.identity(name)
+            config.identity(name)
             first_line = path.read_text(errors="replace").partition("\n")[0] if path.exists() else _HEADER
         except KeyError as error:
             raise SetupError(f"--write-env needs the identity {name!r}: {error.args[0]}") from error

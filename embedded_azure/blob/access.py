@@ -8,8 +8,8 @@ from enum import Enum
 from typing import Final
 
 from embedded_azure.blob.refusals import Refused
+from embedded_azure.config import Config, Role
 from embedded_azure.entra.tokens import AccessTokens, Caller, TokenRefused
-from embedded_azure.world import Role, World
 
 AUDIENCE: Final = "https://storage.azure.com"
 FIRST_VERSION_WITH_TOKENS: Final = "2017-11-09"
@@ -32,11 +32,11 @@ _ROLES: Final[Mapping[Right, frozenset[Role]]] = {
 class Access:
     """Tokens and roles of one account. A role's scope is `blob`, the account, or `blob/<container>`."""
 
-    def __init__(self, world: World, tokens: AccessTokens) -> None:
-        self._world = world
+    def __init__(self, config: Config, tokens: AccessTokens) -> None:
+        self._config = config
         self._tokens = tokens
         self._challenge = {
-            "WWW-Authenticate": f"Bearer authorization_uri=https://login.microsoftonline.com/{world.tenant_id}"
+            "WWW-Authenticate": f"Bearer authorization_uri=https://login.microsoftonline.com/{config.tenant_id}"
             f"/oauth2/authorize resource_id={AUDIENCE}"
         }
 
@@ -56,7 +56,7 @@ class Access:
     def authorize(self, caller: Caller, right: Right, container: str | None) -> None:
         """Raises Refused unless a role of the caller on the container (on the account, for None) has the right."""
         scope = "blob" if container is None else f"blob/{container}"
-        if not self._world.roles_of(caller.object_id, scope) & _ROLES[right]:
+        if not self._config.roles_of(caller.object_id, scope) & _ROLES[right]:
             raise Refused("AuthorizationPermissionMismatch")
 
 

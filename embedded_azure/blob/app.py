@@ -27,10 +27,10 @@ from embedded_azure.blob.faults import (
 )
 from embedded_azure.blob.refusals import Refused
 from embedded_azure.blob.store import Store
+from embedded_azure.config import Config
 from embedded_azure.entra.tokens import AccessTokens
 from embedded_azure.faults import Faults, add_fault_routes
 from embedded_azure.http_faults import ConnectionFault, break_connection
-from embedded_azure.world import World
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +88,14 @@ _NOT_HERE: Final = (
 class BlobStorage:
     """One storage account. `store` is the caller's to close."""
 
-    def __init__(self, world: World, tokens: AccessTokens, store: Store) -> None:
-        """Makes the world's containers. Raises ValueError for a bad fault."""
+    def __init__(self, config: Config, tokens: AccessTokens, store: Store) -> None:
+        """Makes the config's containers. Raises ValueError for a bad fault."""
         self.store = store
-        self.faults = Faults(*FAULTS, initial=world.faults.get("blob"))
+        self.faults = Faults(*FAULTS, initial=config.faults.get("blob"))
         self.answers: Counter[tuple[str, int]] = Counter()
-        self._account = world.storage_account
-        self._access = Access(world, tokens)
-        for name in world.containers:
+        self._account = config.storage_account
+        self._access = Access(config, tokens)
+        for name in config.containers:
             store.create_container(name, {})
 
     async def handle(self, request: web.Request) -> web.StreamResponse:

@@ -10,8 +10,8 @@ from typing import Any, TypeGuard
 import jwt
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
+from embedded_azure.config import Identity
 from embedded_azure.entra.refusals import TokenDenied
-from embedded_azure.world import Identity
 
 
 def check_assertion(

@@ -27,7 +27,7 @@ async def open_endpoints(state: StateDirectory, port: int) -> None:
         open_door = stack.enter_async_context
         ports = {
             "port": await open_door(_door(build_app(entra), server_context(state), port)),
-            "imds_port": await open_door(_door(build_imds_app(InstanceMetadata(entra.world, entra)))),
+            "imds_port": await open_door(_door(build_imds_app(InstanceMetadata(entra.config, entra)))),
             "token_proxy_port": await open_door(
                 _door(build_proxy_app(load_token_proxy(state)), proxy_context(state))
             ),

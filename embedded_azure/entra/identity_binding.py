@@ -14,12 +14,12 @@ from typing import Any
 
 from aiohttp import web
 
+from embedded_azure.config import Config
 from embedded_azure.entra.refusals import TokenDenied
 from embedded_azure.entra.service import Entra, build_app, load_issuer
 from embedded_azure.entra.tokens import TokenIssuer
 from embedded_azure.process import server_context
 from embedded_azure.state import StateDirectory
-from embedded_azure.world import World
 
 BINDING_AUDIENCE = "api://AKSIdentityBinding"
 """What the webhook asks of the kubelet for the pods of an identity binding."""
@@ -48,20 +48,20 @@ class NotBound(TokenDenied):
 
 
 class TokenProxy(Entra):
-    """Entra, for the service accounts that the world's identity bindings name, and for no others."""
+    """Entra, for the service accounts that the config's identity bindings name, and for no others."""
 
     faults_key = "entra/token_proxy"
 
     def __init__(
         self,
-        world: World,
+        config: Config,
         issuer: TokenIssuer,
         cluster_public_key_pem: bytes,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Raises KeyError when a bound identity does not exist; else as Entra does."""
-        super().__init__(world, issuer, cluster_public_key_pem, clock, BINDING_AUDIENCE)
-        self._bound = {world.identity(name).client_id for name in world.bound_identities}
+        super().__init__(config, issuer, cluster_public_key_pem, clock, BINDING_AUDIENCE)
+        self._bound = {config.identity(name).client_id for name in config.bound_identities}
 
     def grant(self, tenant: str, form: Mapping[str, str]) -> dict[str, Any]:
         """As Entra does. Raises NotBound too."""
@@ -73,8 +73,8 @@ class TokenProxy(Entra):
 
 def load_token_proxy(state: StateDirectory) -> TokenProxy:
     """The proxy of the state directory. Raises OSError or ValueError when a file is missing or wrong."""
-    world = World.load(state.world)
-    return TokenProxy(world, load_issuer(state, world), state.cluster_public_key.read_bytes())
+    config = Config.load(state.config)
+    return TokenProxy(config, load_issuer(state, config), state.cluster_public_key.read_bytes())
 
 
 def build_proxy_app(proxy: TokenProxy) -> web.Application:

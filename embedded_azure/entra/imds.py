@@ -1,7 +1,7 @@
 """The embedded Instance Metadata Service, as far as managed identities need it: tokens for all on the node.
 
 `GET /metadata/identity/oauth2/token?api-version=2018-02-01&resource=...[&client_id=...]` with `Metadata: true`, in
-plaintext as the real one at 169.254.169.254. It has the identities that the world assigns to the node, by default
+plaintext as the real one at 169.254.169.254. It has the identities that the config assigns to the node, by default
 none. azure-identity finds it by AZURE_POD_IDENTITY_AUTHORITY_HOST. `/local/faults` and `/local/stats` are its own.
 """
 
@@ -13,11 +13,11 @@ from typing import Any
 import orjson
 from aiohttp import web
 
+from embedded_azure.config import Config, Identity
 from embedded_azure.entra.refusals import TokenDenied
 from embedded_azure.entra.service import Entra
 from embedded_azure.faults import NO_FAULT, AnswerFault, Fault, Faults, add_fault_routes
 from embedded_azure.http_faults import BodyFault, ConnectionFault, break_connection, send_broken
-from embedded_azure.world import Identity, World
 
 FAULTS: tuple[type[Fault], ...] = (AnswerFault, ConnectionFault, BodyFault)
 """The kinds of fault that may be set here; for refusals and odd tokens, set Entra's."""
@@ -39,11 +39,11 @@ class NotGranted(Exception):
 class InstanceMetadata:
     """The node's managed identities. Entra issues their tokens; nothing has to be proved but where one stands."""
 
-    def __init__(self, world: World, entra: Entra) -> None:
+    def __init__(self, config: Config, entra: Entra) -> None:
         """Raises KeyError when an identity of the node does not exist, ValueError for a bad fault."""
-        self._identities = [world.identity(name) for name in world.node_identities]
+        self._identities = [config.identity(name) for name in config.node_identities]
         self._entra = entra
-        self.faults = Faults(*FAULTS, initial=world.faults.get("entra/imds"))
+        self.faults = Faults(*FAULTS, initial=config.faults.get("entra/imds"))
         self.outcomes: Counter[str] = Counter()
 
     def grant(self, headers: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from embedded_azure.cluster import FEDERATION_AUDIENCE
+from embedded_azure.config import Config, Identity
 from embedded_azure.entra.assertions import check_assertion
 from embedded_azure.entra.faults import FAULTS, ClockFault, RefusalFault, TokenFault
 from embedded_azure.entra.refusals import TokenDenied
@@ -29,7 +30,6 @@ from embedded_azure.entra.tokens import TokenIssuer
 from embedded_azure.faults import NO_FAULT, AnswerFault, Faults, add_fault_routes
 from embedded_azure.http_faults import BodyFault, ConnectionFault, break_connection, send_broken
 from embedded_azure.state import StateDirectory
-from embedded_azure.world import Identity, World
 
 RESOURCES = frozenset(
     {
@@ -55,27 +55,27 @@ class Entra:
     """
 
     faults_key = "entra"
-    """Where the world has the faults of the beginning."""
+    """Where the config has the faults of the beginning."""
 
     def __init__(
         self,
-        world: World,
+        config: Config,
         issuer: TokenIssuer,
         cluster_public_key_pem: bytes,
         clock: Callable[[], float] = time.time,
         audience: str = FEDERATION_AUDIENCE,
     ) -> None:
-        """Raises ValueError when the cluster's key is no RSA public key or the world's fault is wrong."""
+        """Raises ValueError when the cluster's key is no RSA public key or the config's fault is wrong."""
         key = load_pem_public_key(cluster_public_key_pem)
         if not isinstance(key, RSAPublicKey):
             raise ValueError(f"the cluster's key must be an RSA public key; this is a {type(key).__name__}")
-        self.world = world
+        self.config = config
         self._issuer = issuer
         self._cluster_key = key
         self._audience = audience
-        self._applications = {identity.client_id: identity for identity in world.identities}
+        self._applications = {identity.client_id: identity for identity in config.identities}
         self._clock = clock
-        self.faults = Faults(*FAULTS, initial=world.faults.get(self.faults_key))
+        self.faults = Faults(*FAULTS, initial=config.faults.get(self.faults_key))
         self.outcomes: Counter[str] = Counter()
         self.grants: Counter[tuple[str, str]] = Counter()
 
@@ -89,7 +89,7 @@ class Entra:
         now = self.clock()
         if (fault := self.faults.take(RefusalFault, client_id=form.get("client_id"))) is not None:
             raise TokenDenied(fault.code, tenant=tenant, client_id=form.get("client_id", ""))
-        if tenant != self.world.tenant_id:
+        if tenant != self.config.tenant_id:
             raise TokenDenied(90002 if _TENANT.fullmatch(tenant) else 900023, tenant=tenant)
         identity = self._authenticate(form, now)
         resource = self.check_resource(_resource_of(_required(form, "scope")))
@@ -112,7 +112,7 @@ class Entra:
     def check_resource(self, resource: str) -> str:
         """`resource` again, where the tenant has it. Raises TokenDenied."""
         if resource.rstrip("/") not in RESOURCES:
-            raise TokenDenied(500011, resource=resource, tenant=self.world.tenant_id)
+            raise TokenDenied(500011, resource=resource, tenant=self.config.tenant_id)
         return resource
 
     def _authenticate(self, form: Mapping[str, str], now: float) -> Identity:
@@ -122,12 +122,12 @@ class Entra:
         client_id = _required(form, "client_id")
         identity = self._applications.get(client_id)
         if identity is None:
-            raise TokenDenied(700016, client_id=client_id, tenant=self.world.tenant_id)
+            raise TokenDenied(700016, client_id=client_id, tenant=self.config.tenant_id)
         check_assertion(
             _assertion(form, client_id),
             identity,
             key=self._cluster_key,
-            issuer=self.world.issuer,
+            issuer=self.config.issuer,
             audience=self._audience,
             now=now,
         )
@@ -239,10 +239,10 @@ def _respond(body: dict[str, Any], status: int, headers: Mapping[str, str]) -> w
 
 def load_entra(state: StateDirectory, clock: Callable[[], float] = time.time) -> Entra:
     """The tenant of the state directory. Raises OSError or ValueError when a file is missing or wrong."""
-    world = World.load(state.world)
-    return Entra(world, load_issuer(state, world, clock), state.cluster_public_key.read_bytes(), clock)
+    config = Config.load(state.config)
+    return Entra(config, load_issuer(state, config, clock), state.cluster_public_key.read_bytes(), clock)
 
 
-def load_issuer(state: StateDirectory, world: World, clock: Callable[[], float] = time.time) -> TokenIssuer:
+def load_issuer(state: StateDirectory, config: Config, clock: Callable[[], float] = time.time) -> TokenIssuer:
     """Raises OSError or ValueError when the key is missing or wrong."""
-    return TokenIssuer(state.entra_private_key.read_bytes(), world.tenant_id, world.token_lifetime, clock)
+    return TokenIssuer(state.entra_private_key.read_bytes(), config.tenant_id, config.token_lifetime, clock)

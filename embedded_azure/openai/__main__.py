@@ -3,20 +3,20 @@
 import argparse
 from pathlib import Path
 
+from embedded_azure.config import DEFAULT_ACCOUNT, Config
 from embedded_azure.entra.tokens import AccessTokens, issuer_of
 from embedded_azure.openai.account import Account
 from embedded_azure.openai.app import build_apps
 from embedded_azure.process import run_to_the_end, serve
 from embedded_azure.state import StateDirectory
-from embedded_azure.world import DEFAULT_ACCOUNT, World
 
 
 def load_accounts(state: StateDirectory) -> dict[str, Account]:
     """The accounts of the state directory. Raises OSError or ValueError when a file is missing or wrong."""
-    world = World.load(state.world)
-    tokens = AccessTokens(state.entra_public_key.read_bytes(), issuer_of(world.tenant_id))
-    names = {DEFAULT_ACCOUNT, *(deployment.account for deployment in world.deployments)}
-    return {name: Account(world, tokens, name=name) for name in sorted(names)}
+    config = Config.load(state.config)
+    tokens = AccessTokens(state.entra_public_key.read_bytes(), issuer_of(config.tenant_id))
+    names = {DEFAULT_ACCOUNT, *(deployment.account for deployment in config.deployments)}
+    return {name: Account(config, tokens, name=name) for name in sorted(names)}
 
 
 def load_account(state: StateDirectory) -> Account:

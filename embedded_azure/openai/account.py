@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from embedded_azure.config import DEFAULT_ACCOUNT, Config
 from embedded_azure.entra.tokens import AccessTokens, Caller, TokenRefused
 from embedded_azure.faults import Faults
 from embedded_azure.openai.bodies import parse_body, parse_model
@@ -28,7 +29,6 @@ from embedded_azure.openai.refusals import (
     no_such_deployment,
 )
 from embedded_azure.openai.sending import Reply, Streamed, Whole
-from embedded_azure.world import DEFAULT_ACCOUNT, World
 
 AUDIENCES = ("https://cognitiveservices.azure.com", "https://ai.azure.com")
 ROLE = "Cognitive Services OpenAI User"
@@ -53,7 +53,7 @@ class Account:
 
     def __init__(
         self,
-        world: World,
+        config: Config,
         tokens: AccessTokens,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -64,13 +64,13 @@ class Account:
         self._tokens = tokens
         self._users = frozenset(
             identity.object_id
-            for identity in world.identities
-            if ROLE in world.roles_of(identity.object_id, f"openai/{name}")
+            for identity in config.identities
+            if ROLE in config.roles_of(identity.object_id, f"openai/{name}")
         )
         self.deployments = {
-            spec.name: ServedDeployment(spec, monotonic) for spec in world.deployments if spec.account == name
+            spec.name: ServedDeployment(spec, monotonic) for spec in config.deployments if spec.account == name
         }
-        faults = world.faults.get("openai" if name == DEFAULT_ACCOUNT else f"openai/{name}")
+        faults = config.faults.get("openai" if name == DEFAULT_ACCOUNT else f"openai/{name}")
         self.faults = Faults(*FAULTS, initial=faults, known={"deployment": self.deployments.keys()})
         self.counters = Counters()
         self._shared = Shared(faults=self.faults, counters=self.counters, failures=GrantedFailures(), clock=clock)

@@ -4,11 +4,11 @@ import math
 import random
 from collections.abc import Callable, Mapping
 
+from embedded_azure.config import Deployment
 from embedded_azure.openai.faults import ThrottleFault
 from embedded_azure.openai.provisioned import ProvisionedThroughput
 from embedded_azure.openai.quota import Allowance, Estimate, Estimator, Exceeded, Quota
 from embedded_azure.openai.refusals import Refused, no_capacity, provisioned_full, throttled
-from embedded_azure.world import Deployment
 
 
 class ServedDeployment:
@@ -33,7 +33,7 @@ class ServedDeployment:
             self.allowance.scale(factor)
 
     def draw_times(self) -> tuple[float, float]:
-        """Seconds to the first token, and for each. The n-th call of two equal worlds takes equally long."""
+        """Seconds to the first token, and for each. The n-th call of two equal configs takes equally long."""
         factor = math.exp(self.spec.latency_sigma * self._random.gauss(0.0, 1.0))
         first = self.spec.latency if self.spec.time_to_first_token is None else self.spec.time_to_first_token
         return first * factor, self.spec.time_per_token * factor

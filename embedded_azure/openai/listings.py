@@ -6,8 +6,8 @@ As in Azure, a model is listed whether or not it is deployed; the stand-in knows
 from collections.abc import Iterable
 from typing import Any
 
+from embedded_azure.config import Deployment
 from embedded_azure.openai.refusals import Refused
-from embedded_azure.world import Deployment
 
 # Nothing here was ever released; some date has to stand there.
 _RELEASED = 1_721_172_741

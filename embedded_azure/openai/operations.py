@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from embedded_azure.config import ModelKind
 from embedded_azure.openai.answers import Made, Stamp
 from embedded_azure.openai.chat import read_chat
 from embedded_azure.openai.completions import read_completion
@@ -21,7 +22,6 @@ from embedded_azure.openai.streams import (
     stream_chat,
     stream_completion,
 )
-from embedded_azure.world import ModelKind
 
 
 class Request(Protocol):

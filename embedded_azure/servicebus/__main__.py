@@ -1,6 +1,6 @@
 """`python -m embedded_azure.servicebus --state DIR`: the embedded Service Bus as a process of its own.
 
-It reads the world, Entra's public key and the server's certificate from the state directory, which the supervisor
+It reads the config, Entra's public key and the server's certificate from the state directory, which the supervisor
 fills. How it says that it is ready and when it stops is in `embedded_azure.process`.
 """
 
@@ -9,11 +9,11 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from embedded_azure.config import Config
 from embedded_azure.entra.tokens import AccessTokens, issuer_of
 from embedded_azure.process import announce_until_stopped, run_to_the_end, server_context
 from embedded_azure.servicebus.server import serve
 from embedded_azure.state import StateDirectory
-from embedded_azure.world import World
 
 
 def main() -> int:
@@ -33,10 +33,10 @@ def _arguments() -> argparse.Namespace:
 
 
 async def _run(state: StateDirectory, arguments: argparse.Namespace) -> None:
-    world = World.load(state.world)
-    tokens = AccessTokens(state.entra_public_key.read_bytes(), issuer_of(world.tenant_id))
+    config = Config.load(state.config)
+    tokens = AccessTokens(state.entra_public_key.read_bytes(), issuer_of(config.tenant_id))
     async with serve(
-        world,
+        config,
         tokens,
         tls=server_context(state),
         tls_port=arguments.tls_port,

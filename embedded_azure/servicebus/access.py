@@ -12,9 +12,9 @@ from enum import Enum
 from functools import partial
 from typing import Final
 
+from embedded_azure.config import Config, Role, SharedAccessRule
 from embedded_azure.entra.tokens import AccessTokens, Caller, TokenRefused
 from embedded_azure.servicebus.shared_access import SCHEME, Signature, SignatureRefused, verify
-from embedded_azure.world import Role, SharedAccessRule, World
 
 AUDIENCE: Final = "https://servicebus.azure.net"
 UNAUTHORIZED: Final = "amqp:unauthorized-access"
@@ -81,7 +81,7 @@ class Access:
     def __init__(
         self,
         tokens: AccessTokens,
-        world: World,
+        config: Config,
         hosts: frozenset[str],
         clock: Callable[[], float],
         *,
@@ -89,7 +89,7 @@ class Access:
         exists: Callable[[str], bool] = lambda _path: True,
     ) -> None:
         self._tokens = tokens
-        self._world = world
+        self._config = config
         self._hosts = hosts
         self._clock = clock
         self._rules = rules
@@ -113,7 +113,7 @@ class Access:
         return Grant(owner=caller.object_id, expires_at=caller.expires_at, allows=partial(self._has_role, caller))
 
     def _has_role(self, caller: Caller, claim: Claim, address: Address) -> bool:
-        return bool(self._world.roles_of(caller.object_id, f"servicebus/{address.entity}") & _ROLES[claim])
+        return bool(self._config.roles_of(caller.object_id, f"servicebus/{address.entity}") & _ROLES[claim])
 
     def _by_signature(self, token: str, audience: Address) -> Grant:
         try:
@@ -134,7 +134,7 @@ class Access:
         parsed = Address.parse(address)
         if parsed.host is not None and parsed.host not in self._hosts:
             raise AccessRefused(
-                f"InvalidAudience: '{parsed.host}' is not this namespace, which is '{self._world.namespace}'."
+                f"InvalidAudience: '{parsed.host}' is not this namespace, which is '{self._config.namespace}'."
             )
         return parsed
 
@@ -178,7 +178,7 @@ class Access:
         return self._grants[path]
 
     def _name(self, address: Address) -> str:
-        return f"sb://{self._world.namespace}/{address.path}"
+        return f"sb://{self._config.namespace}/{address.path}"
 
 
 def _covers(above: str, path: str) -> bool:

@@ -15,6 +15,7 @@ from aiohttp import web
 
 from embedded_azure.amqp.connection import Connection, Container
 from embedded_azure.amqp.performatives import Error
+from embedded_azure.config import Config
 from embedded_azure.entra.tokens import AccessTokens
 from embedded_azure.faults import Fault, Faults
 from embedded_azure.servicebus.access import Access
@@ -31,7 +32,6 @@ from embedded_azure.servicebus.links.links import Dispatch
 from embedded_azure.servicebus.listeners import Endpoint, Listeners
 from embedded_azure.servicebus.peers import Peer
 from embedded_azure.servicebus.shared_access import EMULATOR_RULE
-from embedded_azure.world import World
 
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1"})
 _GOODBYE: Final = 1.0
@@ -45,21 +45,21 @@ class ServiceBus:
 
     def __init__(
         self,
-        world: World,
+        config: Config,
         tokens: AccessTokens,
         clock: Callable[[], float] = time.time,
         *,
         idle: IdleTimes = IdleTimes(),
     ) -> None:
-        """Raises ValueError when the world's fault is wrong."""
-        self.broker = _fill_broker(world, clock)
-        self.faults = Faults(*FAULTS, initial=world.faults.get("servicebus"))
+        """Raises ValueError when the config's fault is wrong."""
+        self.broker = _fill_broker(config, clock)
+        self.faults = Faults(*FAULTS, initial=config.faults.get("servicebus"))
         self.faults.watch(self._act)
         self._idle_times = idle
-        self._world = world
+        self._config = config
         self._tokens = tokens
         self._clock = clock
-        self._hosts = LOOPBACK | {world.namespace.casefold()}
+        self._hosts = LOOPBACK | {config.namespace.casefold()}
         self._loop = asyncio.get_running_loop()
         self._dispatches: dict[Queue, Dispatch] = {}
         self._peers: set[Peer] = set()
@@ -74,15 +74,15 @@ class ServiceBus:
         """A protocol for one new connection. Without TLS the key of Microsoft's emulator is good too."""
         connection = Connection(
             partial(self._admit, secure=secure),
-            container_id=self._world.namespace,
+            container_id=self._config.namespace,
             idle_time_out=self._idle_times.silence,
-            strict_delivery_ids=self._world.strict_delivery_ids,
+            strict_delivery_ids=self._config.strict_delivery_ids,
         )
         return Line(connection, self.faults)
 
     def administration(self) -> Administration:
         return Administration(
-            self._world.namespace,
+            self._config.namespace,
             lambda: self.broker,
             self._access,
             self._accessed.get,
@@ -110,7 +110,7 @@ class ServiceBus:
         for dispatch in self._dispatches.values():
             dispatch.close()
         self._dispatches.clear()
-        self.broker = _fill_broker(self._world, self._clock)
+        self.broker = _fill_broker(self._config, self._clock)
         self._unwatch = self.broker.watch_deadline(self._watch_deadline)
         self._watch_deadline()
 
@@ -160,10 +160,10 @@ class ServiceBus:
         return peer
 
     def _access(self, *, secure: bool = True, exists: Callable[[str], bool] = lambda _path: True) -> Access:
-        rules = self._world.shared_access_rules
+        rules = self._config.shared_access_rules
         return Access(
             self._tokens,
-            self._world,
+            self._config,
             self._hosts,
             self._clock,
             rules=rules if secure else (*rules, EMULATOR_RULE),
@@ -219,7 +219,7 @@ class Served:
 
 @asynccontextmanager
 async def serve(
-    world: World,
+    config: Config,
     tokens: AccessTokens,
     *,
     tls: ssl.SSLContext | None = None,
@@ -235,7 +235,7 @@ async def serve(
 
     Raises OSError when a port is taken.
     """
-    bus = ServiceBus(world, tokens, clock, idle=idle)
+    bus = ServiceBus(config, tokens, clock, idle=idle)
     secure = None if tls is None else Endpoint(tls_port, tls)
     plain = None if plain_port is None else Endpoint(plain_port)
     listeners = Listeners(
@@ -276,5 +276,5 @@ def _connection(bus: ServiceBus, endpoint: Endpoint) -> Line:
     return bus.connection(secure=endpoint.tls is not None)
 
 
-def _fill_broker(world: World, clock: Callable[[], float]) -> Broker:
-    return Broker(world.queues, clock, topics=world.topics, describe=ContentProperties)
+def _fill_broker(config: Config, clock: Callable[[], float]) -> Broker:
+    return Broker(config.queues, clock, topics=config.topics, describe=ContentProperties)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote_plus
 
-from embedded_azure.world import SharedAccessRule
+from embedded_azure.config import SharedAccessRule
 
 SCHEME: Final = "SharedAccessSignature"
 EMULATOR_RULE: Final = SharedAccessRule(name="RootManageSharedAccessKey", key="SAS_KEY_VALUE")

@@ -42,7 +42,7 @@ async def client_of(
     authorities = folder / "authorities.pem"
     authorities.write_bytes(bus.authority.ca_file.read_bytes() + blobs.state.ca.read_bytes())
     options = {
-        "servicebus_namespace": bus.world.namespace,
+        "servicebus_namespace": bus.config.namespace,
         "servicebus_endpoint": f"localhost:{bus.tls_port}",
         "ca_file": authorities,
         "results_queue": RESULTS,

@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 from azure.core.credentials import AccessToken
 
-from embedded_azure.world import default_world
+from embedded_azure.config import default_config
 from tests.support.blob_jobs import make_job, make_line, make_result
 from tests.support.blob_service import BlobService
 from tests.support.local_azure import Authority, SignedCredential
@@ -212,8 +212,8 @@ class CountedCredential(SignedCredential):
 
 
 def credential(authority: Authority) -> CountedCredential:
-    world = default_world()
-    return CountedCredential(authority.entra_private, world.tenant_id, world.identity("worker"))
+    config = default_config()
+    return CountedCredential(authority.entra_private, config.tenant_id, config.identity("worker"))
 
 
 @pytest.mark.parametrize(

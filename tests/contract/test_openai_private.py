@@ -14,7 +14,7 @@ from aiohttp import web
 
 from embedded_azure.state import StateDirectory
 from embedded_azure.supervisor import prepare_state
-from tests.support.model_service import WORLD, Handler, scripted
+from tests.support.model_service import CONFIG, Handler, scripted
 from worker.azure.openai import private
 from worker.azure.openai.private import make_client, post
 from worker.azure.openai.transport import AiohttpClient, take_in
@@ -38,7 +38,7 @@ class Recorder(AiohttpClient):
 @pytest.fixture
 def state(tmp_path: Path) -> StateDirectory:
     state = StateDirectory(tmp_path)
-    prepare_state(state, WORLD)
+    prepare_state(state, CONFIG)
     return state
 
 

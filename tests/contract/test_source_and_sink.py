@@ -43,7 +43,7 @@ from worker.testing import EventList, FakeQueue, FakeSink, job_line, result_of
 from worker.waits import loop_time
 
 
-class World(Protocol):
+class Config(Protocol):
     """What a test needs of either: a queue to receive from, a way to send to it, and its dead letters."""
 
     @property
@@ -55,7 +55,7 @@ class World(Protocol):
 
 
 @dataclass
-class FakeWorld:
+class FakeConfig:
     source: FakeQueue
 
     async def send(self, *bodies: bytes, queue: str = JOBS) -> None:
@@ -67,7 +67,7 @@ class FakeWorld:
 
 
 @dataclass
-class EmbeddedWorld:
+class EmbeddedConfig:
     source: JobsQueue
     bus: Bus
 
@@ -80,39 +80,39 @@ class EmbeddedWorld:
 
 
 @pytest.fixture(params=["fake", "embedded"])
-async def world(request: pytest.FixtureRequest, bus: Bus) -> AsyncIterator[World]:
+async def config(request: pytest.FixtureRequest, bus: Bus) -> AsyncIterator[Config]:
     if request.param == "fake":
-        yield FakeWorld(FakeQueue(clock=time.time))
+        yield FakeConfig(FakeQueue(clock=time.time))
         return
     async with jobs_queue(bus) as source:
-        yield EmbeddedWorld(source, bus)
+        yield EmbeddedConfig(source, bus)
 
 
 async def receive(source: Source, count: int = 10, *, wait: float = 0.5) -> Sequence[Delivery]:
     return await source.receive(count, wait=wait)
 
 
-async def test_a_received_message_is_not_received_again_while_it_is_locked(world: World) -> None:
-    await world.send(job_line("a"), job_line("b"))
-    assert [delivery.envelope.message_id for delivery in await receive(world.source)] == ["m0", "m1"]
-    assert await receive(world.source) == []
+async def test_a_received_message_is_not_received_again_while_it_is_locked(config: Config) -> None:
+    await config.send(job_line("a"), job_line("b"))
+    assert [delivery.envelope.message_id for delivery in await receive(config.source)] == ["m0", "m1"]
+    assert await receive(config.source) == []
 
 
-async def test_no_more_messages_come_than_were_asked_for(world: World) -> None:
-    await world.send(*[job_line(f"{number}") for number in range(5)])
-    assert len(await receive(world.source, 2)) == 2
-    assert len(await receive(world.source, 10)) == 3
+async def test_no_more_messages_come_than_were_asked_for(config: Config) -> None:
+    await config.send(*[job_line(f"{number}") for number in range(5)])
+    assert len(await receive(config.source, 2)) == 2
+    assert len(await receive(config.source, 10)) == 3
 
 
-async def test_an_empty_queue_is_waited_for_no_longer_than_asked(world: World) -> None:
+async def test_an_empty_queue_is_waited_for_no_longer_than_asked(config: Config) -> None:
     started = loop_time()
-    assert await receive(world.source, wait=0.3) == []
+    assert await receive(config.source, wait=0.3) == []
     assert loop_time() - started < 3
 
 
-async def test_a_delivery_carries_what_the_worker_reads(world: World) -> None:
-    await world.send(job_line("a"))
-    [delivery] = await receive(world.source)
+async def test_a_delivery_carries_what_the_worker_reads(config: Config) -> None:
+    await config.send(job_line("a"))
+    [delivery] = await receive(config.source)
     envelope = delivery.envelope
     assert envelope.queue == JOBS
     assert envelope.body == job_line("a")
@@ -121,37 +121,37 @@ async def test_a_delivery_carries_what_the_worker_reads(world: World) -> None:
     assert envelope.sequence_number > 0
 
 
-async def test_a_completed_message_is_gone(world: World) -> None:
-    await world.send(job_line("a"))
-    [delivery] = await receive(world.source)
+async def test_a_completed_message_is_gone(config: Config) -> None:
+    await config.send(job_line("a"))
+    [delivery] = await receive(config.source)
     await delivery.settle(Complete())
-    assert await receive(world.source) == []
-    assert await world.dead_letters() == []
+    assert await receive(config.source) == []
+    assert await config.dead_letters() == []
 
 
-async def test_a_released_message_is_back_at_once_and_its_count_has_not_risen(world: World) -> None:
-    await world.send(job_line("a"))
-    [delivery] = await receive(world.source)
+async def test_a_released_message_is_back_at_once_and_its_count_has_not_risen(config: Config) -> None:
+    await config.send(job_line("a"))
+    [delivery] = await receive(config.source)
     await delivery.settle(Release())
-    [again] = await receive(world.source)
+    [again] = await receive(config.source)
     assert again.envelope.delivery_count == 0
 
 
-async def test_an_abandoned_message_is_back_at_once_and_its_count_has_risen(world: World) -> None:
-    await world.send(job_line("a"))
-    [delivery] = await receive(world.source)
+async def test_an_abandoned_message_is_back_at_once_and_its_count_has_risen(config: Config) -> None:
+    await config.send(job_line("a"))
+    [delivery] = await receive(config.source)
     await delivery.settle(Abandon())
-    [again] = await receive(world.source)
+    [again] = await receive(config.source)
     assert again.envelope.delivery_count == 1
 
 
-async def test_a_dead_letter_tells_its_reason_and_how_to_mend_it(world: World) -> None:
-    await world.send(b"nonsense")
-    [delivery] = await receive(world.source)
+async def test_a_dead_letter_tells_its_reason_and_how_to_mend_it(config: Config) -> None:
+    await config.send(b"nonsense")
+    [delivery] = await receive(config.source)
     settlement = DeadLetter(reason=DeadLetterReason.INVALID_JSON, description="send a Batch line")
     await delivery.settle(settlement)
-    assert await receive(world.source) == []
-    assert await world.dead_letters() == [("InvalidJson", "send a Batch line")]
+    assert await receive(config.source) == []
+    assert await config.dead_letters() == [("InvalidJson", "send a Batch line")]
 
 
 async def test_dead_letters_can_be_looked_at_given_back_and_completed(bus: Bus) -> None:
@@ -223,21 +223,21 @@ async def test_identifiers_that_are_no_text_arrive_as_text(bus: Bus, identifier:
     assert (job.id, job.batch_id) == (expected, expected)
 
 
-async def test_a_message_is_settled_once(world: World) -> None:
-    await world.send(job_line("a"))
-    [delivery] = await receive(world.source)
+async def test_a_message_is_settled_once(config: Config) -> None:
+    await config.send(job_line("a"))
+    [delivery] = await receive(config.source)
     await delivery.settle(Complete())
     with pytest.raises((LockLost, SourceUnavailable)):
         await delivery.settle(Complete())
 
 
-async def test_many_settlements_may_wait_at_once(world: World) -> None:
-    await world.send(*[job_line(f"{number}") for number in range(40)])
+async def test_many_settlements_may_wait_at_once(config: Config) -> None:
+    await config.send(*[job_line(f"{number}") for number in range(40)])
     deliveries: list[Delivery] = []
     while len(deliveries) < 40:
-        deliveries += await receive(world.source, 40)
+        deliveries += await receive(config.source, 40)
     await asyncio.gather(*[delivery.settle(Complete()) for delivery in deliveries])
-    assert await receive(world.source) == []
+    assert await receive(config.source) == []
 
 
 # What only the adapter before a broker has
@@ -344,56 +344,56 @@ def token_of(delivery: Delivery) -> uuid.UUID:
 
 
 @dataclass
-class SinkWorld:
+class SinkConfig:
     sink: Sink
     lines: Callable[[], Awaitable[list[bytes]]]
 
 
 @pytest.fixture(params=["fake", "embedded"])
-async def sinks(request: pytest.FixtureRequest, bus: Bus) -> AsyncIterator[SinkWorld]:
+async def sinks(request: pytest.FixtureRequest, bus: Bus) -> AsyncIterator[SinkConfig]:
     if request.param == "fake":
         fake = FakeSink(largest=200_000)
 
         async def lines() -> list[bytes]:
             return list(fake.lines.values())
 
-        yield SinkWorld(fake, lines)
+        yield SinkConfig(fake, lines)
         return
     async with results_queue(bus) as sink:
-        yield SinkWorld(sink, lambda: stored(bus))
+        yield SinkConfig(sink, lambda: stored(bus))
 
 
-async def test_a_written_line_is_there_as_it_was(sinks: SinkWorld) -> None:
+async def test_a_written_line_is_there_as_it_was(sinks: SinkConfig) -> None:
     await sinks.sink.write(result_of(a_job("a"), b'{"custom_id":"a"}'))
     assert await sinks.lines() == [b'{"custom_id":"a"}']
 
 
-async def test_writing_the_same_job_again_has_no_further_effect(sinks: SinkWorld) -> None:
+async def test_writing_the_same_job_again_has_no_further_effect(sinks: SinkConfig) -> None:
     await sinks.sink.write(result_of(a_job("a"), b'{"first":1}'))
     await sinks.sink.write(result_of(a_job("a"), b'{"second":2}'))
     assert await sinks.lines() == [b'{"first":1}']
 
 
-async def test_one_job_id_in_two_batches_is_two_results(sinks: SinkWorld) -> None:
+async def test_one_job_id_in_two_batches_is_two_results(sinks: SinkConfig) -> None:
     first, second = (replace(a_job("a", batch), id="order-17") for batch in ("b1", "b2"))
     await sinks.sink.write(result_of(first, b"1"))
     await sinks.sink.write(result_of(second, b"2"))
     assert sorted(await sinks.lines()) == [b"1", b"2"]
 
 
-async def test_many_writers_at_once_lose_and_double_nothing(sinks: SinkWorld) -> None:
+async def test_many_writers_at_once_lose_and_double_nothing(sinks: SinkConfig) -> None:
     jobs = [a_job(f"{number}", batch=f"batch-{number % 3}") for number in range(150)]
     await asyncio.gather(*[sinks.sink.write(result_of(job, b'{"id":"%b"}' % job.id.encode())) for job in jobs])
     assert sorted(await sinks.lines()) == sorted(b'{"id":"%b"}' % job.id.encode() for job in jobs)
 
 
-async def test_lines_larger_than_one_batch_together_are_all_written(sinks: SinkWorld) -> None:
+async def test_lines_larger_than_one_batch_together_are_all_written(sinks: SinkConfig) -> None:
     line = b'"%b"' % (b"x" * 100_000)
     await asyncio.gather(*[sinks.sink.write(result_of(a_job(f"{number}"), line)) for number in range(7)])
     assert await sinks.lines() == [line] * 7
 
 
-async def test_a_line_that_can_never_be_taken_is_told_apart_and_the_others_are_written(sinks: SinkWorld) -> None:
+async def test_a_line_that_can_never_be_taken_is_told_apart_and_the_others_are_written(sinks: SinkConfig) -> None:
     outcomes = await asyncio.gather(
         sinks.sink.write(result_of(a_job("small"), b"1")),
         sinks.sink.write(result_of(a_job("large"), b"x" * 300_000)),

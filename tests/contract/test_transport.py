@@ -17,7 +17,7 @@ from aiohttp import web
 
 from embedded_azure.state import StateDirectory
 from embedded_azure.supervisor import prepare_state
-from tests.support.model_service import WORLD, Handler, serve
+from tests.support.model_service import CONFIG, Handler, serve
 from tests.support.patience import PATIENCE
 from worker.azure.openai.transport import MAX_ANSWER, MAX_REFUSAL, AiohttpClient, take_in
 from worker.errors import AnswerTooLarge, RefusedByService
@@ -28,7 +28,7 @@ TOKEN = {"Authorization": "Bearer secret"}
 @pytest.fixture
 def state(tmp_path: Path) -> StateDirectory:
     state = StateDirectory(tmp_path)
-    prepare_state(state, WORLD)
+    prepare_state(state, CONFIG)
     return state
 
 

@@ -18,7 +18,7 @@ from embedded_azure.entra.tokens import AccessTokens, issuer_of
 from embedded_azure.servicebus.access import Access
 from embedded_azure.servicebus.server import serve
 from tests.support.connect_proxy import connect_proxy
-from tests.support.local_azure import Authority, Bus, bus_world
+from tests.support.local_azure import Authority, Bus, bus_config
 from tests.support.patience import PATIENCE
 from tests.support.service_bus import HELD, JOBS, RESULTS, a_job, disturb, send, service_of, stored
 from worker.azure.servicebus.jobs_queue import SOCKET_TIMEOUT, JobsQueue, connect
@@ -46,7 +46,7 @@ class Front:
 
     def settings(self, **changes: Any) -> ConnectionSettings:
         wanted: dict[str, Any] = {
-            "servicebus_namespace": self.bus.world.namespace,
+            "servicebus_namespace": self.bus.config.namespace,
             "servicebus_endpoint": f"localhost:{self.port}",
             "servicebus_transport": "websockets",
             "ca_file": self.bus.authority.ca_file,
@@ -77,14 +77,14 @@ async def front(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> AsyncI
     monkeypatch.setattr(AMQPClientAsync, "_keep_alive_async", lambda client: asyncio.sleep(0))
     for name in PROXY_VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    world = bus_world()
-    tokens = AccessTokens(authority.entra_public, issuer_of(world.tenant_id))
-    async with serve(world, tokens, tls=authority.tls(), https_port=0) as served:
+    config = bus_config()
+    tokens = AccessTokens(authority.entra_public, issuer_of(config.tenant_id))
+    async with serve(config, tokens, tls=authority.tls(), https_port=0) as served:
         assert served.https_port is not None
         bus = Bus(
             tls_port=served.tls_port,
             plain_port=served.plain_port,
-            world=world,
+            config=config,
             authority=authority,
             service=served.bus,
         )
@@ -241,7 +241,7 @@ async def test_tokens_and_links_name_the_namespace_wherever_the_socket_goes(
     monkeypatch.setattr(Access, "put_token", note)
     async with front.source() as source:
         await source.open()
-    assert named == [f"sb://{front.bus.world.namespace}/{JOBS}"]
+    assert named == [f"sb://{front.bus.config.namespace}/{JOBS}"]
 
 
 # Where it cannot be reached

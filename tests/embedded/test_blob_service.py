@@ -21,22 +21,22 @@ from aiohttp import web
 from embedded_azure.blob.access import AUDIENCE
 from embedded_azure.blob.app import BlobStorage, build_app
 from embedded_azure.blob.store import PIECE, Store
+from embedded_azure.config import Config, RoleAssignment, default_config
 from embedded_azure.entra.tokens import AccessTokens, TokenIssuer, issuer_of
-from embedded_azure.world import RoleAssignment, World, default_world
 from tests.support.blob_service import BlobService
 from tests.support.local_azure import Authority
 from tests.support.patience import PATIENCE
 
-ACCOUNT = default_world().storage_account
+ACCOUNT = default_config().storage_account
 PUT = {"x-ms-blob-type": "BlockBlob"}
 
 
-def world_of_roles() -> World:
+def config_of_roles() -> Config:
     """The worker contributes to one container of two, the producer reads the account, the stranger has no role."""
-    world = default_world()
-    worker, producer = world.identity("worker").object_id, world.identity("producer").object_id
+    config = default_config()
+    worker, producer = config.identity("worker").object_id, config.identity("producer").object_id
     return replace(
-        world,
+        config,
         containers=("batches", "others"),
         role_assignments=(
             RoleAssignment(object_id=worker, role="Storage Blob Data Contributor", scope="blob/batches"),
@@ -68,11 +68,11 @@ class Client:
     address: str
     authority: Authority
     storage: BlobStorage
-    world: World = field(default_factory=world_of_roles)
+    config: Config = field(default_factory=config_of_roles)
 
     def token(self, identity: str, *, audience: str = AUDIENCE, now: float | None = None) -> str:
-        who = self.world.identity(identity)
-        issuer = TokenIssuer(self.authority.entra_private, self.world.tenant_id, 3_600.0)
+        who = self.config.identity(identity)
+        issuer = TokenIssuer(self.authority.entra_private, self.config.tenant_id, 3_600.0)
         return issuer.issue(audience=audience, client_id=who.client_id, object_id=who.object_id, now=now)
 
     async def ask(
@@ -110,9 +110,9 @@ async def serving(app: web.Application) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def client(authority: Authority, tmp_path: Path) -> AsyncIterator[Client]:
-    world = world_of_roles()
+    config = config_of_roles()
     store = Store(tmp_path / "blobs.sqlite")
-    storage = BlobStorage(world, AccessTokens(authority.entra_public, issuer_of(world.tenant_id)), store)
+    storage = BlobStorage(config, AccessTokens(authority.entra_public, issuer_of(config.tenant_id)), store)
     try:
         async with (
             serving(build_app(storage)) as address,

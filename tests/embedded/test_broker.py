@@ -6,6 +6,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from embedded_azure.config import QueueSpec
 from embedded_azure.servicebus.broker.broker import (
     Broker,
     BrokerError,
@@ -15,7 +16,6 @@ from embedded_azure.servicebus.broker.broker import (
     MessageState,
     Queue,
 )
-from embedded_azure.world import QueueSpec
 from tests.support.clock import Clock
 
 JOBS = QueueSpec(name="jobs", lock_duration=30, max_delivery_count=3)

@@ -14,6 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from embedded_azure.config import QueueSpec
 from embedded_azure.servicebus.broker.broker import (
     Broker,
     BrokerError,
@@ -23,7 +24,6 @@ from embedded_azure.servicebus.broker.broker import (
     Queue,
     Session,
 )
-from embedded_azure.world import QueueSpec
 
 LOCK, WINDOW, MAX_DELIVERIES = 10, 20, 3
 

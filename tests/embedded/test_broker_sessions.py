@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from embedded_azure.config import QueueSpec
 from embedded_azure.servicebus.broker.broker import (
     Broker,
     BrokerError,
@@ -13,7 +14,6 @@ from embedded_azure.servicebus.broker.broker import (
     Session,
     SessionQueue,
 )
-from embedded_azure.world import QueueSpec
 from tests.support.clock import Clock
 
 RESULTS = QueueSpec(name="results", requires_session=True, lock_duration=30, max_delivery_count=2)

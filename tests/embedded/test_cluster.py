@@ -9,10 +9,10 @@ import pytest
 
 from embedded_azure.certificates import make_signing_key
 from embedded_azure.cluster import LocalCluster, swap_payload
-from embedded_azure.world import default_world
+from embedded_azure.config import default_config
 
 KEY = make_signing_key()
-WORKER = default_world().identity("worker")
+WORKER = default_config().identity("worker")
 
 
 def cluster(lifetime: float = 3_600.0, now: float = 1_000_000.0) -> LocalCluster:

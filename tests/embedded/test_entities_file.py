@@ -5,18 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from embedded_azure.entities_file import EntitiesError, put_entities
-from embedded_azure.servicebus.broker.broker import Broker
-from embedded_azure.world import (
+from embedded_azure.config import (
     PREMIUM_BYTES,
+    Config,
     CorrelationSpec,
     QueueSpec,
     RuleSpec,
     SubscriptionSpec,
     TopicSpec,
-    World,
-    default_world,
+    default_config,
 )
+from embedded_azure.entities_file import EntitiesError, put_entities
+from embedded_azure.servicebus.broker.broker import Broker
 
 WHOLE = """
 tier: premium
@@ -49,15 +49,15 @@ roles:
 """
 
 
-def put(tmp_path: Path, text: str) -> World:
+def put(tmp_path: Path, text: str) -> Config:
     path = tmp_path / "entities.yaml"
     path.write_text(text)
-    return put_entities(default_world(), path)
+    return put_entities(default_config(), path)
 
 
-def test_everything_a_file_says_is_in_the_world(tmp_path: Path) -> None:
-    world = put(tmp_path, WHOLE)
-    assert world.queues == (
+def test_everything_a_file_says_is_in_the_config(tmp_path: Path) -> None:
+    config = put(tmp_path, WHOLE)
+    assert config.queues == (
         QueueSpec(
             name="orders",
             lock_duration=30.0,
@@ -85,32 +85,32 @@ def test_everything_a_file_says_is_in_the_world(tmp_path: Path) -> None:
         RuleSpec(name="mine", correlation=mine),
     )
     urgent = dataclasses.replace(azure, name="urgent", forward_to="orders", rules=rules)
-    assert world.topics == (
+    assert config.topics == (
         TopicSpec(name="events", max_message_bytes=PREMIUM_BYTES, subscriptions=(azure, urgent)),
     )
-    assert Broker(world.queues, topics=world.topics).has("events/Subscriptions/urgent")
+    assert Broker(config.queues, topics=config.topics).has("events/Subscriptions/urgent")
 
 
 def test_roles_are_those_of_the_file_and_what_is_not_service_bus_stays(tmp_path: Path) -> None:
-    world = put(tmp_path, WHOLE)
-    worker, stranger = world.identity("worker").object_id, world.identity("stranger").object_id
-    assert world.roles_of(worker, "servicebus/orders") == {"Azure Service Bus Data Receiver"}
-    assert world.roles_of(worker, "servicebus/morgue") == set()
-    assert world.roles_of(worker, "openai") == {"Cognitive Services OpenAI User"}
-    assert world.roles_of(stranger, "servicebus/events/Subscriptions/all") == {"Azure Service Bus Data Receiver"}
-    assert world.roles_of(stranger, "servicebus/events") == set()
+    config = put(tmp_path, WHOLE)
+    worker, stranger = config.identity("worker").object_id, config.identity("stranger").object_id
+    assert config.roles_of(worker, "servicebus/orders") == {"Azure Service Bus Data Receiver"}
+    assert config.roles_of(worker, "servicebus/morgue") == set()
+    assert config.roles_of(worker, "openai") == {"Cognitive Services OpenAI User"}
+    assert config.roles_of(stranger, "servicebus/events/Subscriptions/all") == {"Azure Service Bus Data Receiver"}
+    assert config.roles_of(stranger, "servicebus/events") == set()
 
 
 def test_without_roles_worker_and_producer_own_everything(tmp_path: Path) -> None:
-    world = put(tmp_path, "queues: [{name: q}]")
+    config = put(tmp_path, "queues: [{name: q}]")
     for name, roles in (("worker", {"Azure Service Bus Data Owner"}), ("stranger", set())):
-        assert world.roles_of(world.identity(name).object_id, "servicebus/q") == roles
+        assert config.roles_of(config.identity(name).object_id, "servicebus/q") == roles
 
 
-def test_a_world_with_topics_survives_its_file(tmp_path: Path) -> None:
-    world = put(tmp_path, WHOLE)
-    world.save(tmp_path / "world.json")
-    assert World.load(tmp_path / "world.json") == world
+def test_a_config_with_topics_survives_its_file(tmp_path: Path) -> None:
+    config = put(tmp_path, WHOLE)
+    config.save(tmp_path / "config.json")
+    assert Config.load(tmp_path / "config.json") == config
 
 
 @pytest.mark.parametrize(
@@ -148,4 +148,4 @@ def test_a_file_that_cannot_be_used_says_where_and_why(tmp_path: Path, text: str
 
 def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(EntitiesError, match="cannot be read: No such file"):
-        put_entities(default_world(), tmp_path / "nowhere.yaml")
+        put_entities(default_config(), tmp_path / "nowhere.yaml")

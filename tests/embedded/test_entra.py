@@ -8,22 +8,22 @@ import pytest
 
 from embedded_azure.certificates import make_signing_key, private_pem, public_pem
 from embedded_azure.cluster import LocalCluster
+from embedded_azure.config import default_config
 from embedded_azure.entra.refusals import TokenDenied
 from embedded_azure.entra.service import RESOURCES, Entra
 from embedded_azure.entra.tokens import AccessTokens, TokenIssuer, issuer_of
-from embedded_azure.world import default_world
 
-WORLD = default_world()
-WORKER = WORLD.identity("worker")
-STRANGER = WORLD.identity("stranger")
+CONFIG = default_config()
+WORKER = CONFIG.identity("worker")
+STRANGER = CONFIG.identity("stranger")
 ENTRA_KEY, CLUSTER_KEY, OTHER_KEY = make_signing_key(), make_signing_key(), make_signing_key()
 NOW = 1_800_000_000.0
-CLUSTER = LocalCluster(CLUSTER_KEY, WORLD.issuer, 3_600.0, lambda: NOW)
+CLUSTER = LocalCluster(CLUSTER_KEY, CONFIG.issuer, 3_600.0, lambda: NOW)
 
 
 def entra(now: float = NOW, lifetime: float = 86_400.0) -> Entra:
-    issuer = TokenIssuer(private_pem(ENTRA_KEY), WORLD.tenant_id, lifetime, lambda: now)
-    return Entra(WORLD, issuer, public_pem(CLUSTER_KEY), lambda: now)
+    issuer = TokenIssuer(private_pem(ENTRA_KEY), CONFIG.tenant_id, lifetime, lambda: now)
+    return Entra(CONFIG, issuer, public_pem(CLUSTER_KEY), lambda: now)
 
 
 def form(**changes: str | None) -> dict[str, str]:
@@ -39,7 +39,7 @@ def form(**changes: str | None) -> dict[str, str]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def denial(changes: dict[str, str | None], *, tenant: str = WORLD.tenant_id, now: float = NOW) -> TokenDenied:
+def denial(changes: dict[str, str | None], *, tenant: str = CONFIG.tenant_id, now: float = NOW) -> TokenDenied:
     with pytest.raises(TokenDenied) as denied:
         entra(now).grant(tenant, form(**changes))
     return denied.value
@@ -48,21 +48,21 @@ def denial(changes: dict[str, str | None], *, tenant: str = WORLD.tenant_id, now
 @pytest.mark.parametrize("resource", sorted(RESOURCES))
 @pytest.mark.parametrize("slashes", ["/", "//"])
 def test_the_projected_token_gets_an_access_token_for_every_known_resource(resource: str, slashes: str) -> None:
-    answer = entra().grant(WORLD.tenant_id, form(scope=f"{resource}{slashes}.default"))
-    tokens = AccessTokens(public_pem(ENTRA_KEY), issuer_of(WORLD.tenant_id), lambda: NOW)
+    answer = entra().grant(CONFIG.tenant_id, form(scope=f"{resource}{slashes}.default"))
+    tokens = AccessTokens(public_pem(ENTRA_KEY), issuer_of(CONFIG.tenant_id), lambda: NOW)
     caller = tokens.verify(answer["access_token"], resource)
     assert (caller.object_id, caller.app_id) == (WORKER.object_id, WORKER.client_id)
     assert (answer["token_type"], answer["expires_in"], answer["refresh_in"]) == ("Bearer", 86_400, 43_200)
 
 
 def test_a_short_lived_token_comes_without_refresh_in() -> None:
-    assert "refresh_in" not in entra(lifetime=7_199.0).grant(WORLD.tenant_id, form())
+    assert "refresh_in" not in entra(lifetime=7_199.0).grant(CONFIG.tenant_id, form())
 
 
-STRANGERS_CLUSTER = LocalCluster(OTHER_KEY, WORLD.issuer, 3_600.0, lambda: NOW)
+STRANGERS_CLUSTER = LocalCluster(OTHER_KEY, CONFIG.issuer, 3_600.0, lambda: NOW)
 OTHER_ISSUER = LocalCluster(CLUSTER_KEY, "https://oidc.elsewhere/", 3_600.0, lambda: NOW)
-HMAC = jwt.encode({"iss": WORLD.issuer, "sub": WORKER.subject}, "s" * 64, algorithm="HS256")
-UNSIGNED = jwt.encode({"iss": WORLD.issuer, "sub": WORKER.subject}, "", algorithm="none")
+HMAC = jwt.encode({"iss": CONFIG.issuer, "sub": WORKER.subject}, "s" * 64, algorithm="HS256")
+UNSIGNED = jwt.encode({"iss": CONFIG.issuer, "sub": WORKER.subject}, "", algorithm="none")
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_an_assertion_counts_within_its_own_life_only(age: float) -> None:
 
 
 def test_an_assertion_counts_to_its_last_second() -> None:
-    assert entra(NOW + 3_599.0).grant(WORLD.tenant_id, form())["access_token"]
+    assert entra(NOW + 3_599.0).grant(CONFIG.tenant_id, form())["access_token"]
 
 
 def test_the_leaked_ids_of_a_pod_open_nothing_without_its_projected_token() -> None:
@@ -140,12 +140,12 @@ def test_a_refusal_has_the_document_of_entra() -> None:
 def test_grants_are_counted_by_identity_and_resource() -> None:
     tenant = entra()
     for _ in range(2):
-        tenant.grant(WORLD.tenant_id, form(scope="https://servicebus.azure.net//.default"))
+        tenant.grant(CONFIG.tenant_id, form(scope="https://servicebus.azure.net//.default"))
     assert tenant.stats()["granted_by_identity"] == {"worker": {"https://servicebus.azure.net": 2}}
 
 
-def test_a_fault_of_the_world_that_makes_no_sense_stops_the_start() -> None:
-    world = replace(WORLD, faults={"entra": {"latency": -1}})
-    issuer = TokenIssuer(private_pem(ENTRA_KEY), WORLD.tenant_id, 60.0, time.time)
+def test_a_fault_of_the_config_that_makes_no_sense_stops_the_start() -> None:
+    config = replace(CONFIG, faults={"entra": {"latency": -1}})
+    issuer = TokenIssuer(private_pem(ENTRA_KEY), CONFIG.tenant_id, 60.0, time.time)
     with pytest.raises(ValueError, match="latency"):
-        Entra(world, issuer, public_pem(CLUSTER_KEY))
+        Entra(config, issuer, public_pem(CLUSTER_KEY))

@@ -16,19 +16,19 @@ from hypothesis import strategies as st
 
 from embedded_azure.certificates import make_signing_key, private_pem, public_pem
 from embedded_azure.cluster import LocalCluster
+from embedded_azure.config import default_config
 from embedded_azure.entra import identity_binding, imds
 from embedded_azure.entra.identity_binding import PROXY_PATH, TokenProxy
 from embedded_azure.entra.refusals import CODES
 from embedded_azure.entra.service import Entra, build_app
 from embedded_azure.entra.tokens import TokenIssuer
-from embedded_azure.world import default_world
 
-WORLD = replace(default_world(), node_identities=("worker",), bound_identities=("worker",))
-WORKER = WORLD.identity("worker")
+CONFIG = replace(default_config(), node_identities=("worker",), bound_identities=("worker",))
+WORKER = CONFIG.identity("worker")
 ENTRA_KEY, CLUSTER_KEY = make_signing_key(), make_signing_key()
-CLUSTER = LocalCluster(CLUSTER_KEY, WORLD.issuer, 3_600.0)
-ISSUER = TokenIssuer(private_pem(ENTRA_KEY), WORLD.tenant_id, 86_400.0)
-TOKEN = f"/{WORLD.tenant_id}/oauth2/v2.0/token"
+CLUSTER = LocalCluster(CLUSTER_KEY, CONFIG.issuer, 3_600.0)
+ISSUER = TokenIssuer(private_pem(ENTRA_KEY), CONFIG.tenant_id, 86_400.0)
+TOKEN = f"/{CONFIG.tenant_id}/oauth2/v2.0/token"
 IMDS = "/metadata/identity/oauth2/token"
 
 
@@ -55,15 +55,15 @@ async def opened(app: Any) -> AsyncIterator[ClientSession]:
 
 
 def new_entra() -> Entra:
-    return Entra(WORLD, ISSUER, public_pem(CLUSTER_KEY))
+    return Entra(CONFIG, ISSUER, public_pem(CLUSTER_KEY))
 
 
 def new_proxy() -> TokenProxy:
-    return TokenProxy(WORLD, ISSUER, public_pem(CLUSTER_KEY))
+    return TokenProxy(CONFIG, ISSUER, public_pem(CLUSTER_KEY))
 
 
 def new_imds() -> imds.InstanceMetadata:
-    return imds.InstanceMetadata(WORLD, new_entra())
+    return imds.InstanceMetadata(CONFIG, new_entra())
 
 
 async def ask(session: ClientSession, **changes: str) -> tuple[int, dict[str, Any]]:
@@ -95,7 +95,7 @@ async def test_a_refusal_that_entra_does_not_know_cannot_be_set() -> None:
 async def test_a_fault_may_concern_one_application_only() -> None:
     entra = new_entra()
     entra.faults.set(json.dumps({"kind": "refusal", "client_id": WORKER.client_id}).encode())
-    stranger = WORLD.identity("stranger")
+    stranger = CONFIG.identity("stranger")
     async with opened(build_app(entra)) as session:
         assert (await ask(session))[0] == 401
         other = {"client_id": stranger.client_id, "client_assertion": CLUSTER.sign_token(stranger)}
@@ -174,7 +174,7 @@ async def test_the_proxy_serves_the_bound_with_the_token_of_the_binding_alone() 
         for changes in (
             {"client_assertion": bound},
             {},
-            {"client_assertion": bound, "client_id": WORLD.identity("producer").client_id},
+            {"client_assertion": bound, "client_id": CONFIG.identity("producer").client_id},
         ):
             async with session.post(f"{PROXY_PATH}{TOKEN}", data=form(**changes)) as response:
                 statuses.append(response.status)
@@ -182,7 +182,7 @@ async def test_the_proxy_serves_the_bound_with_the_token_of_the_binding_alone() 
 
 
 async def test_imds_of_a_node_without_identities_knows_nobody() -> None:
-    metadata = imds.InstanceMetadata(default_world(), new_entra())
+    metadata = imds.InstanceMetadata(default_config(), new_entra())
     query = {"api-version": "2018-02-01", "resource": "https://ai.azure.com"}
     async with (
         opened(imds.build_app(metadata)) as session,
@@ -216,7 +216,7 @@ CLAIMS = st.dictionaries(
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=9)
     | st.lists(st.text(max_size=9), max_size=2)
-    | st.sampled_from([WORLD.issuer, WORKER.subject, "api://AzureADTokenExchange"]),
+    | st.sampled_from([CONFIG.issuer, WORKER.subject, "api://AzureADTokenExchange"]),
 )
 
 

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import aiohttp
 
+from embedded_azure.config import default_config
 from embedded_azure.state import StateDirectory
 from embedded_azure.supervisor import prepare_state
-from embedded_azure.world import default_world
 
 TOKEN = "11111111-1111-4111-8111-111111111111/oauth2/v2.0/token"
 
 
 async def test_entra_imds_and_the_token_proxy_answer_at_the_announced_ports(tmp_path: Path) -> None:
     state = StateDirectory(tmp_path)
-    prepare_state(state, replace(default_world(), node_identities=("worker",), bound_identities=("worker",)))
+    prepare_state(state, replace(default_config(), node_identities=("worker",), bound_identities=("worker",)))
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-m", "embedded_azure.entra", "--state", str(tmp_path)),

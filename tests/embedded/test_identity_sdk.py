@@ -23,13 +23,13 @@ from azure.identity import WorkloadIdentityCredential as SyncWorkloadIdentityCre
 from azure.identity.aio import ManagedIdentityCredential, WorkloadIdentityCredential
 
 from embedded_azure.cluster import TOKEN_FILE, LocalCluster, swap_payload
+from embedded_azure.config import Identity, default_config
 from embedded_azure.entra import identity_binding, imds
 from embedded_azure.entra.service import Entra, build_app, load_entra
 from embedded_azure.entra.tokens import AccessTokens, issuer_of
 from embedded_azure.process import server_context
 from embedded_azure.state import StateDirectory
 from embedded_azure.supervisor import prepare_state
-from embedded_azure.world import Identity, default_world
 
 NO_CREDENTIAL = Identity(
     name="no-credential",
@@ -38,8 +38,8 @@ NO_CREDENTIAL = Identity(
     subject="system:serviceaccount:default:no-credential",
     federated=False,
 )
-_DEMO = default_world()
-WORLD = replace(
+_DEMO = default_config()
+CONFIG = replace(
     _DEMO,
     identities=(*_DEMO.identities, NO_CREDENTIAL),
     node_identities=("worker", "producer"),
@@ -65,8 +65,8 @@ class Bench:
 
     def options(self, identity: str = "worker", token_of: str = "worker", **changes: Any) -> dict[str, Any]:
         return {
-            "tenant_id": WORLD.tenant_id,
-            "client_id": WORLD.identity(identity).client_id,
+            "tenant_id": CONFIG.tenant_id,
+            "client_id": CONFIG.identity(identity).client_id,
             "token_file_path": str(self.state.projected_token(token_of)),
             "authority": self.authority,
             "connection_verify": str(self.state.ca),
@@ -97,7 +97,7 @@ class Bench:
         )
 
     def caller_of(self, token: AccessTokenInfo, audience: str = SCOPE.removesuffix("/.default")) -> str:
-        tokens = AccessTokens(self.state.entra_public_key.read_bytes(), issuer_of(WORLD.tenant_id))
+        tokens = AccessTokens(self.state.entra_public_key.read_bytes(), issuer_of(CONFIG.tenant_id))
         return tokens.verify(token.token, audience).object_id
 
 
@@ -134,14 +134,14 @@ async def served(app: aiohttp.web.Application, tls: ssl.SSLContext | None) -> As
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[StateDirectory, LocalCluster]:
     """Making keys takes longer than most tests."""
     state = StateDirectory(tmp_path_factory.mktemp("state"))
-    return state, prepare_state(state, WORLD)
+    return state, prepare_state(state, CONFIG)
 
 
 @pytest.fixture
 async def bench(prepared: tuple[StateDirectory, LocalCluster]) -> AsyncIterator[Bench]:
     state, cluster = prepared
     entra = load_entra(state)
-    metadata = imds.InstanceMetadata(WORLD, entra)
+    metadata = imds.InstanceMetadata(CONFIG, entra)
     proxy = identity_binding.load_token_proxy(state)
     proxy_app, proxy_tls = identity_binding.build_proxy_app(proxy), identity_binding.proxy_context(state)
     async with AsyncExitStack() as stack:
@@ -175,13 +175,13 @@ async def test_workload_identity_gets_a_token_for_each_service(
     bench: Bench, client: Client, scope: str, audience: str
 ) -> None:
     token = await bench.ask(client, scope)
-    assert bench.caller_of(token, audience) == WORLD.identity("worker").object_id
+    assert bench.caller_of(token, audience) == CONFIG.identity("worker").object_id
     assert token.refresh_on is not None
     assert token.refresh_on < token.expires_on
 
 
 async def test_a_rotated_token_file_is_as_good_as_the_first(bench: Bench) -> None:
-    identity = WORLD.identity("worker")
+    identity = CONFIG.identity("worker")
     bench.cluster.project_token(identity, bench.state.projected_volume("worker"))
     assert (await bench.ask("async")).token
 
@@ -292,7 +292,7 @@ def on_the_node(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_an_identity_of_the_node_gets_a_token_by_its_client_id(
     bench: Bench, client: Client, name: str
 ) -> None:
-    identity = WORLD.identity(name)
+    identity = CONFIG.identity(name)
     token = await bench.ask_imds(client, client_id=identity.client_id)
     assert bench.caller_of(token) == identity.object_id
     assert token.refresh_on is not None
@@ -304,7 +304,7 @@ async def test_an_identity_of_the_node_gets_a_token_by_its_client_id(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"client_id": WORLD.identity("stranger").client_id}, "Identity not found"),
+        ({"client_id": CONFIG.identity("stranger").client_id}, "Identity not found"),
         ({}, "Multiple user assigned identities exist"),
     ],
 )
@@ -320,7 +320,7 @@ async def test_another_identity_is_unavailable(
 @pytest.mark.parametrize("status", [404, 410, 429, 500])
 async def test_an_imds_that_is_not_there_yet_is_asked_again(bench: Bench, client: Client, status: int) -> None:
     bench.metadata.faults.set(b'{"status": %d, "count": 1, "retry_after": 0}' % status)
-    assert (await bench.ask_imds(client, client_id=WORLD.identity("worker").client_id)).token
+    assert (await bench.ask_imds(client, client_id=CONFIG.identity("worker").client_id)).token
     assert bench.metadata.outcomes == {f"fault {status}": 1, "granted": 1}
 
 
@@ -333,12 +333,12 @@ async def test_an_imds_that_is_not_there_yet_is_asked_again(bench: Bench, client
         ({"Metadata": "true"}, f"api-version=2018-02-01&client_id={NO_CREDENTIAL.client_id}", "Identity not found"),
         (
             {"Metadata": "true"},
-            f"api-version=2018-02-01&client_id={WORLD.identities[0].client_id}",
+            f"api-version=2018-02-01&client_id={CONFIG.identities[0].client_id}",
             "'resource' is missing",
         ),
         (
             {"Metadata": "true"},
-            f"api-version=2018-02-01&client_id={WORLD.identities[0].client_id}&resource=https://x.y",
+            f"api-version=2018-02-01&client_id={CONFIG.identities[0].client_id}&resource=https://x.y",
             "AADSTS500011",
         ),
     ],
@@ -364,7 +364,7 @@ def bound(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
 def bind(bench: Bench, name: str = "worker", audience: str = identity_binding.BINDING_AUDIENCE) -> dict[str, Any]:
     """The options of a credential in a pod of the binding of `name`."""
     volume = bench.state.root / "bound" / name
-    swap_payload(volume, {TOKEN_FILE: bench.cluster.sign_token(WORLD.identity(name), audience).encode()})
+    swap_payload(volume, {TOKEN_FILE: bench.cluster.sign_token(CONFIG.identity(name), audience).encode()})
     options = {"identity": name, "token_file_path": str(volume / TOKEN_FILE), "enable_azure_proxy": True}
     return {**options, "authority": "https://login.microsoftonline.com/"}
 
@@ -373,7 +373,7 @@ def bind(bench: Bench, name: str = "worker", audience: str = identity_binding.BI
 @pytest.mark.parametrize("client", CLIENTS)
 async def test_a_bound_service_account_gets_a_token_through_the_proxy(bench: Bench, client: Client) -> None:
     token = await bench.ask(client, **bind(bench))
-    assert bench.caller_of(token) == WORLD.identity("worker").object_id
+    assert bench.caller_of(token) == CONFIG.identity("worker").object_id
     assert bench.proxy.outcomes == {"granted": 1}
     assert bench.entra.outcomes.total() == 0
 

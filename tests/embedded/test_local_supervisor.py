@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from aiohttp import ClientSession
 
+from embedded_azure.config import default_config
 from embedded_azure.state import StateDirectory
 from embedded_azure.supervisor import SERVICES, prepare_state
-from embedded_azure.world import default_world
 from tests.support.patience import PATIENCE
 from tests.support.processes import mentions, process_end, process_ids
 
@@ -116,8 +116,8 @@ async def test_it_gets_ready_writes_the_environments_and_stops_cleanly(tmp_path:
         worker = await sourced(env)
         producer = await sourced(tmp_path / "my azure.env.producer")
         assert set(worker) == set(producer) == VARIABLES
-        assert worker["AZURE_CLIENT_ID"] == default_world().identity("worker").client_id
-        assert producer["AZURE_CLIENT_ID"] == default_world().identity("producer").client_id
+        assert worker["AZURE_CLIENT_ID"] == default_config().identity("worker").client_id
+        assert producer["AZURE_CLIENT_ID"] == default_config().identity("producer").client_id
         assert projected_token(worker).count(".") == 2
         stranger = await sourced(azure.state / "env" / "stranger.env")
         assert set(stranger) == VARIABLES - {"AOAI_WORKER_BLOB_CONTAINER"}
@@ -192,7 +192,7 @@ async def test_a_process_stopped_from_elsewhere_says_by_which_signal(tmp_path: P
 
 async def test_a_process_whose_messages_nobody_reads_still_stops_at_a_signal(tmp_path: Path) -> None:
     state = StateDirectory(tmp_path)
-    prepare_state(state, default_world())
+    prepare_state(state, default_config())
     reader, writer = os.pipe()
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -216,9 +216,9 @@ async def test_a_process_whose_messages_nobody_reads_still_stops_at_a_signal(tmp
 
 
 async def test_projected_tokens_are_rotated_while_it_runs(tmp_path: Path) -> None:
-    world = tmp_path / "world.json"
-    replace(default_world(), projected_token_lifetime=1.0).save(world)
-    async with running(tmp_path, "--world", world) as azure:
+    config = tmp_path / "config.json"
+    replace(default_config(), projected_token_lifetime=1.0).save(config)
+    async with running(tmp_path, "--config", config) as azure:
         file = azure.state / "tokens" / "worker" / "azure-identity-token"
         first = file.read_text()
         async with asyncio.timeout(PATIENCE):
@@ -250,9 +250,9 @@ async def test_it_takes_no_directory_of_the_users_for_its_state(tmp_path: Path) 
     assert "Name an empty or a new directory" in errors
 
 
-async def test_a_world_that_does_not_fit_is_refused_by_field(tmp_path: Path) -> None:
-    world = tmp_path / "world.json"
-    world.write_text('{"token_lifetime": "long"}')
-    code, errors = await refusal("--world", world)
+async def test_a_config_that_does_not_fit_is_refused_by_field(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text('{"token_lifetime": "long"}')
+    code, errors = await refusal("--config", config)
     assert code == 2
     assert "token_lifetime" in errors

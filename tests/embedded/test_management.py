@@ -7,10 +7,10 @@ import pytest
 
 from embedded_azure.amqp.codec import Array, Int, Long, Timestamp, encode
 from embedded_azure.amqp.messages import EncodedMessage, decode_message, encode_message
+from embedded_azure.config import QueueSpec
 from embedded_azure.servicebus.access import AccessRefused, Claim
 from embedded_azure.servicebus.broker.broker import Broker, BrokerError, Queue, Session
 from embedded_azure.servicebus.links.management import Desk
-from embedded_azure.world import QueueSpec
 
 
 def request(operation: Any, **body: Any) -> EncodedMessage:

@@ -20,6 +20,7 @@ from openai.types.chat.completion_create_params import CompletionCreateParamsStr
 from openai.types.completion_create_params import CompletionCreateParamsStreaming as PlainParams
 from openai.types.responses.response_create_params import ResponseCreateParamsStreaming
 
+from embedded_azure.config import default_config
 from embedded_azure.entra.service import load_entra
 from embedded_azure.openai import parameters
 from embedded_azure.openai.__main__ import load_account
@@ -28,9 +29,8 @@ from embedded_azure.openai.app import build_app
 from embedded_azure.process import server_context
 from embedded_azure.state import StateDirectory
 from embedded_azure.supervisor import prepare_state
-from embedded_azure.world import default_world
 
-WORLD = default_world()
+CONFIG = default_config()
 CHAT, INSTRUCT, VECTORS = "gpt-4o-mini", "gpt-35-turbo-instruct", "text-embedding-3-small"
 SUM = "What is 17 + 25?"
 ANSWER = "17 + 25 = 42"
@@ -72,7 +72,7 @@ async def settled(value: Any) -> Any:
 def state(tmp_path_factory: pytest.TempPathFactory) -> StateDirectory:
     """Making keys takes longer than most tests."""
     directory = StateDirectory(Path(tmp_path_factory.mktemp("state")))
-    prepare_state(directory, WORLD)
+    prepare_state(directory, CONFIG)
     return directory
 
 
@@ -80,7 +80,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> StateDirectory:
 async def bench(state: StateDirectory) -> AsyncIterator[Bench]:
     account = load_account(state)
     form = {
-        "client_id": WORLD.identity("worker").client_id,
+        "client_id": CONFIG.identity("worker").client_id,
         "scope": "https://cognitiveservices.azure.com/.default",
         "grant_type": "client_credentials",
         "client_assertion": state.projected_token("worker").read_text(),
@@ -93,7 +93,7 @@ async def bench(state: StateDirectory) -> AsyncIterator[Bench]:
             account=account,
             endpoint=f"https://localhost:{server.port}",
             trust=ssl.create_default_context(cafile=str(state.ca)),
-            token=str(load_entra(state).grant(WORLD.tenant_id, form)["access_token"]),
+            token=str(load_entra(state).grant(CONFIG.tenant_id, form)["access_token"]),
         )
     finally:
         for connection in server.handler.connections:
@@ -135,7 +135,7 @@ async def test_every_operation_answers_whole(bench: Bench, client: str) -> None:
 @pytest.mark.parametrize("client", CLIENTS)
 async def test_models_are_listed(bench: Bench, client: str) -> None:
     page = await bench.run(client, lambda c: c.models.list())
-    assert {model.id for model in page.data} == {spec.model for spec in WORLD.deployments}
+    assert {model.id for model in page.data} == {spec.model for spec in CONFIG.deployments}
     assert (await bench.run(client, lambda c: c.models.retrieve(CHAT))).id == CHAT
 
 

@@ -13,6 +13,7 @@ from openai import AsyncAzureOpenAI, AsyncOpenAI
 from openai.types.chat import ChatCompletion
 from openai.types.responses import ResponseInputItemParam
 
+from embedded_azure.config import DEFAULT_ACCOUNT, Deployment, default_config
 from embedded_azure.entra.service import load_entra
 from embedded_azure.openai.__main__ import load_account, load_accounts
 from embedded_azure.openai.account import Account
@@ -20,9 +21,8 @@ from embedded_azure.openai.app import build_app
 from embedded_azure.process import server_context
 from embedded_azure.state import StateDirectory
 from embedded_azure.supervisor import prepare_state
-from embedded_azure.world import DEFAULT_ACCOUNT, Deployment, default_world
 
-WORLD = default_world()
+CONFIG = default_config()
 
 
 class Bench:
@@ -36,13 +36,13 @@ class Bench:
 
     async def token(self, identity: str = "worker") -> str:
         form = {
-            "client_id": WORLD.identity(identity).client_id,
+            "client_id": CONFIG.identity(identity).client_id,
             "scope": "https://cognitiveservices.azure.com/.default",
             "grant_type": "client_credentials",
             "client_assertion": self._state.projected_token(identity).read_text(),
             "client_assertion_type": "urn:ietf:params:oauth:client-assertion-type:jwt-bearer",
         }
-        return str(load_entra(self._state).grant(WORLD.tenant_id, form)["access_token"])
+        return str(load_entra(self._state).grant(CONFIG.tenant_id, form)["access_token"])
 
     async def strangers_token(self) -> str:
         return await self.token("stranger")
@@ -73,7 +73,7 @@ class Bench:
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     state = StateDirectory(tmp_path)
-    prepare_state(state, WORLD)
+    prepare_state(state, CONFIG)
     account = load_account(state)
     server = TestServer(build_app(account), scheme="https")
     await server.start_server(ssl=server_context(state))
@@ -213,10 +213,10 @@ async def test_an_operation_that_the_model_is_not_for_is_a_bad_request(bench: Be
     assert refused.value.code == "OperationNotSupported"
 
 
-def test_a_world_has_an_account_for_each_name_that_a_deployment_gives(tmp_path: Path) -> None:
+def test_a_config_has_an_account_for_each_name_that_a_deployment_gives(tmp_path: Path) -> None:
     state = StateDirectory(tmp_path)
     european = Deployment(name=CHAT, model=CHAT, account="eu")
-    prepare_state(state, replace(WORLD, deployments=(*WORLD.deployments, european)))
+    prepare_state(state, replace(CONFIG, deployments=(*CONFIG.deployments, european)))
     accounts = load_accounts(state)
     assert set(accounts) == {DEFAULT_ACCOUNT, "eu"}
     assert list(accounts["eu"].deployments) == [CHAT]

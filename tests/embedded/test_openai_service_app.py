@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from aiohttp import ClientConnectionError, ClientTimeout
 
-from embedded_azure.world import Deployment
+from embedded_azure.config import Deployment
 from tests.support.openai_service import (
+    CONFIG,
     DEPLOYMENTS,
     STRANGER,
     V1,
-    WORLD,
     Client,
     bearer,
     body,
@@ -27,7 +27,7 @@ from tests.support.patience import PATIENCE
 
 @pytest.fixture
 async def client() -> AsyncIterator[Client]:
-    async with open_client(WORLD) as opened:
+    async with open_client(CONFIG) as opened:
         yield opened
 
 
@@ -216,9 +216,9 @@ async def test_counters_show_double_payment_and_the_peak(client: Client) -> None
     assert 1 <= stats["concurrent_peak"] <= 2
 
 
-async def test_a_fault_in_the_world_is_there_from_the_start() -> None:
-    world = replace(WORLD, faults={"openai": {"status": 503, "count": 1}})
-    async with open_client(world) as client:
+async def test_a_fault_in_the_config_is_there_from_the_start() -> None:
+    config = replace(CONFIG, faults={"openai": {"status": 503, "count": 1}})
+    async with open_client(config) as client:
         assert [(await client.ask("hi"))[0] for _ in range(2)] == [503, 200]
 
 
@@ -240,7 +240,7 @@ UNLIKE = {"id", "created", "created_at"}
 
 @pytest.mark.parametrize(("path", "model", "fields"), CALLS)
 async def test_every_operation_is_on_both_surfaces(path: str, model: str, fields: dict[str, Any]) -> None:
-    async with open_client(replace(WORLD, deployments=tuple(map(unlimited, DEPLOYMENTS)))) as client:
+    async with open_client(replace(CONFIG, deployments=tuple(map(unlimited, DEPLOYMENTS)))) as client:
         status, one, headers = await client.post(path, {"model": model, **fields})
         assert (status, headers["x-ms-deployment-name"]) == (200, model)
         status, other, _ = await client.post(VERSIONED[path].format(model), {"model": model, **fields})
@@ -311,7 +311,7 @@ async def test_an_operation_that_the_model_is_not_for_is_refused(
 @pytest.mark.parametrize(("path", "model", "fields"), CALLS)
 async def test_faults_and_phrases_are_met_by_every_operation(path: str, model: str, fields: dict[str, Any]) -> None:
     failing = json.loads(json.dumps(fields).replace('"hi"', '"[[status:503x1]] hi"'))
-    async with open_client(replace(WORLD, deployments=tuple(map(unlimited, DEPLOYMENTS)))) as client:
+    async with open_client(replace(CONFIG, deployments=tuple(map(unlimited, DEPLOYMENTS)))) as client:
         await client.set_fault(status=500, count=1, deployment=model)
         statuses = [(await client.post(path, {"model": model, **failing}))[0] for _ in range(3)]
         stats = await client.stats()

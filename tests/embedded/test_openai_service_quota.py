@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedded_azure.config import Deployment
 from embedded_azure.openai.provisioned import ProvisionedThroughput
 from embedded_azure.openai.quota import Estimate, Estimator, Quota
-from embedded_azure.world import Deployment
 from tests.support.clock import Clock
-from tests.support.openai_service import V1, WORLD, Client, bearer, body, open_client, token
+from tests.support.openai_service import CONFIG, V1, Client, bearer, body, open_client, token
 
 # The estimate
 
@@ -92,7 +92,7 @@ def test_no_stretch_of_time_is_admitted_more_than_the_bucket_what_leaks_and_one_
 PTU = Deployment(name="ptu", model="gpt-4o", latency=0.0, provisioned_units=1, tokens_per_unit=100)
 SPILLING = replace(PTU, name="spilling", spillover_to="std")
 STANDARD = Deployment(name="std", model="gpt-4o", latency=0.0)
-PROVISIONED = replace(WORLD, deployments=(PTU, SPILLING, STANDARD))
+PROVISIONED = replace(CONFIG, deployments=(PTU, SPILLING, STANDARD))
 
 
 async def overfill(client: Client, model: str) -> None:
@@ -154,8 +154,8 @@ async def test_responses_do_not_spill_over() -> None:
 
 
 async def test_a_standard_deployment_spills_nowhere() -> None:
-    world = replace(PROVISIONED, deployments=(replace(STANDARD, name="std", spillover_to="ptu"), PTU))
-    async with open_client(world) as client:
+    config = replace(PROVISIONED, deployments=(replace(STANDARD, name="std", spillover_to="ptu"), PTU))
+    async with open_client(config) as client:
         await client.set_fault(status=429, deployment="std")
         assert (await client.ask("hi", model="std"))[0] == 429
 
@@ -164,7 +164,7 @@ async def test_a_biased_deployment_charges_by_its_bias() -> None:
     left = {}
     for bias in (0.0, 0.2):
         spec = Deployment(name="m", model="gpt-4o", latency=0.0, tokens_per_minute=1_000, estimate_bias=bias)
-        async with open_client(replace(WORLD, deployments=(spec,))) as client:
+        async with open_client(replace(CONFIG, deployments=(spec,))) as client:
             _, _, headers = await client.ask("hi", model="m", max_tokens=500)
             left[bias] = 1_000 - int(headers["x-ratelimit-remaining-tokens"])
     assert left[0.2] == pytest.approx(left[0.0] * 1.2, abs=2)
@@ -180,7 +180,7 @@ async def test_a_biased_deployment_charges_by_its_bias() -> None:
     ],
 )
 async def test_every_kind_of_429_comes_on_demand(reason: str, code: str, words: str, has_rates: bool) -> None:
-    async with open_client(WORLD) as client:
+    async with open_client(CONFIG) as client:
         await client.set_fault(kind="throttle", reason=reason, retry_after=2.5, count=1)
         status, document, headers = await client.ask("hi", model="small")
         assert (await client.ask("hi", model="small"))[0] == 200
@@ -192,7 +192,7 @@ async def test_every_kind_of_429_comes_on_demand(reason: str, code: str, words: 
 
 
 async def test_a_cut_quota_shows_in_the_headers_and_is_over_when_the_fault_is() -> None:
-    async with open_client(WORLD) as client:
+    async with open_client(CONFIG) as client:
         await client.set_fault(kind="quota_cut", factor=0.1, count=1, deployment="small")
         assert (await client.ask("hi", model="small", max_tokens=500))[0] == 429
         status, _, headers = await client.ask("hi", model="vectors")
@@ -203,7 +203,7 @@ async def test_a_cut_quota_shows_in_the_headers_and_is_over_when_the_fault_is() 
 
 @pytest.mark.parametrize("status", [200, 429])
 async def test_headers_may_be_missing_or_say_nonsense(status: int) -> None:
-    async with open_client(WORLD) as client:
+    async with open_client(CONFIG) as client:
         for _ in range(int(status == 429)):
             await client.ask("hi", model="small")
         altered: dict[str, Any] = {

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedded_azure.certificates import private_pem, public_pem
+from embedded_azure.config import Deployment
 from embedded_azure.entra.tokens import AccessTokens, TokenIssuer
 from embedded_azure.openai.account import Account, Question
 from embedded_azure.openai.answers import Stamp
@@ -21,8 +22,7 @@ from embedded_azure.openai.phrases import Wish
 from embedded_azure.openai.refusals import Refused
 from embedded_azure.openai.sending import Streamed, break_off, send_paced
 from embedded_azure.openai.streams import Piece, StreamOptions
-from embedded_azure.world import Deployment
-from tests.support.openai_service import KEY, WORLD, Client, bearer, open_client, token
+from tests.support.openai_service import CONFIG, KEY, Client, bearer, open_client, token
 from tests.support.patience import PATIENCE
 
 STAMP = Stamp(identifier="1", created=1, model="m")
@@ -178,7 +178,7 @@ async def stream(client: Client, question: str, path: str = CHAT, model: str = "
 
 
 async def test_a_stream_is_server_sent_events_to_its_end() -> None:
-    async with open_client(WORLD) as client:
+    async with open_client(CONFIG) as client:
         received = await stream(client, "What is 17 + 25?")
         stats = await client.stats()
     assert received.endswith(b"data: [DONE]\n\n")
@@ -187,14 +187,14 @@ async def test_a_stream_is_server_sent_events_to_its_end() -> None:
 
 
 async def test_a_stream_is_cut_after_so_many_tokens() -> None:
-    async with open_client(WORLD) as client:
+    async with open_client(CONFIG) as client:
         received = await stream(client, "[[cut-after:3]] Who are you?")
     assert received.endswith(b"<cut>")
     assert len(said_in(documents_in(received[:-5]))[0]) == 12
 
 
 async def test_a_stream_that_fails_says_so_in_its_last_event() -> None:
-    async with open_client(WORLD) as client:
+    async with open_client(CONFIG) as client:
         chat = await stream(client, "[[fail-after:2x1]] Who are you?")
         again = await stream(client, "[[fail-after:2x1]] Who are you?")
         response = await stream(client, "[[fail-after:2]] Who are you?", RESPONSES)
@@ -217,7 +217,7 @@ async def until_it_hangs(response: ClientResponse) -> AsyncIterator[bytes]:
 
 
 async def test_a_stream_that_hangs_in_its_midst_ends_when_its_client_gives_up() -> None:
-    async with open_client(WORLD) as client:
+    async with open_client(CONFIG) as client:
         session: ClientSession = client.session
         async with session.post(
             CHAT,
@@ -238,7 +238,7 @@ async def test_a_stream_that_hangs_in_its_midst_ends_when_its_client_gives_up() 
 
 
 async def test_a_malformed_event_is_in_the_stream_that_asks_for_it() -> None:
-    async with open_client(WORLD) as client:
+    async with open_client(CONFIG) as client:
         received = await stream(client, "[[malformed]] hi")
     with pytest.raises(json.JSONDecodeError):
         documents_in(received)
@@ -252,7 +252,7 @@ async def test_a_malformed_event_is_in_the_stream_that_asks_for_it() -> None:
     ],
 )
 async def test_a_fault_fails_a_stream_once_it_has_begun(fault: dict[str, Any], last: str) -> None:
-    async with open_client(WORLD) as client:
+    async with open_client(CONFIG) as client:
         assert await client.set_fault(**fault, count=1) == 200
         assert (await client.ask("hi"))[0] == 200, "it concerns streams alone"
         received = await stream(client, "hi")
@@ -261,7 +261,7 @@ async def test_a_fault_fails_a_stream_once_it_has_begun(fault: dict[str, Any], l
 
 
 async def test_a_filter_may_strike_in_the_midst_of_a_stream() -> None:
-    async with open_client(WORLD) as client:
+    async with open_client(CONFIG) as client:
         await client.set_fault(kind="stream", how="filter", after=3)
         documents = documents_in(await stream(client, "Who are you?"))
     ending = documents[-1]["choices"][0]
@@ -271,7 +271,7 @@ async def test_a_filter_may_strike_in_the_midst_of_a_stream() -> None:
 
 
 async def test_a_stream_of_responses_learns_of_a_full_quota_in_the_stream() -> None:
-    async with open_client(WORLD) as client:
+    async with open_client(CONFIG) as client:
         await stream(client, "hi", RESPONSES, "small")
         received = await stream(client, "hi", RESPONSES, "small")
         stats = await client.stats()
@@ -283,7 +283,7 @@ async def test_a_stream_of_responses_learns_of_a_full_quota_in_the_stream() -> N
 
 
 async def test_a_chat_stream_learns_of_a_full_quota_by_its_status() -> None:
-    async with open_client(WORLD) as client:
+    async with open_client(CONFIG) as client:
         statuses = []
         for _ in range(2):
             document = {"model": "small", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
@@ -322,8 +322,8 @@ async def test_what_is_due_together_goes_out_at_once() -> None:
 
 async def seconds_for(spec: Deployment, *, streamed: bool) -> tuple[float, float]:
     """Loop time to the beginning of the answer, and to its end."""
-    issuer = TokenIssuer(private_pem(KEY), WORLD.tenant_id, 60.0).issuer
-    account = Account(replace(WORLD, deployments=(spec,)), AccessTokens(public_pem(KEY), issuer))
+    issuer = TokenIssuer(private_pem(KEY), CONFIG.tenant_id, 60.0).issuer
+    account = Account(replace(CONFIG, deployments=(spec,)), AccessTokens(public_pem(KEY), issuer))
     messages = [{"role": "user", "content": "[[tokens:100]]"}]
     document = json.dumps({"model": spec.name, "messages": messages, "max_tokens": 100, "stream": streamed})
     question = Question(operation=STREAMED[0], deployment=None, api_version="v1", document=document.encode())
@@ -358,7 +358,7 @@ async def test_without_a_time_per_token_both_take_the_latency_alone() -> None:
         assert await seconds_for(spec, streamed=streamed) == (2.0, 2.0)
 
 
-def test_equal_worlds_take_equally_long() -> None:
+def test_equal_configs_take_equally_long() -> None:
     spec = replace(SLOW, latency_sigma=0.5)
     one, other = (ServedDeployment(spec, lambda: 0.0) for _ in range(2))
     draws = [one.draw_times() for _ in range(5)]

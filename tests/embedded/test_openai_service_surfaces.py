@@ -11,15 +11,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from embedded_azure.certificates import private_pem, public_pem
+from embedded_azure.config import Config, Deployment, RoleAssignment
 from embedded_azure.entra.tokens import AccessTokens, TokenIssuer
 from embedded_azure.openai.account import Account
 from embedded_azure.openai.app import build_apps
 from embedded_azure.openai.models import model_of
-from embedded_azure.world import Deployment, RoleAssignment, World
 from tests.support.openai_service import (
+    CONFIG,
     KEY,
     V1,
-    WORLD,
     Client,
     bearer,
     body,
@@ -51,7 +51,7 @@ async def test_each_surface_takes_its_own_api_versions(
 ) -> None:
     query = "" if version is None else f"?api-version={version}"
     said = {"model": "gpt-4o-mini", "input": "hi"} if path == RESPONSES else body()
-    async with open_client(WORLD) as client:
+    async with open_client(CONFIG) as client:
         got, document, _ = await client.post(f"{path}{query}", said)
     assert got == status
     if status != 200:
@@ -59,14 +59,14 @@ async def test_each_surface_takes_its_own_api_versions(
 
 
 async def get(client: Client, path: str, identity: str = "worker") -> tuple[int, Any]:
-    headers = bearer(token(WORLD.identity(identity)))
+    headers = bearer(token(CONFIG.identity(identity)))
     async with client.session.get(path, headers=headers) as response:
         return response.status, await response.json()
 
 
 @pytest.mark.parametrize("path", ["/openai/v1/models", "/openai/models?api-version=2024-10-21"])
 async def test_models_are_listed_on_both_surfaces(path: str) -> None:
-    async with open_client(WORLD) as client:
+    async with open_client(CONFIG) as client:
         status, document = await get(client, path)
     assert (status, document["object"]) == (200, "list")
     by_name = {model["id"]: model["capabilities"] for model in document["data"]}
@@ -75,7 +75,7 @@ async def test_models_are_listed_on_both_surfaces(path: str) -> None:
 
 
 async def test_one_model_is_found_by_its_name_and_not_by_that_of_its_deployment() -> None:
-    async with open_client(WORLD) as client:
+    async with open_client(CONFIG) as client:
         assert (await get(client, "/openai/v1/models/gpt-4o-mini-2024-07-18"))[0] == 200
         status, document = await get(client, "/openai/v1/models/gpt-4o-mini")
     assert (status, document["error"]["code"]) == (404, "model_not_found")
@@ -83,15 +83,15 @@ async def test_one_model_is_found_by_its_name_and_not_by_that_of_its_deployment(
 
 @pytest.mark.parametrize(("version", "status"), [("2023-03-15-preview", 200), ("2024-10-21", 404)])
 async def test_deployments_are_listed_by_old_api_versions_only(version: str, status: int) -> None:
-    async with open_client(WORLD) as client:
+    async with open_client(CONFIG) as client:
         got, document = await get(client, f"/openai/deployments?api-version={version}")
     assert got == status
     if status == 200:
-        assert {one["id"] for one in document["data"]} == {spec.name for spec in WORLD.deployments}
+        assert {one["id"] for one in document["data"]} == {spec.name for spec in CONFIG.deployments}
 
 
 async def test_a_stranger_lists_nothing() -> None:
-    async with open_client(WORLD) as client:
+    async with open_client(CONFIG) as client:
         status, document = await get(client, "/openai/v1/models", "stranger")
     assert (status, document["error"]["code"]) == (401, "PermissionDenied")
     assert "OpenAI/models/read" in document["error"]["message"]
@@ -100,12 +100,12 @@ async def test_a_stranger_lists_nothing() -> None:
 # Several accounts
 
 
-def two_accounts() -> World:
-    stranger = WORLD.identity("stranger")
+def two_accounts() -> Config:
+    stranger = CONFIG.identity("stranger")
     role = RoleAssignment(object_id=stranger.object_id, role="Cognitive Services OpenAI User", scope="openai/eu")
     return replace(
-        WORLD,
-        role_assignments=(*WORLD.role_assignments, role),
+        CONFIG,
+        role_assignments=(*CONFIG.role_assignments, role),
         deployments=(
             Deployment(name="gpt", model="gpt-4o", latency=0.0),
             Deployment(name="gpt", model="gpt-4.1", latency=0.0, account="eu"),
@@ -114,9 +114,9 @@ def two_accounts() -> World:
 
 
 async def test_each_account_has_its_own_deployments_roles_faults_and_counters() -> None:
-    world = two_accounts()
-    tokens = AccessTokens(public_pem(KEY), TokenIssuer(private_pem(KEY), WORLD.tenant_id, 60.0).issuer)
-    accounts = {name: Account(world, tokens, name=name) for name in ("default", "eu")}
+    config = two_accounts()
+    tokens = AccessTokens(public_pem(KEY), TokenIssuer(private_pem(KEY), CONFIG.tenant_id, 60.0).issuer)
+    accounts = {name: Account(config, tokens, name=name) for name in ("default", "eu")}
     server = TestServer(build_apps(accounts, "default"))
     await server.start_server()
     try:
@@ -125,7 +125,7 @@ async def test_each_account_has_its_own_deployments_roles_faults_and_counters() 
             eu = "/accounts/eu"
             assert (await client.post(V1, body(model="gpt")))[1]["model"] == "gpt-4o"
             assert (await client.post(eu + V1, body(model="gpt")))[1]["model"] == "gpt-4.1"
-            strange = bearer(token(WORLD.identity("stranger")))
+            strange = bearer(token(CONFIG.identity("stranger")))
             assert (await client.post(V1, body(model="gpt"), strange))[0] == 401
             assert (await client.post(eu + V1, body(model="gpt"), strange))[0] == 200
             assert await client.set_fault(status=500) == 200
@@ -143,7 +143,7 @@ async def test_each_account_has_its_own_deployments_roles_faults_and_counters() 
 REASONING = Deployment(name="reasons", model="o4-mini", latency=0.0)
 OLD = Deployment(name="old", model="gpt-4", latency=0.0)
 INSTRUCT = Deployment(name="instruct", model="gpt-35-turbo-instruct", kind="completions", latency=0.0)
-MODELS = replace(WORLD, deployments=(REASONING, OLD, INSTRUCT))
+MODELS = replace(CONFIG, deployments=(REASONING, OLD, INSTRUCT))
 LONG = "x" * 4 * 8_200
 
 
@@ -184,7 +184,7 @@ def test_a_model_is_known_by_the_longest_beginning_of_its_name() -> None:
 
 @pytest.mark.parametrize("how", ["reset", "close"])
 async def test_a_connection_may_be_lost_instead_of_an_answer(how: str) -> None:
-    async with open_client(WORLD) as client:
+    async with open_client(CONFIG) as client:
         await client.set_fault(kind="connection", how=how, count=1)
         with pytest.raises(ClientConnectionError):
             await client.ask("hi")
@@ -192,7 +192,7 @@ async def test_a_connection_may_be_lost_instead_of_an_answer(how: str) -> None:
 
 
 async def test_a_connection_may_hang_before_the_headers() -> None:
-    async with open_client(WORLD) as client:
+    async with open_client(CONFIG) as client:
         await client.set_fault(kind="connection", how="hang")
         with pytest.raises(TimeoutError):
             await client.session.post(V1, json=body(), headers=bearer(token()), timeout=ClientTimeout(total=0.05))
@@ -200,7 +200,7 @@ async def test_a_connection_may_hang_before_the_headers() -> None:
 
 @pytest.mark.parametrize(("how", "error"), [("cut", ClientError), ("hang", TimeoutError)])
 async def test_a_body_may_stop_in_its_midst(how: str, error: type[Exception]) -> None:
-    async with open_client(WORLD) as client:
+    async with open_client(CONFIG) as client:
         await client.set_fault(kind="body", how=how, after=30)
         async with client.session.post(
             V1, json=body(), headers=bearer(token()), timeout=ClientTimeout(sock_read=0.05)
@@ -212,7 +212,7 @@ async def test_a_body_may_stop_in_its_midst(how: str, error: type[Exception]) ->
 
 
 async def test_a_malformed_body_has_a_length_that_fits_it() -> None:
-    async with open_client(WORLD) as client:
+    async with open_client(CONFIG) as client:
         await client.set_fault(kind="body", how="malformed", after=30)
         async with client.session.post(V1, json=body(), headers=bearer(token())) as response:
             content = await response.read()
@@ -222,7 +222,7 @@ async def test_a_malformed_body_has_a_length_that_fits_it() -> None:
 
 
 async def test_a_slow_link_delivers_all_of_it() -> None:
-    async with open_client(WORLD) as client:
+    async with open_client(CONFIG) as client:
         await client.set_fault(kind="body", how="slow", after=0, bytes_per_second=100_000)
         assert (await client.ask("hi"))[1]["choices"]
 
@@ -251,7 +251,7 @@ async def test_a_garbage_request_is_refused_and_never_crashes_the_service(
 ) -> None:
     sent = {**headers, **(bearer(token()) if signed else {})}
     async with (
-        open_client(WORLD) as client,
+        open_client(CONFIG) as client,
         client.session.request(method, path, data=data, headers=sent) as response,
     ):
         assert 400 <= response.status < 500
@@ -264,7 +264,7 @@ async def test_a_garbage_request_is_refused_and_never_crashes_the_service(
 async def test_a_body_that_is_not_compressed_as_it_says_is_refused(encoding: str) -> None:
     headers = {**bearer(token()), "Content-Encoding": encoding}
     async with (
-        open_client(WORLD) as client,
+        open_client(CONFIG) as client,
         client.session.post(V1, data=b"not compressed at all", headers=headers) as response,
     ):
         assert response.status == 400

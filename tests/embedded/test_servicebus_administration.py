@@ -34,7 +34,7 @@ from azure.servicebus.management import (
 from embedded_azure.certificates import make_signing_key, private_pem
 from embedded_azure.entra.tokens import AccessTokens, issuer_of
 from embedded_azure.servicebus.server import serve
-from tests.support.local_azure import Authority, Bus, bus_world
+from tests.support.local_azure import Authority, Bus, bus_config
 from tests.support.patience import PATIENCE
 
 
@@ -71,14 +71,14 @@ class Front:
 
 @pytest.fixture
 async def front(authority: Authority) -> AsyncIterator[Front]:
-    world = bus_world()
-    tokens = AccessTokens(authority.entra_public, issuer_of(world.tenant_id))
-    async with serve(world, tokens, tls=authority.tls(), https_port=0) as served:
+    config = bus_config()
+    tokens = AccessTokens(authority.entra_public, issuer_of(config.tenant_id))
+    async with serve(config, tokens, tls=authority.tls(), https_port=0) as served:
         assert served.https_port is not None
         bus = Bus(
             tls_port=served.tls_port,
             plain_port=served.plain_port,
-            world=world,
+            config=config,
             authority=authority,
             service=served.bus,
         )
@@ -168,7 +168,7 @@ async def test_all_queues_are_listed_page_by_page(front: Front) -> None:
             await administration.create_queue(f"more-{number}")
         names = [queue.name async for queue in administration.list_queues(max_page_size=3)]
         assert names == [
-            *(queue.name for queue in front.bus.world.queues),
+            *(queue.name for queue in front.bus.config.queues),
             *(f"more-{number}" for number in range(5)),
         ]
         runtimes = [each.name async for each in administration.list_queues_runtime_properties()]
@@ -330,7 +330,7 @@ async def test_terms_that_cannot_be_are_refused_by_name(front: Front, terms: dic
             await administration.create_queue("source", **terms)
         assert raised.value.status_code in {400, 404}
         assert [queue.name async for queue in administration.list_queues()] == [
-            queue.name for queue in front.bus.world.queues
+            queue.name for queue in front.bus.config.queues
         ]
 
 
@@ -425,7 +425,7 @@ async def test_the_sync_client_does_the_same(front: Front) -> None:
 
     count, names = await asyncio.to_thread(administer)
     assert count == 4
-    assert names == [*(queue.name for queue in front.bus.world.queues), "sync"]
+    assert names == [*(queue.name for queue in front.bus.config.queues), "sync"]
 
 
 # AMQP over WebSockets, at the same port

@@ -14,10 +14,10 @@ from azure.servicebus._pyamqp.error import TokenAuthFailure
 from azure.servicebus.aio import ServiceBusClient
 from azure.servicebus.exceptions import MessageSizeExceededError, ServiceBusAuthorizationError, ServiceBusError
 
+from embedded_azure.config import Config, SharedAccessRule
 from embedded_azure.entra.tokens import AccessTokens, issuer_of
 from embedded_azure.servicebus.server import serve
-from embedded_azure.world import SharedAccessRule, World
-from tests.support.local_azure import Authority, Bus, bus_world
+from tests.support.local_azure import Authority, Bus, bus_config
 
 WAIT: dict[str, Any] = {"max_wait_time": 5}
 NOTHING: dict[str, Any] = {"max_wait_time": 0.2}
@@ -210,19 +210,19 @@ async def test_over_tls_keys_are_refused_where_the_namespace_has_none(bus: Bus) 
     )
 
 
-def world_with_keys() -> World:
+def config_with_keys() -> Config:
     rules = (
         SharedAccessRule(name="read", key="one", rights=("Listen",)),
         SharedAccessRule(name="jobs", key="two", rights=("Send",), path="jobs"),
     )
-    return dataclasses.replace(bus_world(), shared_access_rules=rules)
+    return dataclasses.replace(bus_config(), shared_access_rules=rules)
 
 
 async def test_a_key_has_its_rights_and_its_place_and_no_more(authority: Authority) -> None:
-    world = world_with_keys()
-    tokens = AccessTokens(authority.entra_public, issuer_of(world.tenant_id))
-    async with serve(world, tokens, tls=authority.tls()) as served:
-        bus = Bus(tls_port=served.tls_port, plain_port=None, world=world, authority=authority)
+    config = config_with_keys()
+    tokens = AccessTokens(authority.entra_public, issuer_of(config.tenant_id))
+    async with serve(config, tokens, tls=authority.tls()) as served:
+        bus = Bus(tls_port=served.tls_port, plain_port=None, config=config, authority=authority)
         async with bus.client(credential=AzureNamedKeyCredential("read", "one")) as client:
             async with client.get_queue_receiver("jobs") as receiver:
                 assert await receiver.receive_messages(1, **NOTHING) == []
@@ -238,11 +238,11 @@ async def test_a_key_has_its_rights_and_its_place_and_no_more(authority: Authori
         assert b"InvalidSignature" in await told_at_the_door(bus, "jobs", "one")
 
 
-async def test_delivery_ids_out_of_sequence_are_let_pass_where_the_world_says_so(authority: Authority) -> None:
-    world = dataclasses.replace(bus_world(), strict_delivery_ids=False)
-    tokens = AccessTokens(authority.entra_public, issuer_of(world.tenant_id))
-    async with serve(world, tokens, tls=authority.tls()) as served:
-        bus = Bus(tls_port=served.tls_port, plain_port=None, world=world, authority=authority)
+async def test_delivery_ids_out_of_sequence_are_let_pass_where_the_config_says_so(authority: Authority) -> None:
+    config = dataclasses.replace(bus_config(), strict_delivery_ids=False)
+    tokens = AccessTokens(authority.entra_public, issuer_of(config.tenant_id))
+    async with serve(config, tokens, tls=authority.tls()) as served:
+        bus = Bus(tls_port=served.tls_port, plain_port=None, config=config, authority=authority)
         async with bus.client() as client, client.get_queue_receiver("jobs") as receiver:
             async with client.get_queue_sender("jobs") as sender:
                 await sender.send_messages([ServiceBusMessage(b"x") for _ in range(10)])

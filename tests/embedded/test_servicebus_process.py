@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from azure.servicebus import ServiceBusMessage
 
-from tests.support.local_azure import Authority, Bus, bus_world
+from tests.support.local_azure import Authority, Bus, bus_config
 from tests.support.patience import PATIENCE
 
 
@@ -23,7 +23,7 @@ async def process(state: Path, authority: Authority) -> AsyncIterator[tuple[Proc
     (state / "tls/server.pem").write_bytes(authority.certificate_file.read_bytes())
     (state / "tls/server.key").write_bytes(authority.key_file.read_bytes())
     (state / "entra.pub.pem").write_bytes(authority.entra_public)
-    bus_world().save(state / "world.json")
+    bus_config().save(state / "config.json")
     running = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "embedded_azure.servicebus", "--state", str(state), stdin=PIPE, stdout=PIPE
     )
@@ -42,7 +42,7 @@ async def test_a_message_goes_through_the_process_and_it_ends_with_its_parent(
     async with process(tmp_path, authority) as (running, ready):
         assert ready["service"] == "servicebus"
         bus = Bus(
-            tls_port=ready["tls_port"], plain_port=ready["plain_port"], world=bus_world(), authority=authority
+            tls_port=ready["tls_port"], plain_port=ready["plain_port"], config=bus_config(), authority=authority
         )
         async with bus.client() as client, client.get_queue_sender("jobs") as sender:
             await sender.send_messages(ServiceBusMessage(b"x"))

@@ -7,8 +7,8 @@ from azure.servicebus._base_handler import _generate_sas_token
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedded_azure.config import SharedAccessRule
 from embedded_azure.servicebus.shared_access import SignatureRefused, verify
-from embedded_azure.world import SharedAccessRule
 
 RULE = SharedAccessRule(name="rule-one", key="a key+/=", rights=("Send",))
 ADDRESS = "sb://local.servicebus.windows.net/jobs"

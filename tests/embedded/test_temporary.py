@@ -14,7 +14,7 @@ import os, signal, tempfile
 tempfile.tempdir = os.environ["FOLDER"]
 from embedded_azure.temporary import temporary_directory
 with temporary_directory() as root:
-    (root / "world.json").write_text("x")
+    (root / "config.json").write_text("x")
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -41,7 +41,7 @@ def test_a_directory_is_private_and_gone_at_the_end(folder: Path) -> None:
 
 def test_what_a_killed_user_left_is_removed_by_the_next(folder: Path) -> None:
     left = kill_a_user_of(folder)
-    assert (left / "world.json").exists()
+    assert (left / "config.json").exists()
     with temporary_directory():
         assert not left.exists()
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from embedded_azure.config import CorrelationSpec, QueueSpec, RuleSpec, SubscriptionSpec, TopicSpec
 from embedded_azure.servicebus.broker.broker import Broker, BrokerError, Message, Queue
 from embedded_azure.servicebus.broker.sql_tree import Value
-from embedded_azure.world import CorrelationSpec, QueueSpec, RuleSpec, SubscriptionSpec, TopicSpec
 from tests.support.clock import Clock
 
 ids = count()

@@ -11,8 +11,8 @@ from tests.support.processes import (
     assert_one_result_each,
     azure,
     command,
+    config_for_tests,
     results_in,
-    world_for_tests,
     write_batch,
 )
 
@@ -87,7 +87,7 @@ def test_the_labels_say_what_it_is_and_which_version(image: str) -> None:
 
 async def test_it_works_a_batch_and_a_sigterm_in_the_midst_loses_nothing(image: str, tmp_path: Path) -> None:
     jobs = 120
-    async with azure(tmp_path, world_for_tests(latency=0.3)) as cloud:
+    async with azure(tmp_path, config_for_tests(latency=0.3)) as cloud:
         batch = write_batch(tmp_path / "batch.jsonl", jobs)
         code, output = await command(cloud, "submit", str(batch), "--batch", "in-containers")
         assert code == 0, output

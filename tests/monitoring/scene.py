@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from embedded_azure.world import Deployment, QueueSpec, Role, RoleAssignment, World
+from embedded_azure.config import Config, Deployment, QueueSpec, Role, RoleAssignment
 from tests.monitoring.cluster import NAMESPACE, Cluster, served
 from tests.monitoring.prometheus import Prometheus, Target, prometheus
-from tests.support.processes import Azure, Worker, azure, command, worker, world_for_tests
+from tests.support.processes import Azure, Worker, azure, command, config_for_tests, worker
 
 MODELS = {
     "gpt-4o-mini": [{"name": "gpt-4o-mini"}],
@@ -51,20 +51,20 @@ class Scene:
                 await asyncio.sleep(1)
 
 
-def small_quota() -> World:
+def small_quota() -> Config:
     """One deployment without limits and one whose requests per minute are soon used up, and a queue for each."""
-    world = world_for_tests(lock_duration=20.0)
+    config = config_for_tests(lock_duration=20.0)
     queues = [f"jobs-{model}" for model in MODELS]
-    worker_id = world.identity("worker").object_id
+    worker_id = config.identity("worker").object_id
     grants = [
         RoleAssignment(object_id=worker_id, role=role, scope=f"servicebus/{queue}")
         for queue in queues
         for role in QUEUE_ROLES
     ]
     return replace(
-        world,
-        queues=(*world.queues, *(QueueSpec(name=queue, lock_duration=20.0) for queue in queues)),
-        role_assignments=(*world.role_assignments, *grants),
+        config,
+        queues=(*config.queues, *(QueueSpec(name=queue, lock_duration=20.0) for queue in queues)),
+        role_assignments=(*config.role_assignments, *grants),
         deployments=(
             Deployment(name="gpt-4o-mini", model="gpt-4o-mini", latency=0.8, latency_sigma=0.5),
             Deployment(

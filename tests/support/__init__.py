@@ -1,1 +1,1 @@
-"""What tests share: worlds, real processes, benches of fakes, examples of every value."""
+"""What tests share: configs, real processes, benches of fakes, examples of every value."""

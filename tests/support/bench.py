@@ -1,4 +1,4 @@
-"""A worker without a world: the real core between fakes, under virtual time."""
+"""A worker without a config: the real core between fakes, under virtual time."""
 
 import asyncio
 import math

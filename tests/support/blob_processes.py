@@ -12,7 +12,7 @@ from worker.azure.blob.container import BlobContainer
 
 def credential(cloud: Azure) -> SignedCredential:
     key = StateDirectory(cloud.state).entra_private_key.read_bytes()
-    return SignedCredential(key, cloud.world.tenant_id, cloud.world.identity("worker"))
+    return SignedCredential(key, cloud.config.tenant_id, cloud.config.identity("worker"))
 
 
 @asynccontextmanager

@@ -15,11 +15,11 @@ import pytest
 from azure.storage.blob.aio import BlobServiceClient
 
 from embedded_azure.blob.access import AUDIENCE
+from embedded_azure.config import Config, RoleAssignment, default_config
 from embedded_azure.state import StateDirectory
 from embedded_azure.supervisor import prepare_state
-from embedded_azure.world import RoleAssignment, World, default_world
 from tests.support.azurite import azurite
-from tests.support.local_azure import Authority, SignedCredential, bus_world
+from tests.support.local_azure import Authority, SignedCredential, bus_config
 from tests.support.patience import PATIENCE
 from worker.azure.blob.container import API_VERSION, BlobContainer
 
@@ -30,19 +30,19 @@ class BlobService:
 
     port: int
     state: StateDirectory
-    world: World
+    config: Config
 
     def credential(self, identity: str = "worker", *, audience: str = AUDIENCE) -> SignedCredential:
         return SignedCredential(
             private_key=self.state.entra_private_key.read_bytes(),
-            tenant_id=self.world.tenant_id,
-            identity=self.world.identity(identity),
+            tenant_id=self.config.tenant_id,
+            identity=self.config.identity(identity),
             audience=audience,
         )
 
     @property
     def account_url(self) -> str:
-        return f"https://localhost:{self.port}/{self.world.storage_account}"
+        return f"https://localhost:{self.port}/{self.config.storage_account}"
 
     def url(self, container: str) -> str:
         return f"{self.account_url}/{container}"
@@ -72,20 +72,20 @@ class BlobService:
         return BlobContainer(url, credential, ca_file=self.state.ca, connections=8, timeout=timeout)
 
 
-def world_of_blobs() -> World:
+def config_of_blobs() -> Config:
     """The demo's, where the worker and the owner of the tests' Service Bus may make containers, and the producer
     may only read."""
-    world = default_world()
-    writers = (world.identity("worker"), bus_world().identity("owner"))
+    config = default_config()
+    writers = (config.identity("worker"), bus_config().identity("owner"))
     return replace(
-        world,
+        config,
         role_assignments=(
             *(
                 RoleAssignment(object_id=each.object_id, role="Storage Blob Data Contributor", scope="blob")
                 for each in writers
             ),
             RoleAssignment(
-                object_id=world.identity("producer").object_id, role="Storage Blob Data Reader", scope="blob"
+                object_id=config.identity("producer").object_id, role="Storage Blob Data Reader", scope="blob"
             ),
         ),
     )
@@ -110,17 +110,17 @@ def embedded_blobs(folder: Path, authority: Authority) -> Iterator[BlobService]:
 def azurite_blobs(folder: Path, authority: Authority) -> Iterator[BlobService]:
     """Microsoft's. Skips the test where there is no Node.js."""
     service = _prepare(folder, authority)
-    with azurite(service.state, service.world.storage_account) as port:
+    with azurite(service.state, service.config.storage_account) as port:
         yield replace(service, port=port)
 
 
 def _prepare(folder: Path, authority: Authority) -> BlobService:
     """Believes the tokens of `authority`, as the embedded Service Bus of the tests does."""
-    state, world = StateDirectory(folder), world_of_blobs()
-    prepare_state(state, world)
+    state, config = StateDirectory(folder), config_of_blobs()
+    prepare_state(state, config)
     state.entra_private_key.write_bytes(authority.entra_private)
     state.entra_public_key.write_bytes(authority.entra_public)
-    return BlobService(0, state, world)
+    return BlobService(0, state, config)
 
 
 def _port(child: "subprocess.Popen[bytes]") -> int:

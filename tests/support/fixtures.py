@@ -9,7 +9,7 @@ from azure.servicebus._pyamqp.aio._client_async import AMQPClientAsync
 from embedded_azure.entra.tokens import AccessTokens, issuer_of
 from embedded_azure.servicebus.server import serve
 from tests.support.blob_service import BlobService, azurite_blobs, embedded_blobs
-from tests.support.local_azure import Authority, Bus, bus_world, make_authority
+from tests.support.local_azure import Authority, Bus, bus_config, make_authority
 from worker.azure.blob.container import BlobContainer
 
 
@@ -22,13 +22,13 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 async def bus(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bus]:
     # Closing a receiver waits out a second's sleep of its keep-alive task, which no test here needs.
     monkeypatch.setattr(AMQPClientAsync, "_keep_alive_async", lambda client: asyncio.sleep(0))
-    world = bus_world()
-    tokens = AccessTokens(authority.entra_public, issuer_of(world.tenant_id))
-    async with serve(world, tokens, tls=authority.tls()) as served:
+    config = bus_config()
+    tokens = AccessTokens(authority.entra_public, issuer_of(config.tenant_id))
+    async with serve(config, tokens, tls=authority.tls()) as served:
         yield Bus(
             tls_port=served.tls_port,
             plain_port=served.plain_port,
-            world=world,
+            config=config,
             authority=authority,
             service=served.bus,
         )

@@ -14,9 +14,9 @@ from azure.servicebus import TransportType
 from azure.servicebus.aio import ServiceBusClient
 
 from embedded_azure.certificates import make_server_identity, make_signing_key, private_pem, public_pem
+from embedded_azure.config import Config, Identity, QueueSpec, RoleAssignment, RuleSpec, SubscriptionSpec, TopicSpec
 from embedded_azure.entra.tokens import TokenIssuer
 from embedded_azure.servicebus.server import ServiceBus
-from embedded_azure.world import Identity, QueueSpec, RoleAssignment, RuleSpec, SubscriptionSpec, TopicSpec, World
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Bus:
 
     tls_port: int | None
     plain_port: int | None
-    world: World
+    config: Config
     authority: Authority
     service: ServiceBus | None = None
     """Inside this process, or None when it has one of its own."""
@@ -100,15 +100,15 @@ class Bus:
     def credential(self, identity: str = "owner", **options: Any) -> SignedCredential:
         return SignedCredential(
             private_key=self.authority.entra_private,
-            tenant_id=self.world.tenant_id,
-            identity=self.world.identity(identity),
+            tenant_id=self.config.tenant_id,
+            identity=self.config.identity(identity),
             **options,
         )
 
     def client(self, identity: str = "owner", *, credential: Any = None, **options: Any) -> ServiceBusClient:
         """A client over TLS, as in a pod."""
         return ServiceBusClient(
-            self.world.namespace,
+            self.config.namespace,
             credential or self.credential(identity),
             **{
                 "custom_endpoint_address": f"sb://localhost:{self.tls_port}",
@@ -121,7 +121,7 @@ class Bus:
         )
 
 
-def bus_world() -> World:
+def bus_config() -> Config:
     names = ("owner", "sender", "receiver", "stranger")
     people = {
         name: Identity(
@@ -132,7 +132,7 @@ def bus_world() -> World:
         )
         for number, name in enumerate(names)
     }
-    return World(
+    return Config(
         identities=tuple(people.values()),
         role_assignments=(
             RoleAssignment(

@@ -10,6 +10,7 @@ import orjson
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from embedded_azure.config import default_config
 from embedded_azure.entra.tokens import TokenIssuer
 from embedded_azure.openai.__main__ import load_account
 from embedded_azure.openai.account import Account
@@ -17,7 +18,6 @@ from embedded_azure.openai.app import build_app
 from embedded_azure.process import server_context
 from embedded_azure.state import StateDirectory
 from embedded_azure.supervisor import prepare_state
-from embedded_azure.world import default_world
 from worker.azure.openai.model import AzureOpenAI
 from worker.azure.openai.transport import MAX_ANSWER
 from worker.errors import TokenUnavailable
@@ -26,7 +26,7 @@ from worker.jobs.job import Envelope, Job, decode
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-WORLD = default_world()
+CONFIG = default_config()
 SCOPE = "https://cognitiveservices.azure.com/.default"
 AUDIENCE = "https://cognitiveservices.azure.com"
 
@@ -56,8 +56,8 @@ class Service:
     endpoint: str
 
     def token(self, identity: str = "worker", *, lifetime: float = 3_600.0) -> str:
-        person = WORLD.identity(identity)
-        issuer = TokenIssuer(self.state.entra_private_key.read_bytes(), WORLD.tenant_id, lifetime)
+        person = CONFIG.identity(identity)
+        issuer = TokenIssuer(self.state.entra_private_key.read_bytes(), CONFIG.tenant_id, lifetime)
         return issuer.issue(audience=AUDIENCE, client_id=person.client_id, object_id=person.object_id)
 
     def target(self, deployment: str = "gpt-4o-mini") -> Target:
@@ -93,7 +93,7 @@ class Service:
 async def embedded_service(directory: Path) -> AsyncIterator[Service]:
     """The embedded Azure OpenAI in this event loop."""
     state = StateDirectory(directory)
-    prepare_state(state, WORLD)
+    prepare_state(state, CONFIG)
     account = load_account(state)
     async with serve(state, build_app(account)) as endpoint:
         yield Service(state, account, endpoint)

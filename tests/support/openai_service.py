@@ -8,10 +8,10 @@ from aiohttp import ClientSession
 from aiohttp.test_utils import TestServer
 
 from embedded_azure.certificates import make_signing_key, private_pem, public_pem
+from embedded_azure.config import Config, Deployment, Identity, default_config
 from embedded_azure.entra.tokens import AccessTokens, TokenIssuer
 from embedded_azure.openai.account import Account
 from embedded_azure.openai.app import build_app
-from embedded_azure.world import Deployment, Identity, World, default_world
 
 KEY = make_signing_key()
 DEPLOYMENTS = (
@@ -27,14 +27,14 @@ DEPLOYMENTS = (
         tokens_per_minute=1_000,
     ),
 )
-WORLD = replace(default_world(), deployments=DEPLOYMENTS)
-WORKER, STRANGER = WORLD.identity("worker"), WORLD.identity("stranger")
+CONFIG = replace(default_config(), deployments=DEPLOYMENTS)
+WORKER, STRANGER = CONFIG.identity("worker"), CONFIG.identity("stranger")
 OPENAI = "https://cognitiveservices.azure.com"
 V1 = "/openai/v1/chat/completions"
 
 
 def token(
-    identity: Identity = WORKER, audience: str = OPENAI, lifetime: float = 60.0, tenant: str = WORLD.tenant_id
+    identity: Identity = WORKER, audience: str = OPENAI, lifetime: float = 60.0, tenant: str = CONFIG.tenant_id
 ) -> str:
     issuer = TokenIssuer(private_pem(KEY), tenant, lifetime)
     return issuer.issue(audience=audience, client_id=identity.client_id, object_id=identity.object_id)
@@ -77,12 +77,12 @@ class Client:
 
 
 class open_client:
-    """A client of an account made from `world`."""
+    """A client of an account made from `config`."""
 
-    def __init__(self, world: World) -> None:
-        issuer = TokenIssuer(private_pem(KEY), WORLD.tenant_id, 60.0).issuer
+    def __init__(self, config: Config) -> None:
+        issuer = TokenIssuer(private_pem(KEY), CONFIG.tenant_id, 60.0).issuer
         # The quota's windows stand still: what a test sends falls into one.
-        account = Account(world, AccessTokens(public_pem(KEY), issuer), monotonic=lambda: 1_000.0)
+        account = Account(config, AccessTokens(public_pem(KEY), issuer), monotonic=lambda: 1_000.0)
         self._server = TestServer(build_app(account))
 
     async def __aenter__(self) -> Client:

@@ -16,17 +16,17 @@ from typing import Any
 
 from aiohttp import ClientSession
 
-from embedded_azure.world import Deployment, QueueSpec, RoleAssignment, World, default_world
+from embedded_azure.config import Config, Deployment, QueueSpec, RoleAssignment, default_config
 from tests.support.patience import PATIENCE
 
 MODELS = json.dumps({"gpt-4o-mini": ["gpt-4o-mini"]})
 
 
-def world_for_tests(*, lock_duration: float = 60.0, latency: float = 0.2, **options: Any) -> World:
+def config_for_tests(*, lock_duration: float = 60.0, latency: float = 0.2, **options: Any) -> Config:
     """The demo's Azure with one deployment, and locks short enough for a test to outlive."""
-    world = default_world()
+    config = default_config()
     return replace(
-        world,
+        config,
         queues=(
             QueueSpec(name="jobs", lock_duration=lock_duration),
             QueueSpec(name="results", requires_session=True),
@@ -36,14 +36,14 @@ def world_for_tests(*, lock_duration: float = 60.0, latency: float = 0.2, **opti
     )
 
 
-def without_role(world: World, identity: str, role: str) -> World:
-    """The same world before somebody has assigned that role."""
-    object_id = world.identity(identity).object_id
+def without_role(config: Config, identity: str, role: str) -> Config:
+    """The same config before somebody has assigned that role."""
+    object_id = config.identity(identity).object_id
 
     def stays(assignment: RoleAssignment) -> bool:
         return (assignment.object_id, assignment.role) != (object_id, role)
 
-    return replace(world, role_assignments=tuple(filter(stays, world.role_assignments)))
+    return replace(config, role_assignments=tuple(filter(stays, config.role_assignments)))
 
 
 def clean_environment() -> dict[str, str]:
@@ -64,7 +64,7 @@ class Azure:
     """An embedded Azure that is ready. `state` holds its keys and projected tokens."""
 
     state: Path
-    world: World
+    config: Config
     servicebus: str
     """The https address of its Service Bus."""
 
@@ -89,17 +89,17 @@ class Azure:
 
 
 @asynccontextmanager
-async def azure(folder: Path, world: World, *options: str) -> AsyncIterator[Azure]:
-    world_file = folder / "wanted.json"
-    world_file.write_text(json.dumps(asdict(world)))
+async def azure(folder: Path, config: Config, *options: str) -> AsyncIterator[Azure]:
+    config_file = folder / "wanted.json"
+    config_file.write_text(json.dumps(asdict(config)))
     state = folder / "state"
     env = folder / "azure.env"
-    arguments = ["--state", str(state), "--world", str(world_file), "--write-env", str(env), *options]
+    arguments = ["--state", str(state), "--config", str(config_file), "--write-env", str(env), *options]
     async with process("-m", "worker", "local", *arguments, environment=clean_environment()) as running:
         await running.printed("is ready")
         address = re.search(r"https://\S+:\d+", await running.printed("administration and WebSockets"))
         assert address is not None
-        yield Azure(state, world, address[0])
+        yield Azure(state, config, address[0])
 
 
 class Process:

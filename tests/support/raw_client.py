@@ -21,10 +21,10 @@ from embedded_azure.certificates import make_signing_key, private_pem, public_pe
 from embedded_azure.entra.tokens import AccessTokens, TokenIssuer, issuer_of
 from embedded_azure.servicebus.links.idle import IdleTimes
 from embedded_azure.servicebus.server import ServiceBus
-from tests.support.local_azure import bus_world
+from tests.support.local_azure import bus_config
 from tests.support.wire import Wire
 
-WORLD = bus_world()
+CONFIG = bus_config()
 
 
 class Keys:
@@ -32,15 +32,15 @@ class Keys:
 
     def __init__(self) -> None:
         key = make_signing_key()
-        owner = WORLD.identity("owner")
-        self.tokens = AccessTokens(public_pem(key), issuer_of(WORLD.tenant_id))
-        self.token = TokenIssuer(private_pem(key), WORLD.tenant_id, 86_400).issue(
+        owner = CONFIG.identity("owner")
+        self.tokens = AccessTokens(public_pem(key), issuer_of(CONFIG.tenant_id))
+        self.token = TokenIssuer(private_pem(key), CONFIG.tenant_id, 86_400).issue(
             audience="https://servicebus.azure.net", client_id=owner.client_id, object_id=owner.object_id
         )
 
     def service(self, **times: float) -> ServiceBus:
         """Needs a running loop."""
-        return ServiceBus(WORLD, self.tokens, idle=IdleTimes(**{"silence": 1e6, **times}))
+        return ServiceBus(CONFIG, self.tokens, idle=IdleTimes(**{"silence": 1e6, **times}))
 
 
 class Client:
@@ -64,7 +64,7 @@ class Client:
             self.line.data_received(encode_frame(frame, channel=1, payload=payload))
 
     def put_token(self) -> None:
-        properties = {"operation": "put-token", "name": f"sb://{WORLD.namespace}/", "type": "jwt"}
+        properties = {"operation": "put-token", "name": f"sb://{CONFIG.namespace}/", "type": "jwt"}
         request = encode_message(application_properties=properties, value=self.keys.token)
         source, target = Source(address="$cbs"), Target(address="$cbs")
         self.send(

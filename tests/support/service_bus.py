@@ -18,7 +18,7 @@ from worker.settings import ConnectionSettings
 from worker.testing import EventList, job_line
 
 JOBS, RESULTS, HELD = "jobs", "chat", "held"
-"""Queues of `bus_world`: `chat` has sessions, locks of `held` last two seconds."""
+"""Queues of `bus_config`: `chat` has sessions, locks of `held` last two seconds."""
 
 
 async def send(bus: Bus, queue: str, *bodies: bytes) -> None:
@@ -47,7 +47,7 @@ def settings_for(
     bus: Bus, *, jobs: str = JOBS, results: str = RESULTS, queues: dict[str, str | None] | None = None
 ) -> ConnectionSettings:
     return ConnectionSettings(
-        servicebus_namespace=bus.world.namespace,
+        servicebus_namespace=bus.config.namespace,
         servicebus_endpoint=f"localhost:{bus.tls_port}",
         ca_file=bus.authority.ca_file,
         jobs_queue=jobs,

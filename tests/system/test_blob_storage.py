@@ -14,9 +14,9 @@ from tests.support.processes import (
     assert_one_result_each,
     azure,
     command,
+    config_for_tests,
     results_in,
     worker,
-    world_for_tests,
     write_batch,
 )
 from worker.azure.blob.results import BlobResults
@@ -48,7 +48,7 @@ async def test_a_batch_with_large_jobs_goes_through_and_can_be_collected_by_anyb
             body = {"model": "gpt-4o-mini", "messages": [*padding, *question], "max_tokens": 64}
             line = {"custom_id": f"q-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
             file.write(json.dumps(line) + "\n")
-    async with azure(tmp_path, world_for_tests(), "--blob") as cloud:
+    async with azure(tmp_path, config_for_tests(), "--blob") as cloud:
         await submit(cloud, path)
         code, told = await command(cloud, "status", BATCH)
         assert (code, "0 of 44 results" in told) == (0, True), told
@@ -63,7 +63,7 @@ async def test_a_batch_with_large_jobs_goes_through_and_can_be_collected_by_anyb
 
 async def test_a_killed_worker_loses_and_doubles_no_result(tmp_path: Path) -> None:
     slots = 16
-    async with azure(tmp_path, world_for_tests(lock_duration=5.0), "--blob") as cloud:
+    async with azure(tmp_path, config_for_tests(lock_duration=5.0), "--blob") as cloud:
         await submit(cloud, write_batch(tmp_path / "in.jsonl", 200))
         async with worker(cloud, slots=str(slots)) as dying:
             await until_written(cloud, 50)
@@ -87,7 +87,7 @@ async def until_written(cloud: Azure, count: int) -> None:
 
 async def test_a_redelivered_job_whose_result_is_there_is_not_paid_again(tmp_path: Path) -> None:
     """As after a pod that died between writing and settling: ten of twenty jobs have their result already."""
-    async with azure(tmp_path, world_for_tests(), "--blob") as cloud:
+    async with azure(tmp_path, config_for_tests(), "--blob") as cloud:
         await submit(cloud, write_batch(tmp_path / "in.jsonl", 20))
         await receive_write_and_abandon(cloud, count=20, written=10)
         async with worker(cloud) as one:
@@ -106,7 +106,7 @@ async def receive_write_and_abandon(cloud: Azure, *, count: int, written: int) -
     async with (
         container_of(cloud) as container,
         ServiceBusClient(
-            cloud.world.namespace,
+            cloud.config.namespace,
             credential(cloud),
             custom_endpoint_address=f"sb://{endpoint}",
             connection_verify=environment["AOAI_WORKER_CA_FILE"],

@@ -13,8 +13,8 @@ import pytest_asyncio
 from azure.core.credentials_async import AsyncTokenCredential
 from azure.servicebus.aio.management import ServiceBusAdministrationClient
 
-from embedded_azure.world import Identity, RoleAssignment, World
-from tests.support.processes import MODELS, Azure, azure, process, world_for_tests
+from embedded_azure.config import Config, Identity, RoleAssignment
+from tests.support.processes import MODELS, Azure, azure, config_for_tests, process
 from worker.operations.check.checks import examine
 from worker.operations.check.findings import Finding, State
 from worker.roles import OPENAI_USER, SERVICE_BUS_DATA_RECEIVER, SERVICE_BUS_DATA_SENDER, Role
@@ -40,8 +40,8 @@ def identity_without(number: int, *, federated: bool = True) -> Identity:
     )
 
 
-def world_of_lacks() -> World:
-    world = world_for_tests()
+def config_of_lacks() -> Config:
+    config = config_for_tests()
     lacking = [identity_without(number) for number in range(len(GRANTS))]
     assignments: list[Any] = [
         RoleAssignment(object_id=identity.object_id, role=role.name, scope=scope)  # type: ignore[arg-type] # one of its names
@@ -52,9 +52,9 @@ def world_of_lacks() -> World:
     owner = identity_without(8)
     owns = RoleAssignment(object_id=owner.object_id, role="Azure Service Bus Data Owner", scope="servicebus")
     return replace(
-        world,
-        identities=(*world.identities, *lacking, owner, identity_without(9, federated=False)),
-        role_assignments=(*world.role_assignments, *assignments, owns),
+        config,
+        identities=(*config.identities, *lacking, owner, identity_without(9, federated=False)),
+        role_assignments=(*config.role_assignments, *assignments, owns),
     )
 
 
@@ -78,7 +78,7 @@ class Checked:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def cloud(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Azure]:
-    async with azure(tmp_path_factory.mktemp("check"), world_of_lacks()) as running:
+    async with azure(tmp_path_factory.mktemp("check"), config_of_lacks()) as running:
         yield running
 
 
@@ -116,7 +116,7 @@ async def test_where_all_is_right_nothing_is_wrong_and_the_exit_code_is_0(cloud:
         "settings of queue jobs": "unseen",
         "settings of queue results": "unseen",
     }
-    worker = cloud.world.identity("worker")
+    worker = cloud.config.identity("worker")
     assert worker.subject in checked.output
     assert worker.object_id in checked.output
 
@@ -208,7 +208,7 @@ async def test_without_a_token_what_it_opens_is_unseen_and_not_wrong(
 async def test_a_federated_credential_is_made_for_the_token_at_hand(cloud: Azure) -> None:
     command = (await check(cloud, identity="lacks-9")).command("token for Service Bus")
     assert command[command.index("--subject") + 1] == identity_without(9).subject
-    assert command[command.index("--issuer") + 1] == cloud.world.issuer
+    assert command[command.index("--issuer") + 1] == cloud.config.issuer
 
 
 async def test_a_missing_token_file_is_named(cloud: Azure, tmp_path: Path) -> None:

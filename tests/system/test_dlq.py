@@ -15,10 +15,19 @@ from azure.servicebus import ServiceBusMessage, TransportType
 from azure.servicebus.aio import ServiceBusClient
 from azure.servicebus.amqp import AmqpAnnotatedMessage, AmqpMessageBodyType
 
-from embedded_azure.world import Identity, QueueSpec, Role, RoleAssignment, World
+from embedded_azure.config import Config, Identity, QueueSpec, Role, RoleAssignment
 from tests.support.local_azure import SignedCredential
 from tests.support.patience import PATIENCE
-from tests.support.processes import Azure, azure, command, process, results_in, worker, world_for_tests, write_batch
+from tests.support.processes import (
+    Azure,
+    azure,
+    command,
+    config_for_tests,
+    process,
+    results_in,
+    worker,
+    write_batch,
+)
 from worker.jobs.job import make_job_id
 from worker.testing import job_line
 
@@ -35,9 +44,9 @@ def person(number: int, name: str) -> Identity:
     )
 
 
-def world_with_people(*, jobs: QueueSpec | None = None) -> World:
+def config_with_people(*, jobs: QueueSpec | None = None) -> Config:
     """The operator may listen to the jobs queue and send to it, the onlooker only listen."""
-    world = world_for_tests()
+    config = config_for_tests()
     operator, onlooker, owner = person(1, "operator"), person(2, "onlooker"), person(3, "owner")
     rights: list[tuple[Identity, Role, str]] = [
         (operator, RECEIVER, "servicebus/jobs"),
@@ -46,11 +55,11 @@ def world_with_people(*, jobs: QueueSpec | None = None) -> World:
         (owner, "Azure Service Bus Data Owner", "servicebus"),
     ]
     roles = [RoleAssignment(object_id=who.object_id, role=role, scope=scope) for who, role, scope in rights]
-    queues = world.queues if jobs is None else (jobs, *(queue for queue in world.queues if queue.name != "jobs"))
+    queues = config.queues if jobs is None else (jobs, *(queue for queue in config.queues if queue.name != "jobs"))
     return replace(
-        world,
-        identities=(*world.identities, operator, onlooker, owner),
-        role_assignments=(*world.role_assignments, *roles),
+        config,
+        identities=(*config.identities, operator, onlooker, owner),
+        role_assignments=(*config.role_assignments, *roles),
         queues=queues,
     )
 
@@ -93,11 +102,11 @@ async def bus(cloud: Azure) -> AsyncIterator[ServiceBusClient]:
     trust = ssl.create_default_context(cafile=environment["AOAI_WORKER_CA_FILE"])
     credential = SignedCredential(
         private_key=(cloud.state / "entra.key.pem").read_bytes(),
-        tenant_id=cloud.world.tenant_id,
-        identity=cloud.world.identity("owner"),
+        tenant_id=cloud.config.tenant_id,
+        identity=cloud.config.identity("owner"),
     )
     async with ServiceBusClient(
-        cloud.world.namespace,
+        cloud.config.namespace,
         credential,
         custom_endpoint_address=f"sb://{environment['AOAI_WORKER_SERVICEBUS_ENDPOINT']}",
         transport_type=TransportType.Amqp,
@@ -150,7 +159,7 @@ def letter(name: str, body: bytes = b"{", **properties: Any) -> ServiceBusMessag
 
 
 async def test_what_a_worker_dead_lettered_is_listed_shown_and_comes_back_unchanged(tmp_path: Path) -> None:
-    async with azure(tmp_path, world_with_people()) as cloud, bus(cloud) as client, worker(cloud):
+    async with azure(tmp_path, config_with_people()) as cloud, bus(cloud) as client, worker(cloud):
         async with client.get_queue_sender("jobs") as sender:
             await sender.send_messages(letter("b/bad", b'{"secret\x1b[2J'))
         await dead_lettered(client, "b/bad")
@@ -192,7 +201,7 @@ async def test_a_replay_is_the_message_as_it_was_and_its_old_life_is_over(tmp_pa
         application_properties={"traceparent": "00-1", "n": 7, "job-id": "b/other"},
     )
     value = AmqpAnnotatedMessage(value_body={"a": ["x", 1]}, properties={"message_id": "b/value"})
-    async with azure(tmp_path, world_with_people()) as cloud, bus(cloud) as client:
+    async with azure(tmp_path, config_with_people()) as cloud, bus(cloud) as client:
         await bury(client, claim, value, ServiceBusMessage(b"short", message_id="b/short"))
         said = await dlq(cloud, "replay", "--all")
         sent = {message.message_id: message for message in await waiting(client)}
@@ -213,7 +222,7 @@ async def test_a_replay_is_the_message_as_it_was_and_its_old_life_is_over(tmp_pa
 
 async def test_what_expired_or_names_a_past_deadline_can_be_given_time_again(tmp_path: Path) -> None:
     past = "2026-01-01T00:00:00Z"
-    async with azure(tmp_path, world_with_people()) as cloud, bus(cloud) as client:
+    async with azure(tmp_path, config_with_people()) as cloud, bus(cloud) as client:
         async with client.get_queue_sender("jobs") as sender:
             brief = letter("b/brief")
             brief.time_to_live = timedelta(seconds=0.1)
@@ -239,8 +248,8 @@ async def test_what_expired_or_names_a_past_deadline_can_be_given_time_again(tmp
 
 async def test_the_result_of_a_replayed_job_supersedes_the_error_that_was_there(tmp_path: Path) -> None:
     """As after a sweeper that died between writing the error and taking the dead letter away."""
-    world = world_with_people(jobs=QueueSpec(name="jobs", max_delivery_count=1))
-    async with azure(tmp_path, world) as cloud, bus(cloud) as client:
+    config = config_with_people(jobs=QueueSpec(name="jobs", max_delivery_count=1))
+    async with azure(tmp_path, config) as cloud, bus(cloud) as client:
         batch = str(write_batch(tmp_path / "in.jsonl", 1))
         code, output = await command(cloud, "submit", batch, "--batch", "b")
         assert code == 0, output
@@ -274,14 +283,14 @@ def error_line(custom_id: str) -> bytes:
 
 
 async def test_killed_between_sending_and_taking_away_a_replay_is_still_one_message(tmp_path: Path) -> None:
-    world = world_with_people(jobs=QueueSpec(name="jobs", lock_duration=3.0))
+    config = config_with_people(jobs=QueueSpec(name="jobs", lock_duration=3.0))
     unsettled = {
         "kind": "lose_answer",
         "on": "settle",
         "applied": False,
         "entity": "jobs/$DeadLetterQueue",
     }
-    async with azure(tmp_path, world) as cloud, bus(cloud) as client:
+    async with azure(tmp_path, config) as cloud, bus(cloud) as client:
         await bury(client, letter("b/a"))
         await cloud.control("/local/faults", unsettled, servicebus=True)
         arguments = ("-m", "worker", "dlq", "replay", "--all")
@@ -303,7 +312,7 @@ async def test_killed_between_sending_and_taking_away_a_replay_is_still_one_mess
 
 
 async def test_what_lies_behind_others_is_reached_and_the_others_stay_free(tmp_path: Path) -> None:
-    async with azure(tmp_path, world_with_people()) as cloud, bus(cloud) as client:
+    async with azure(tmp_path, config_with_people()) as cloud, bus(cloud) as client:
         await bury(client, *[letter(f"b/{number:03}") for number in range(120)])
         last = (await listed_all(cloud))[-1]
         said = await dlq(cloud, "replay", str(last["sequence_number"]))
@@ -323,7 +332,7 @@ async def listed_all(cloud: Azure) -> list[dict[str, Any]]:
 
 
 async def test_two_people_who_replay_everything_at_once_send_each_once(tmp_path: Path) -> None:
-    async with azure(tmp_path, world_with_people()) as cloud, bus(cloud) as client:
+    async with azure(tmp_path, config_with_people()) as cloud, bus(cloud) as client:
         await bury(client, *[letter(f"b/{number}") for number in range(60)])
         both = await asyncio.gather(dlq(cloud, "replay", "--all"), dlq(cloud, "replay", "--all"))
         sent = sorted(message.message_id for message in await waiting(client))
@@ -334,7 +343,7 @@ async def test_two_people_who_replay_everything_at_once_send_each_once(tmp_path:
 
 async def test_discarding_needs_a_word_and_keeps_a_copy(tmp_path: Path) -> None:
     saved = tmp_path / "gone.jsonl"
-    async with azure(tmp_path, world_with_people()) as cloud, bus(cloud) as client:
+    async with azure(tmp_path, config_with_people()) as cloud, bus(cloud) as client:
         await bury(client, letter("b/text", b"caf\xc3\xa9", n=1), letter("b/bytes", b"\xff"))
         await bury(client, AmqpAnnotatedMessage(value_body={"a": 1}), reason="Mine")
         asked = await dlq(cloud, "discard", "--all", "--save", str(saved))
@@ -356,7 +365,7 @@ async def test_discarding_needs_a_word_and_keeps_a_copy(tmp_path: Path) -> None:
 
 
 async def test_a_missing_role_is_named_and_nothing_is_taken(tmp_path: Path) -> None:
-    async with azure(tmp_path, world_with_people()) as cloud, bus(cloud) as client:
+    async with azure(tmp_path, config_with_people()) as cloud, bus(cloud) as client:
         await bury(client, letter("b/a", job_line("a")))
         may_look = await dlq(cloud, "list", identity="onlooker")
         may_not_send = await dlq(cloud, "replay", "--all", identity="onlooker")
@@ -371,7 +380,7 @@ async def test_a_missing_role_is_named_and_nothing_is_taken(tmp_path: Path) -> N
 
 
 async def test_what_is_meant_has_to_be_said_in_one_way(tmp_path: Path) -> None:
-    async with azure(tmp_path, world_with_people()) as cloud:
+    async with azure(tmp_path, config_with_people()) as cloud:
         for arguments in ((), ("1", "--all"), ("--reason", "x", "--all")):
             said = await dlq(cloud, "replay", *arguments)
             assert said.code == 2

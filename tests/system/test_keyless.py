@@ -23,7 +23,7 @@ from azure.servicebus.aio import ServiceBusClient
 from azure.servicebus.exceptions import ServiceBusError
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from tests.support.processes import Azure, azure, command, worker, world_for_tests, write_batch
+from tests.support.processes import Azure, azure, command, config_for_tests, worker, write_batch
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -75,7 +75,7 @@ async def leaked(cloud: Azure) -> AsyncIterator[Leak]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def cloud(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Azure]:
-    async with azure(tmp_path_factory.mktemp("keyless"), world_for_tests()) as running:
+    async with azure(tmp_path_factory.mktemp("keyless"), config_for_tests()) as running:
         yield running
 
 
@@ -136,7 +136,7 @@ async def test_the_projected_token_of_another_service_account_gets_no_token(clou
 
 
 async def test_the_token_of_an_identity_without_the_role_gets_no_answer(cloud: Azure, leak: Leak) -> None:
-    stranger = cloud.world.identity("stranger").client_id
+    stranger = cloud.config.identity("stranger").client_id
     status, document = await leak.ask_entra(
         client_id=stranger,
         client_assertion_type=JWT_BEARER,
@@ -215,7 +215,7 @@ async def test_service_bus_opens_no_queue_to_it_either(cloud: Azure, leak: Leak,
     else:
         _, document = await leak.ask_entra(
             SERVICEBUS_SCOPE,
-            client_id=cloud.world.identity("stranger").client_id,
+            client_id=cloud.config.identity("stranger").client_id,
             client_assertion_type=JWT_BEARER,
             client_assertion=projected_token(cloud, "stranger"),
         )
@@ -240,7 +240,7 @@ async def test_a_worker_given_only_what_leaks_becomes_never_ready_and_takes_no_j
     """The very process, with a forged token where the projected one would be."""
     stolen = tmp_path / "azure-identity-token"
     stolen.write_text(forged_assertion(cloud))
-    impostor = ImpostorsAzure(cloud.state, cloud.world, cloud.servicebus, stolen)
+    impostor = ImpostorsAzure(cloud.state, cloud.config, cloud.servicebus, stolen)
     async with worker(impostor) as one:
         await one.process.printed("setup_check_failed")
         status, body = await one.get("/readyz")
@@ -264,8 +264,8 @@ class ImpostorsAzure(Azure):
 @pytest.mark.parametrize("way", ["node_identities", "bound_identities"])
 async def test_a_worker_works_as_the_nodes_identity_and_by_an_identity_binding(way: str, tmp_path: Path) -> None:
     """Without the pod's own exchange with Entra: over IMDS, and over the cluster's token proxy."""
-    world = replace(world_for_tests(), **{way: ("worker",)})  # type: ignore[arg-type]
-    async with azure(tmp_path, world) as cloud, worker(cloud) as one:
+    config = replace(config_for_tests(), **{way: ("worker",)})  # type: ignore[arg-type]
+    async with azure(tmp_path, config) as cloud, worker(cloud) as one:
         assert (await command(cloud, "submit", str(write_batch(tmp_path / "in.jsonl", 5)), "--batch", "b"))[0] == 0
         code, output = await command(cloud, "collect", "b", "-o", str(tmp_path / "out.jsonl"), "--follow")
         assert code == 0, output

@@ -17,10 +17,10 @@ from tests.support.processes import (
     assert_one_result_each,
     azure,
     command,
+    config_for_tests,
     results_in,
     until,
     worker,
-    world_for_tests,
     write_batch,
 )
 
@@ -107,7 +107,7 @@ def has_reached(one: Worker, step: Step) -> Callable[[], Awaitable[bool]]:
 
 @pytest.mark.parametrize("step", STEPS, ids=str)
 async def test_a_worker_killed_at_this_step_loses_and_doubles_no_result(step: Step, tmp_path: Path) -> None:
-    async with azure(tmp_path, world_for_tests(lock_duration=5.0)) as cloud:
+    async with azure(tmp_path, config_for_tests(lock_duration=5.0)) as cloud:
         batch = str(write_batch(tmp_path / "in.jsonl", JOBS))
         code, output = await command(cloud, "submit", batch, "--batch", "a-batch")
         assert code == 0, output

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from embedded_azure.world import Deployment, World
+from embedded_azure.config import Config, Deployment
 from tests.support.blob_processes import result_names
-from tests.support.processes import Worker, azure, command, worker, world_for_tests
+from tests.support.processes import Worker, azure, command, config_for_tests, worker
 
 BATCH = "a-batch"
 JOBS, INPUTS = 64, 300
@@ -26,9 +26,9 @@ pytestmark = [
 ]
 
 
-def world_of_embeddings() -> World:
+def config_of_embeddings() -> Config:
     small = Deployment(name="vectors", model="text-embedding-3-small", kind="embeddings", latency=0.2)
-    return replace(world_for_tests(lock_duration=300.0), deployments=(small,))
+    return replace(config_for_tests(lock_duration=300.0), deployments=(small,))
 
 
 def write_embeddings(path: Path) -> Path:
@@ -57,7 +57,7 @@ async def done(one: Worker) -> None:
 
 @pytest.mark.timeout(LONGEST + 60)
 async def test_answers_of_ten_megabytes_stay_within_the_memory_of_a_pod_and_are_paid_once(tmp_path: Path) -> None:
-    async with azure(tmp_path, world_of_embeddings(), "--blob") as cloud:
+    async with azure(tmp_path, config_of_embeddings(), "--blob") as cloud:
         path = write_embeddings(tmp_path / "in.jsonl")
         code, output = await command(cloud, "submit", str(path), "--batch", BATCH)
         assert code == 0, output

@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from embedded_azure.world import Deployment
-from tests.support.processes import azure, command, results_in, worker, world_for_tests
+from embedded_azure.config import Deployment
+from tests.support.processes import azure, command, config_for_tests, results_in, worker
 
 CHAT, INSTRUCT, VECTORS = "gpt-4o-mini", "gpt-35-turbo-instruct", "text-embedding-3-small"
 DEPLOYMENTS = (
@@ -56,9 +56,9 @@ def said_in(kind: str, body: dict[str, Any]) -> str:
 
 
 async def test_a_file_that_mixes_all_operations_has_one_right_result_each(tmp_path: Path) -> None:
-    world = replace(world_for_tests(), deployments=DEPLOYMENTS)
+    config = replace(config_for_tests(), deployments=DEPLOYMENTS)
     batch = write_mixed_batch(tmp_path / "in.jsonl")
-    async with azure(tmp_path, world) as cloud, worker(cloud, models=MODELS, responses_store="true"):
+    async with azure(tmp_path, config) as cloud, worker(cloud, models=MODELS, responses_store="true"):
         code, output = await command(cloud, "submit", str(batch), "--batch", "mixed")
         assert code == 0, output
         code, output = await command(cloud, "collect", "mixed", "-o", str(tmp_path / "out.jsonl"), "--follow")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from embedded_azure.world import Deployment, QueueSpec, Role, RoleAssignment, World
+from embedded_azure.config import Config, Deployment, QueueSpec, Role, RoleAssignment
 from tests.support.patience import PATIENCE
 from tests.support.processes import (
     Azure,
@@ -15,16 +15,16 @@ from tests.support.processes import (
     assert_one_result_each,
     azure,
     command,
+    config_for_tests,
     results_in,
     worker,
-    world_for_tests,
     write_batch,
 )
 
 ANSWERED = "aoai_worker_result_write_seconds_count"
 
 
-def with_queues(world: World, *queues: QueueSpec) -> World:
+def with_queues(config: Config, *queues: QueueSpec) -> Config:
     """The queues in place of `jobs`, each with the worker's and the producer's roles."""
     rights: list[tuple[str, Role]] = [
         ("worker", "Azure Service Bus Data Receiver"),
@@ -32,12 +32,12 @@ def with_queues(world: World, *queues: QueueSpec) -> World:
         ("producer", "Azure Service Bus Data Sender"),
     ]
     roles = [
-        RoleAssignment(object_id=world.identity(name).object_id, role=role, scope=f"servicebus/{queue.name}")
+        RoleAssignment(object_id=config.identity(name).object_id, role=role, scope=f"servicebus/{queue.name}")
         for queue in queues
         for name, role in rights
     ]
-    kept = tuple(queue for queue in world.queues if queue.name != "jobs")
-    return replace(world, queues=(*queues, *kept), role_assignments=(*world.role_assignments, *roles))
+    kept = tuple(queue for queue in config.queues if queue.name != "jobs")
+    return replace(config, queues=(*queues, *kept), role_assignments=(*config.role_assignments, *roles))
 
 
 def write_lines(path: Path, count: int, **body: Any) -> Path:
@@ -61,15 +61,15 @@ async def collect(cloud: Azure, batch: str, path: Path, *, expected: int = 0) ->
 
 
 async def test_a_deployment_that_turns_forbidden_is_passed_over_and_the_pod_stays_ready(tmp_path: Path) -> None:
-    world = replace(
-        world_for_tests(),
+    config = replace(
+        config_for_tests(),
         deployments=(
             Deployment(name="first", model="gpt-4o-mini"),
             Deployment(name="second", model="gpt-4o-mini"),
         ),
     )
     settings = {"models": json.dumps({"gpt-4o-mini": ["first", "second"]}), "slots": "16"}
-    async with azure(tmp_path, world) as cloud, worker(cloud, **settings) as one:
+    async with azure(tmp_path, config) as cloud, worker(cloud, **settings) as one:
         await cloud.control("/local/faults", {"kind": "answer", "status": 403, "deployment": "first"})
         await submit(cloud, write_lines(tmp_path / "jobs.jsonl", 100, model="gpt-4o-mini"), "batch")
         results = await collect(cloud, "batch", tmp_path / "out.jsonl")
@@ -86,9 +86,9 @@ async def test_a_deployment_that_turns_forbidden_is_passed_over_and_the_pod_stay
 async def test_a_throttled_model_holds_up_its_own_queue_and_no_other(tmp_path: Path) -> None:
     """Both models interleaved in the entry queue, one of them throttled for a minute."""
     mini, large = "gpt-4o-mini", "gpt-4o"
-    world = with_queues(
+    config = with_queues(
         replace(
-            world_for_tests(),
+            config_for_tests(),
             deployments=(
                 Deployment(name="mini", model=mini, latency=0.5, latency_sigma=0.0),
                 Deployment(name="large", model=large, latency=0.5, latency_sigma=0.0),
@@ -101,7 +101,7 @@ async def test_a_throttled_model_holds_up_its_own_queue_and_no_other(tmp_path: P
         "slots": "16",
         "grace": "0.5",  # the throttled jobs cannot end in a stop, however long it is
     }
-    async with azure(tmp_path, world) as cloud, worker(cloud, **settings) as one:
+    async with azure(tmp_path, config) as cloud, worker(cloud, **settings) as one:
         alone = await seconds_for_mini(cloud, one, write_mixed(tmp_path / "alone.jsonl", 251, mini), 251)
         throttle = {"kind": "throttle", "reason": "call", "deployment": "large", "retry_after": 60}
         await cloud.control("/local/faults", throttle)
@@ -141,8 +141,8 @@ def write_mixed(path: Path, count: int, *models: str) -> Path:
 
 
 async def test_what_the_broker_gave_up_ends_in_an_error_line_so_that_the_batch_ends(tmp_path: Path) -> None:
-    world = with_queues(world_for_tests(), QueueSpec(name="jobs", default_time_to_live=0.2))
-    async with azure(tmp_path, world) as cloud:
+    config = with_queues(config_for_tests(), QueueSpec(name="jobs", default_time_to_live=0.2))
+    async with azure(tmp_path, config) as cloud:
         await submit(cloud, write_batch(tmp_path / "in.jsonl", 20), "late")
         await asyncio.sleep(0.5)  # in another process: their time to live passes
         async with worker(cloud, sweep_every="1") as one:
@@ -155,7 +155,7 @@ async def test_what_the_broker_gave_up_ends_in_an_error_line_so_that_the_batch_e
 async def test_a_job_that_asks_for_a_stream_gets_the_whole_answer_and_the_first_token_is_timed(
     tmp_path: Path,
 ) -> None:
-    async with azure(tmp_path, world_for_tests()) as cloud, worker(cloud) as one:
+    async with azure(tmp_path, config_for_tests()) as cloud, worker(cloud) as one:
         streamed = write_lines(tmp_path / "streamed.jsonl", 10, model="gpt-4o-mini", stream=True)
         whole = write_lines(tmp_path / "whole.jsonl", 10, model="gpt-4o-mini")
         await submit(cloud, streamed, "streamed")
@@ -174,7 +174,7 @@ async def test_a_job_that_asks_for_a_stream_gets_the_whole_answer_and_the_first_
 
 
 async def test_several_receivers_of_one_queue_share_its_jobs_and_lose_none_at_a_stop(tmp_path: Path) -> None:
-    async with azure(tmp_path, world_for_tests()) as cloud:
+    async with azure(tmp_path, config_for_tests()) as cloud:
         await submit(cloud, write_batch(tmp_path / "in.jsonl", 300), "many")
         async with worker(cloud, receivers="3", slots="24") as leaving:
             async with asyncio.timeout(PATIENCE):
@@ -192,7 +192,7 @@ async def test_several_receivers_of_one_queue_share_its_jobs_and_lose_none_at_a_
 
 async def test_a_broker_that_is_away_during_a_sweep_costs_no_job_under_way(tmp_path: Path) -> None:
     # calls that last: on a busy machine `submit` ends seconds after its jobs have begun
-    async with azure(tmp_path, world_for_tests(latency=10.0)) as cloud, worker(cloud, sweep_every="1") as one:
+    async with azure(tmp_path, config_for_tests(latency=10.0)) as cloud, worker(cloud, sweep_every="1") as one:
         await submit(cloud, write_batch(tmp_path / "in.jsonl", 20), "b")
         async with asyncio.timeout(PATIENCE):
             while await one.metric("aoai_worker_jobs_in_flight") == 0:

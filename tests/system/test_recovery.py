@@ -9,10 +9,10 @@ from tests.support.processes import (
     Worker,
     azure,
     command,
+    config_for_tests,
     has_answered,
     until,
     worker,
-    world_for_tests,
     write_batch,
 )
 
@@ -31,7 +31,7 @@ def is_unready_for(one: Worker, reason: str) -> Callable[[], Awaitable[bool]]:
 async def test_work_goes_on_soon_after_entra_is_back_though_no_token_was_valid_any_more(tmp_path: Path) -> None:
     # tokens of 40 s are used for 10, as none is used in its last 30 s
     async with (
-        azure(tmp_path, world_for_tests(token_lifetime=40.0, latency=0.5)) as cloud,
+        azure(tmp_path, config_for_tests(token_lifetime=40.0, latency=0.5)) as cloud,
         worker(cloud, slots="4") as one,
     ):
         batch = str(write_batch(tmp_path / "in.jsonl", 400))

@@ -10,7 +10,7 @@ from aiohttp import web
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from tests.support.patience import PATIENCE
-from tests.support.processes import azure, command, worker, world_for_tests, write_batch
+from tests.support.processes import azure, command, config_for_tests, worker, write_batch
 
 
 class Collector:
@@ -38,7 +38,7 @@ async def test_every_job_and_every_call_has_a_span_that_is_sent_before_the_worke
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         endpoint = f"http://127.0.0.1:{runner.addresses[0][1]}"
         async with (
-            azure(tmp_path, world_for_tests()) as cloud,
+            azure(tmp_path, config_for_tests()) as cloud,
             worker(cloud, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint) as one,
         ):
             code, output = await command(cloud, "submit", str(write_batch(tmp_path / "in.jsonl", 20)))

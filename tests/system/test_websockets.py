@@ -11,11 +11,11 @@ from tests.support.processes import (
     assert_one_result_each,
     azure,
     command,
+    config_for_tests,
     has_answered,
     results_in,
     until,
     worker,
-    world_for_tests,
     write_batch,
 )
 
@@ -41,7 +41,7 @@ async def order(cloud: Azure, *arguments: str, **variables: str) -> str:
 
 async def test_a_batch_goes_from_submit_to_collect_with_a_stop_on_the_way(tmp_path: Path) -> None:
     batch, out = write_batch(tmp_path / "in.jsonl", 400), tmp_path / "out.jsonl"
-    async with azure(tmp_path, world_for_tests()) as cloud:
+    async with azure(tmp_path, config_for_tests()) as cloud:
         await order(cloud, "submit", str(batch), "--batch", BATCH)
         async with worker(cloud, **over_websockets(cloud), slots="32") as leaving:
             await until(has_answered(leaving, 50))
@@ -61,7 +61,7 @@ async def test_everything_goes_through_the_proxy_where_one_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch, out = write_batch(tmp_path / "in.jsonl", 20), tmp_path / "out.jsonl"
-    async with azure(tmp_path, world_for_tests()) as cloud, connect_proxy() as proxy:
+    async with azure(tmp_path, config_for_tests()) as cloud, connect_proxy() as proxy:
         for name in ("NO_PROXY", "no_proxy", "https_proxy"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
@@ -76,7 +76,7 @@ async def test_everything_goes_through_the_proxy_where_one_is_named(
 
 
 async def test_a_person_is_told_what_to_open_and_nothing_else(tmp_path: Path) -> None:
-    async with azure(tmp_path, world_for_tests()) as cloud:
+    async with azure(tmp_path, config_for_tests()) as cloud:
         code, output = await command(
             cloud,
             "status",

@@ -19,13 +19,13 @@ from tests.support.processes import (
     azure,
     clean_environment,
     command,
+    config_for_tests,
     has_answered,
     process,
     results_in,
     until,
     without_role,
     worker,
-    world_for_tests,
     write_batch,
 )
 
@@ -46,7 +46,7 @@ async def submit_and_collect(cloud: Azure, folder: Path, count: int) -> Awaitabl
 
 
 async def test_two_workers_share_a_queue_and_each_job_has_one_result(tmp_path: Path) -> None:
-    async with azure(tmp_path, world_for_tests()) as cloud, worker(cloud) as one, worker(cloud) as other:
+    async with azure(tmp_path, config_for_tests()) as cloud, worker(cloud) as one, worker(cloud) as other:
         results = await (await submit_and_collect(cloud, tmp_path, 600))
         assert_one_result_each(results, 600)
         shares = [await each.metric("aoai_worker_jobs_total") for each in (one, other)]
@@ -57,7 +57,7 @@ async def test_two_workers_share_a_queue_and_each_job_has_one_result(tmp_path: P
 
 
 async def test_a_stop_under_load_loses_and_doubles_nothing(tmp_path: Path) -> None:
-    async with azure(tmp_path, world_for_tests()) as cloud, worker(cloud) as staying:
+    async with azure(tmp_path, config_for_tests()) as cloud, worker(cloud) as staying:
         async with worker(cloud) as leaving:
             collected = await submit_and_collect(cloud, tmp_path, 600)
             await until(has_answered(leaving, 50))
@@ -72,7 +72,7 @@ async def test_a_stop_under_load_loses_and_doubles_nothing(tmp_path: Path) -> No
 
 async def test_what_a_stop_cuts_off_is_handed_back_without_raising_its_delivery_count(tmp_path: Path) -> None:
     # so long that no call ends before the last of them has begun, however slow the machine is
-    async with azure(tmp_path, world_for_tests(latency=15.0)) as cloud:
+    async with azure(tmp_path, config_for_tests(latency=15.0)) as cloud:
         async with worker(cloud, grace="0.2", slots="16") as leaving:
             collected = await submit_and_collect(cloud, tmp_path, 40)
             await until(lambda: in_flight(leaving, 16))
@@ -90,7 +90,7 @@ async def in_flight(one: Worker, count: int) -> bool:
 
 
 async def test_a_killed_worker_loses_and_doubles_no_result(tmp_path: Path) -> None:
-    async with azure(tmp_path, world_for_tests(lock_duration=5.0)) as cloud, worker(cloud) as staying:
+    async with azure(tmp_path, config_for_tests(lock_duration=5.0)) as cloud, worker(cloud) as staying:
         async with worker(cloud) as dying:
             collected = await submit_and_collect(cloud, tmp_path, 600)
             await until(has_answered(dying, 50))
@@ -101,8 +101,8 @@ async def test_a_killed_worker_loses_and_doubles_no_result(tmp_path: Path) -> No
 
 
 async def test_without_its_role_a_worker_is_not_ready_says_why_and_takes_no_job(tmp_path: Path) -> None:
-    world = without_role(world_for_tests(), "worker", "Cognitive Services OpenAI User")
-    async with azure(tmp_path, world) as cloud, worker(cloud) as one:
+    config = without_role(config_for_tests(), "worker", "Cognitive Services OpenAI User")
+    async with azure(tmp_path, config) as cloud, worker(cloud) as one:
         await one.process.printed("setup_check_failed")
         status, body = await one.get("/readyz")
         assert status == 503
@@ -116,7 +116,7 @@ async def test_without_its_role_a_worker_is_not_ready_says_why_and_takes_no_job(
 
 
 async def test_a_throttled_deployment_is_left_alone_for_as_long_as_it_asks(tmp_path: Path) -> None:
-    async with azure(tmp_path, world_for_tests()) as cloud, worker(cloud, slots="32") as one:
+    async with azure(tmp_path, config_for_tests()) as cloud, worker(cloud, slots="32") as one:
         await one.process.printed('"event":"started"')
         fault = {"status": 429, "count": 20, "retry_after_ms": 700, "deployment": "gpt-4o-mini"}
         await cloud.control("/local/faults", fault)
@@ -176,7 +176,7 @@ async def signalled_until_it_ended(running: Process) -> int:
 
 
 async def test_a_signal_that_comes_again_until_the_end_is_no_other_end(tmp_path: Path) -> None:
-    async with azure(tmp_path, world_for_tests()) as cloud, worker(cloud) as one:
+    async with azure(tmp_path, config_for_tests()) as cloud, worker(cloud) as one:
         await one.process.printed('"event":"started"')
         assert await signalled_until_it_ended(one.process) == 0
         assert one.process.events("stopped") != []
@@ -201,7 +201,7 @@ async def test_a_worker_that_is_stopped_while_it_still_imports_ends_with_0() -> 
 
 
 async def test_a_port_that_is_taken_is_said_with_the_setting_that_names_another(tmp_path: Path) -> None:
-    async with azure(tmp_path, world_for_tests()) as cloud, worker(cloud) as one:
+    async with azure(tmp_path, config_for_tests()) as cloud, worker(cloud) as one:
         settings = {"AOAI_WORKER_MODELS": MODELS, "AOAI_WORKER_HTTP_HOST": "127.0.0.1"}
         code, output = await command(cloud, "run", **settings, AOAI_WORKER_HTTP_PORT=str(one.port))
     assert code == 1
@@ -211,7 +211,7 @@ async def test_a_port_that_is_taken_is_said_with_the_setting_that_names_another(
 
 
 async def test_one_result_that_is_not_confirmed_stops_no_receiving(tmp_path: Path) -> None:
-    async with azure(tmp_path, world_for_tests()) as cloud, worker(cloud, slots="16") as one:
+    async with azure(tmp_path, config_for_tests()) as cloud, worker(cloud, slots="16") as one:
         fault = {"kind": "lose_answer", "on": "send", "entity": "results", "count": 1}
         code, output = await command(
             cloud, "submit", str(write_batch(tmp_path / "in.jsonl", 300)), "--batch", BATCH

@@ -127,7 +127,7 @@ def local(
         Path | None,
         typer.Option(metavar="DIR", help="Keep keys, certificates and tokens here; else in a temporary directory."),
     ] = None,
-    world: Annotated[
+    config: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="What exists: identities, roles, queues, deployments, as JSON."),
     ] = None,
@@ -153,7 +153,7 @@ def local(
         )
         raise typer.Exit(FAILED) from None
     with readable_errors():
-        code = supervisor.run(write_env=write_env, state=state, world=world, entities=entities, blob=blob)
+        code = supervisor.run(write_env=write_env, state=state, config=config, entities=entities, blob=blob)
     raise typer.Exit(code)
 
 

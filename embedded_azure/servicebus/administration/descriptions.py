@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final
 from xml.etree.ElementTree import Element
 
+from embedded_azure.config import QueueSpec, SubscriptionSpec, TopicSpec
 from embedded_azure.servicebus.administration.atom import COUNTS, SERVICE_BUS, add_text, child_text, description_of
 from embedded_azure.servicebus.administration.values import (
     read_bool,
@@ -18,7 +19,6 @@ from embedded_azure.servicebus.administration.values import (
 )
 from embedded_azure.servicebus.broker.broker import Counts, Queue, Subscription, Topic
 from embedded_azure.servicebus.broker.messages import ARGUMENT_ERROR, BrokerError
-from embedded_azure.world import QueueSpec, SubscriptionSpec, TopicSpec
 
 _MEGABYTE: Final = 1 << 20
 _KEPT: Final[Mapping[str, str]] = {

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Final
 from xml.etree.ElementTree import Element, SubElement
 
+from embedded_azure.config import CorrelationSpec, RuleSpec
 from embedded_azure.servicebus.administration.atom import (
     INSTANCE,
     SCHEMA,
@@ -15,7 +16,6 @@ from embedded_azure.servicebus.administration.atom import (
 from embedded_azure.servicebus.administration.values import read_bool, write_time
 from embedded_azure.servicebus.broker.messages import ARGUMENT_ERROR, BrokerError
 from embedded_azure.servicebus.broker.rules import Rule
-from embedded_azure.world import CorrelationSpec, RuleSpec
 
 _TYPE: Final = f"{{{INSTANCE}}}type"
 _NEVER: Final = "1=0"

@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 from weakref import WeakKeyDictionary
 from xml.etree.ElementTree import Element
 
+from embedded_azure.config import RuleSpec
 from embedded_azure.servicebus.access import Access, AccessRefused, Address, Claim
 from embedded_azure.servicebus.administration.atom import (
     CONTENT_TYPE,
@@ -41,7 +42,6 @@ from embedded_azure.servicebus.administration.values import read_int, write_time
 from embedded_azure.servicebus.broker.broker import Broker, BrokerError, Queue, Subscription, Topic
 from embedded_azure.servicebus.broker.messages import ARGUMENT_ERROR, NOT_ALLOWED, NOT_FOUND, QUEUE_FULL
 from embedded_azure.servicebus.broker.rules import ALREADY_EXISTS, Rule
-from embedded_azure.world import RuleSpec
 
 _PAGE: Final = 100
 _SUBSCRIPTION: Final = re.compile(r"(.+)/subscriptions/([^/]+)", re.IGNORECASE)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from embedded_azure.config import QueueSpec, SubscriptionSpec, TopicSpec
 from embedded_azure.servicebus.broker.messages import (
     ARGUMENT_ERROR,
     NOT_ALLOWED,
@@ -26,7 +27,6 @@ from embedded_azure.servicebus.broker.sql_values import Properties
 from embedded_azure.servicebus.broker.timetable import Subscribers
 from embedded_azure.servicebus.broker.topics import SUBSCRIPTIONS, Subscription, Topic
 from embedded_azure.servicebus.broker.transfers import route
-from embedded_azure.world import QueueSpec, SubscriptionSpec, TopicSpec
 
 __all__ = [
     "Broker",

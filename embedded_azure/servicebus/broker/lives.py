@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from itertools import count as count_from
 from uuid import UUID, uuid4
 
+from embedded_azure.config import QueueSpec
 from embedded_azure.servicebus.broker import checks
 from embedded_azure.servicebus.broker.duplicates import DuplicateHistory
 from embedded_azure.servicebus.broker.entities import Entity
 from embedded_azure.servicebus.broker.messages import Locked, Message, MessageState
 from embedded_azure.servicebus.broker.order import Backlog, Ledger
 from embedded_azure.servicebus.broker.session_locks import Session
-from embedded_azure.world import QueueSpec
 
 Route = Callable[[Message, float], None]
 """Takes a message elsewhere at once, at a unix time; it may not raise."""

@@ -10,6 +10,7 @@ from dataclasses import replace
 from itertools import islice
 from uuid import UUID
 
+from embedded_azure.config import QueueSpec
 from embedded_azure.servicebus.broker import checks
 from embedded_azure.servicebus.broker.entities import Entity
 from embedded_azure.servicebus.broker.lives import Lives
@@ -23,7 +24,6 @@ from embedded_azure.servicebus.broker.messages import (
 )
 from embedded_azure.servicebus.broker.rules import Rules
 from embedded_azure.servicebus.broker.session_locks import Session
-from embedded_azure.world import QueueSpec
 
 DEAD_LETTER_SUFFIX = "/$DeadLetterQueue"
 TRANSFER_DEAD_LETTER_SUFFIX = "/$Transfer/$DeadLetterQueue"

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Final, Protocol
 
+from embedded_azure.config import CorrelationSpec, RuleSpec
 from embedded_azure.servicebus.broker.messages import ARGUMENT_ERROR, NOT_FOUND, BrokerError
 from embedded_azure.servicebus.broker.sql import SqlError, parse
 from embedded_azure.servicebus.broker.sql_values import Properties, matches, same_kind
-from embedded_azure.world import CorrelationSpec, RuleSpec
 
 ALREADY_EXISTS: Final = "com.microsoft:entity-already-exists"
 LONGEST_NAME: Final = 50

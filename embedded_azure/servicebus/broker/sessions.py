@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from uuid import UUID
 
+from embedded_azure.config import QueueSpec
 from embedded_azure.servicebus.broker import checks
 from embedded_azure.servicebus.broker.entities import Entity
 from embedded_azure.servicebus.broker.messages import (
@@ -23,7 +24,6 @@ from embedded_azure.servicebus.broker.messages import (
 from embedded_azure.servicebus.broker.order import Backlog
 from embedded_azure.servicebus.broker.queues import Queue
 from embedded_azure.servicebus.broker.session_locks import Session, SessionRecord
-from embedded_azure.world import QueueSpec
 
 
 class SessionQueue(Queue):

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from embedded_azure.config import QueueSpec, SubscriptionSpec, TopicSpec
 from embedded_azure.servicebus.broker.messages import ARGUMENT_ERROR, NOT_ALLOWED, BrokerError, Message
 from embedded_azure.servicebus.broker.order import Backlog
 from embedded_azure.servicebus.broker.queues import Queue
@@ -14,7 +15,6 @@ from embedded_azure.servicebus.broker.rules import ALREADY_EXISTS, Rules
 from embedded_azure.servicebus.broker.session_locks import Session
 from embedded_azure.servicebus.broker.sessions import SessionQueue
 from embedded_azure.servicebus.broker.sql_values import FilterError, Properties
-from embedded_azure.world import QueueSpec, SubscriptionSpec, TopicSpec
 
 SUBSCRIPTIONS: Final = "/Subscriptions/"
 MOST_SUBSCRIPTIONS: Final = 2_000

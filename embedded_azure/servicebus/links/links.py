@@ -22,6 +22,7 @@ from embedded_azure.amqp.performatives import (
     Rejected,
     Released,
 )
+from embedded_azure.config import PREMIUM_BYTES
 from embedded_azure.servicebus.broker.broker import BrokerError, Queue, Session
 from embedded_azure.servicebus.broker.messages import MESSAGE_TOO_LARGE, SESSION_LOCK_LOST
 from embedded_azure.servicebus.links.contents import (
@@ -32,7 +33,6 @@ from embedded_azure.servicebus.links.contents import (
     read_messages,
 )
 from embedded_azure.servicebus.links.session_links import SessionWait, error_of
-from embedded_azure.world import PREMIUM_BYTES
 
 MAX_BATCH_SIZE: Final = Symbol("com.microsoft:max-message-batch-size")
 LOSS_NOTICE: Final = 1.0

@@ -8,9 +8,9 @@ from dataclasses import fields
 from typing import Any, Final
 
 from embedded_azure.amqp.codec import Described, Timestamp, ULong
+from embedded_azure.config import CorrelationSpec, RuleSpec
 from embedded_azure.servicebus.broker.messages import ARGUMENT_ERROR, BrokerError
 from embedded_azure.servicebus.broker.rules import Rule
-from embedded_azure.world import CorrelationSpec, RuleSpec
 
 _RULE: Final = ULong(0x13700000004)
 _NO_ACTION: Final = ULong(0x13700000005)

@@ -29,7 +29,7 @@ class AccessRights(Enum):
 
 @dataclass
 class Wanted:
-    """What one test needs: fields of the embedded Azure's world, and the arguments the test is called with."""
+    """What one test needs: fields of the embedded Azure's config, and the arguments the test is called with."""
 
     queues: list[dict[str, Any]] = field(default_factory=list)
     topics: list[dict[str, Any]] = field(default_factory=list)

@@ -1,7 +1,7 @@
 """One embedded Azure for one foreign test: a real process with the entities that the test's decorators ask for.
 
 It runs in the harness's own environment, which knows nothing of this project: the process is started by a command,
-told its world as a JSON file, and found by the port it announces. The namespace's real name leads there.
+told its config as a JSON file, and found by the port it announces. The namespace's real name leads there.
 """
 
 import json
@@ -51,12 +51,12 @@ def lead_the_name_home() -> None:
 
 @contextmanager
 def running(entities: dict[str, Any]) -> Iterator[None]:
-    """The embedded Service Bus with `entities` (fields of its World), until the block ends."""
+    """The embedded Service Bus with `entities` (fields of its Config), until the block ends."""
     with tempfile.TemporaryDirectory(prefix="foreign-test-") as folder:
         state = Path(folder, "state")
         shutil.copytree(keys(), state)
-        world = json.loads((state / "world.json").read_text())
-        (state / "world.json").write_text(json.dumps({**world, **entities}))
+        config = json.loads((state / "config.json").read_text())
+        (state / "config.json").write_text(json.dumps({**config, **entities}))
         process = subprocess.Popen(
             [python_of_the_service(), "-m", "embedded_azure.servicebus", "--state", str(state)],
             stdin=subprocess.PIPE,

@@ -86,7 +86,7 @@ class Checked(RunningAdmission):
 
 
 @dataclass
-class World:
+class Config:
     """Receivers, jobs and a service that act at random."""
 
     admission: Checked
@@ -173,9 +173,9 @@ def test_whatever_happens_every_decision_is_right_and_every_job_ends(
 ) -> None:
     async def main() -> None:
         admission = Checked(tokens, slots)
-        world = World(admission, random.Random(seed))
-        receivers = [asyncio.ensure_future(world.receive(queue)) for queue in sorted(queues)]
-        disturbing = asyncio.ensure_future(world.disturb())
+        config = Config(admission, random.Random(seed))
+        receivers = [asyncio.ensure_future(config.receive(queue)) for queue in sorted(queues)]
+        disturbing = asyncio.ensure_future(config.disturb())
         await asyncio.sleep(600)
         if admission.running.done():
             await admission.running  # which raises
@@ -183,11 +183,11 @@ def test_whatever_happens_every_decision_is_right_and_every_job_ends(
         disturbing.cancel()
         async with asyncio.timeout(60_000):  # virtual
             await asyncio.gather(*receivers)
-            await asyncio.gather(*world.jobs, return_exceptions=True)
+            await asyncio.gather(*config.jobs, return_exceptions=True)
             await admission.running
-        for job in world.jobs:
+        for job in config.jobs:
             assert job.cancelled() or job.exception() is None
-        assert world.received == len(world.jobs) == world.ended
+        assert config.received == len(config.jobs) == config.ended
         assert admission.steps > 50
         state = admission.state
         assert (state.in_flight, state.held, state.memory.used) == (0, 0, 0)

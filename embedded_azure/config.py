@@ -1,6 +1,6 @@
 """What exists in the embedded Azure: one tenant, its identities, roles, entities of Service Bus and deployments.
 
-The supervisor writes the world and the keys into one state directory; every process reads them from there.
+The supervisor writes the config and the keys into one state directory; every process reads them from there.
 Nothing in it is shared with the worker, which gets a pod's environment and no more.
 """
 
@@ -185,7 +185,7 @@ class Deployment:
 
 
 @dataclass(frozen=True, kw_only=True)
-class World:
+class Config:
     """Everything the embedded Azure knows at start. The defaults are the demo's Azure."""
 
     tenant_id: str = "72f988bf-0000-4000-8000-2d7cd011db47"
@@ -235,12 +235,12 @@ class World:
         path.write_text(json.dumps(asdict(self), indent=2))
 
     @classmethod
-    def load(cls, path: Path) -> "World":
+    def load(cls, path: Path) -> "Config":
         """Raises pydantic.ValidationError naming the field when the file does not fit."""
         return TypeAdapter(cls).validate_json(path.read_bytes())
 
 
-def default_world() -> World:
+def default_config() -> Config:
     """Three identities: the worker, a producer, and a stranger who has no role anywhere. Beside the entry queue
     there is one for each model."""
     worker = Identity(
@@ -277,7 +277,7 @@ def default_world() -> World:
         (producer, sender, [entry, results, *models]),
         (producer, receiver, [results]),
     ]
-    return World(
+    return Config(
         identities=(worker, producer, stranger),
         role_assignments=(
             RoleAssignment(object_id=worker.object_id, role="Cognitive Services OpenAI User", scope="openai"),

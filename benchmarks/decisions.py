@@ -44,11 +44,11 @@ async def decide(waiting: int, rounds: int) -> tuple[float, float]:
     }
     admission = Admission(targets, slots=4, observer=lambda _: None)
     running = asyncio.get_running_loop().create_task(admission.run())
-    routes = [route for model in targets if (route := admission.route(model))]
-    permits = [await admission.admit(route, COST) for route in routes for _ in range(4)]
-    lines = [deque[asyncio.Future[Permit]]() for _ in routes]
+    models = list(targets)
+    permits = [await admission.admit(model, COST) for model in models for _ in range(4)]
+    lines = [deque[asyncio.Future[Permit]]() for _ in models]
     for number in range(waiting):
-        lines[number % MODELS].append(asyncio.ensure_future(admission.admit(routes[number % MODELS], COST)))
+        lines[number % MODELS].append(asyncio.ensure_future(admission.admit(models[number % MODELS], COST)))
     asking = asyncio.ensure_future(admission.room(admission.intake("jobs", frozenset(targets))))
     await asyncio.sleep(0.01)
     state, now = admission.state, loop_time()
@@ -57,12 +57,12 @@ async def decide(waiting: int, rounds: int) -> tuple[float, float]:
     for _ in range(rounds):
         plan(state, now)
     deciding = time.process_time() - begun
-    permit, route, line = permits[0], routes[0], lines[0]
+    permit, line = permits[0], lines[0]
     begun = time.process_time()
     for _ in range(rounds):
         permit.__exit__(None, None, None)
         permit = await line.popleft()
-        line.append(asyncio.ensure_future(admission.admit(route, COST)))
+        line.append(asyncio.ensure_future(admission.admit(models[0], COST)))
     finishing = time.process_time() - begun
     tasks: list[asyncio.Future[Any]] = [running, asking, *chain.from_iterable(lines)]
     for task in tasks:

@@ -152,13 +152,11 @@ def worker_pod(scenario: Scenario) -> Client:
         requests_per_minute=scenario.requests_per_minute if scenario.configured else None,
     )
     admission = Admission({MODEL: [target]}, slots=SLOTS, observer=lambda _: None, fleet_size=scenario.fleet_size)
-    route = admission.route(MODEL)
-    assert route is not None, "the model was just configured"
     running = asyncio.get_running_loop().create_task(admission.run())
 
     async def attempt(service: Service, cost: Cost) -> None:
         assert not running.done(), "nobody would get a permit"
-        with await admission.admit(route, cost) as permit:
+        with await admission.admit(MODEL, cost) as permit:
             try:
                 permit.observe(await service.call(cost))
             except Throttled as error:

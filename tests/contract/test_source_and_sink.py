@@ -43,7 +43,7 @@ from worker.testing import EventList, FakeQueue, FakeSink, job_line, result_of
 from worker.waits import loop_time
 
 
-class Config(Protocol):
+class SourceFixture(Protocol):
     """What a test needs of either: a queue to receive from, a way to send to it, and its dead letters."""
 
     @property
@@ -55,7 +55,7 @@ class Config(Protocol):
 
 
 @dataclass
-class FakeConfig:
+class FakeSourceFixture:
     source: FakeQueue
 
     async def send(self, *bodies: bytes, queue: str = JOBS) -> None:
@@ -67,7 +67,7 @@ class FakeConfig:
 
 
 @dataclass
-class EmbeddedConfig:
+class EmbeddedSourceFixture:
     source: JobsQueue
     bus: Bus
 
@@ -80,37 +80,37 @@ class EmbeddedConfig:
 
 
 @pytest.fixture(params=["fake", "embedded"])
-async def config(request: pytest.FixtureRequest, bus: Bus) -> AsyncIterator[Config]:
+async def config(request: pytest.FixtureRequest, bus: Bus) -> AsyncIterator[SourceFixture]:
     if request.param == "fake":
-        yield FakeConfig(FakeQueue(clock=time.time))
+        yield FakeSourceFixture(FakeQueue(clock=time.time))
         return
     async with jobs_queue(bus) as source:
-        yield EmbeddedConfig(source, bus)
+        yield EmbeddedSourceFixture(source, bus)
 
 
 async def receive(source: Source, count: int = 10, *, wait: float = 0.5) -> Sequence[Delivery]:
     return await source.receive(count, wait=wait)
 
 
-async def test_a_received_message_is_not_received_again_while_it_is_locked(config: Config) -> None:
+async def test_a_received_message_is_not_received_again_while_it_is_locked(config: SourceFixture) -> None:
     await config.send(job_line("a"), job_line("b"))
     assert [delivery.envelope.message_id for delivery in await receive(config.source)] == ["m0", "m1"]
     assert await receive(config.source) == []
 
 
-async def test_no_more_messages_come_than_were_asked_for(config: Config) -> None:
+async def test_no_more_messages_come_than_were_asked_for(config: SourceFixture) -> None:
     await config.send(*[job_line(f"{number}") for number in range(5)])
     assert len(await receive(config.source, 2)) == 2
     assert len(await receive(config.source, 10)) == 3
 
 
-async def test_an_empty_queue_is_waited_for_no_longer_than_asked(config: Config) -> None:
+async def test_an_empty_queue_is_waited_for_no_longer_than_asked(config: SourceFixture) -> None:
     started = loop_time()
     assert await receive(config.source, wait=0.3) == []
     assert loop_time() - started < 3
 
 
-async def test_a_delivery_carries_what_the_worker_reads(config: Config) -> None:
+async def test_a_delivery_carries_what_the_worker_reads(config: SourceFixture) -> None:
     await config.send(job_line("a"))
     [delivery] = await receive(config.source)
     envelope = delivery.envelope
@@ -121,7 +121,7 @@ async def test_a_delivery_carries_what_the_worker_reads(config: Config) -> None:
     assert envelope.sequence_number > 0
 
 
-async def test_a_completed_message_is_gone(config: Config) -> None:
+async def test_a_completed_message_is_gone(config: SourceFixture) -> None:
     await config.send(job_line("a"))
     [delivery] = await receive(config.source)
     await delivery.settle(Complete())
@@ -129,7 +129,7 @@ async def test_a_completed_message_is_gone(config: Config) -> None:
     assert await config.dead_letters() == []
 
 
-async def test_a_released_message_is_back_at_once_and_its_count_has_not_risen(config: Config) -> None:
+async def test_a_released_message_is_back_at_once_and_its_count_has_not_risen(config: SourceFixture) -> None:
     await config.send(job_line("a"))
     [delivery] = await receive(config.source)
     await delivery.settle(Release())
@@ -137,7 +137,7 @@ async def test_a_released_message_is_back_at_once_and_its_count_has_not_risen(co
     assert again.envelope.delivery_count == 0
 
 
-async def test_an_abandoned_message_is_back_at_once_and_its_count_has_risen(config: Config) -> None:
+async def test_an_abandoned_message_is_back_at_once_and_its_count_has_risen(config: SourceFixture) -> None:
     await config.send(job_line("a"))
     [delivery] = await receive(config.source)
     await delivery.settle(Abandon())
@@ -145,7 +145,7 @@ async def test_an_abandoned_message_is_back_at_once_and_its_count_has_risen(conf
     assert again.envelope.delivery_count == 1
 
 
-async def test_a_dead_letter_tells_its_reason_and_how_to_mend_it(config: Config) -> None:
+async def test_a_dead_letter_tells_its_reason_and_how_to_mend_it(config: SourceFixture) -> None:
     await config.send(b"nonsense")
     [delivery] = await receive(config.source)
     settlement = DeadLetter(reason=DeadLetterReason.INVALID_JSON, description="send a Batch line")
@@ -223,7 +223,7 @@ async def test_identifiers_that_are_no_text_arrive_as_text(bus: Bus, identifier:
     assert (job.id, job.batch_id) == (expected, expected)
 
 
-async def test_a_message_is_settled_once(config: Config) -> None:
+async def test_a_message_is_settled_once(config: SourceFixture) -> None:
     await config.send(job_line("a"))
     [delivery] = await receive(config.source)
     await delivery.settle(Complete())
@@ -231,7 +231,7 @@ async def test_a_message_is_settled_once(config: Config) -> None:
         await delivery.settle(Complete())
 
 
-async def test_many_settlements_may_wait_at_once(config: Config) -> None:
+async def test_many_settlements_may_wait_at_once(config: SourceFixture) -> None:
     await config.send(*[job_line(f"{number}") for number in range(40)])
     deliveries: list[Delivery] = []
     while len(deliveries) < 40:
@@ -344,56 +344,56 @@ def token_of(delivery: Delivery) -> uuid.UUID:
 
 
 @dataclass
-class SinkConfig:
+class SinkFixture:
     sink: Sink
     lines: Callable[[], Awaitable[list[bytes]]]
 
 
 @pytest.fixture(params=["fake", "embedded"])
-async def sinks(request: pytest.FixtureRequest, bus: Bus) -> AsyncIterator[SinkConfig]:
+async def sinks(request: pytest.FixtureRequest, bus: Bus) -> AsyncIterator[SinkFixture]:
     if request.param == "fake":
         fake = FakeSink(largest=200_000)
 
         async def lines() -> list[bytes]:
             return list(fake.lines.values())
 
-        yield SinkConfig(fake, lines)
+        yield SinkFixture(fake, lines)
         return
     async with results_queue(bus) as sink:
-        yield SinkConfig(sink, lambda: stored(bus))
+        yield SinkFixture(sink, lambda: stored(bus))
 
 
-async def test_a_written_line_is_there_as_it_was(sinks: SinkConfig) -> None:
+async def test_a_written_line_is_there_as_it_was(sinks: SinkFixture) -> None:
     await sinks.sink.write(result_of(a_job("a"), b'{"custom_id":"a"}'))
     assert await sinks.lines() == [b'{"custom_id":"a"}']
 
 
-async def test_writing_the_same_job_again_has_no_further_effect(sinks: SinkConfig) -> None:
+async def test_writing_the_same_job_again_has_no_further_effect(sinks: SinkFixture) -> None:
     await sinks.sink.write(result_of(a_job("a"), b'{"first":1}'))
     await sinks.sink.write(result_of(a_job("a"), b'{"second":2}'))
     assert await sinks.lines() == [b'{"first":1}']
 
 
-async def test_one_job_id_in_two_batches_is_two_results(sinks: SinkConfig) -> None:
+async def test_one_job_id_in_two_batches_is_two_results(sinks: SinkFixture) -> None:
     first, second = (replace(a_job("a", batch), id="order-17") for batch in ("b1", "b2"))
     await sinks.sink.write(result_of(first, b"1"))
     await sinks.sink.write(result_of(second, b"2"))
     assert sorted(await sinks.lines()) == [b"1", b"2"]
 
 
-async def test_many_writers_at_once_lose_and_double_nothing(sinks: SinkConfig) -> None:
+async def test_many_writers_at_once_lose_and_double_nothing(sinks: SinkFixture) -> None:
     jobs = [a_job(f"{number}", batch=f"batch-{number % 3}") for number in range(150)]
     await asyncio.gather(*[sinks.sink.write(result_of(job, b'{"id":"%b"}' % job.id.encode())) for job in jobs])
     assert sorted(await sinks.lines()) == sorted(b'{"id":"%b"}' % job.id.encode() for job in jobs)
 
 
-async def test_lines_larger_than_one_batch_together_are_all_written(sinks: SinkConfig) -> None:
+async def test_lines_larger_than_one_batch_together_are_all_written(sinks: SinkFixture) -> None:
     line = b'"%b"' % (b"x" * 100_000)
     await asyncio.gather(*[sinks.sink.write(result_of(a_job(f"{number}"), line)) for number in range(7)])
     assert await sinks.lines() == [line] * 7
 
 
-async def test_a_line_that_can_never_be_taken_is_told_apart_and_the_others_are_written(sinks: SinkConfig) -> None:
+async def test_a_line_that_can_never_be_taken_is_told_apart_and_the_others_are_written(sinks: SinkFixture) -> None:
     outcomes = await asyncio.gather(
         sinks.sink.write(result_of(a_job("small"), b"1")),
         sinks.sink.write(result_of(a_job("large"), b"x" * 300_000)),

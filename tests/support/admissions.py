@@ -94,7 +94,7 @@ class AtRoute:
     route: Route
 
     async def admit(self, cost: Cost, *, until: float) -> Permit:
-        return await self.admission.admit(self.route, cost, until=until)
+        return await self.admission.admit(self.route.model, cost, until=until)
 
     @property
     def gates(self) -> Sequence[Gate]:

@@ -118,13 +118,22 @@ class Admission:
         if self.state.is_stopping:
             return 0
         asks: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        intake.asks = asks
+        intake.asks, intake.asked = asks, next(self._tickets)
         self._bell.ring()
         try:
-            return await asks
+            count = await asks
         except asyncio.CancelledError:
-            intake.asks, intake.reserved = None, 0
+            self._take_back(intake)
             raise
+        if self.state.is_stopping:
+            self._take_back(intake)
+            return 0
+        return count
+
+    def _take_back(self, intake: QueueIntake) -> None:
+        """It will not receive after all."""
+        intake.asks, intake.reserved = None, 0
+        self._bell.ring()
 
     def received(self, intake: QueueIntake, count: int) -> None:
         intake.has_backlog = count > 0
@@ -147,16 +156,23 @@ class Admission:
     # Calling
 
     def route(self, model: str) -> Route | None:
-        """The gates that can carry a model, None if it is not allowed here."""
-        return self.state.routes.of(model, loop_time())
+        """The gates that can carry a model, None if it is not allowed here. It may make way for another once it is
+        idle, so nobody may keep it."""
+        route = self.state.routes.of(model, loop_time())
+        if Closure.SETUP in self.closures:
+            self._note_setup()  # what was wrong may have been a route that made way
+        return route
 
-    async def admit(self, route: Route, cost: Cost, *, until: float = math.inf) -> "Permit":
-        """Wait in line for a place at the first of the route's gates that has one. First come, first served, also
-        among routes that share a gate.
+    async def admit(self, model: str, cost: Cost, *, until: float = math.inf) -> "Permit":
+        """Wait in line for a place at the first of the model's gates that has one. First come, first served, also
+        among models that share a gate.
 
         Raises HandedBack at `until`, and as soon as it is known that no gate will be open by then.
         """
         now = loop_time()
+        route = self.route(model)  # each time: under `passthrough` an idle route makes way for another
+        if route is None:
+            raise HandedBack(HandBackReason.PARKED)
         if not self.state.is_anyone_waiting and self.state.may_call and (gate := route.ready_gate(now)) is not None:
             return Permit(self, gate.enter(cost, now))
         waiter = Waiter(next(self._tickets), cost, until, asyncio.get_running_loop().create_future())
@@ -174,6 +190,7 @@ class Admission:
     def _forget(self, route: Route, waiter: Waiter) -> None:
         """Of a job that was cancelled while it waited, or just after it was let in."""
         route.line.remove(waiter)
+        self._bell.ring()
         if not waiter.decided.cancelled() and isinstance(entry := waiter.decided.result(), Entry):
             self.leave(entry)
 

@@ -24,8 +24,15 @@ class QueueIntake:
         """Why it could not be received last."""
         self.asks: asyncio.Future[int] | None = None
         """Brings how many messages to ask for; None while nobody wants to know."""
+        self.asked = 0
+        """The ticket of that question: who asked first is served first."""
         self.backed_off_until = -math.inf
         self._backoff = 0.0
+
+    @property
+    def is_owed(self) -> bool:
+        """Whether there is something to receive, as far as is known, and a way to."""
+        return self.has_backlog and self.trouble is None
 
     def back_off(self, now: float) -> None:
         """Receive nothing for a while, longer each time: jobs that cannot be kept would come again at once."""

@@ -117,7 +117,7 @@ Step = GrantPermit | HandBack | DecideSuspect | Receive | Wait
 
 
 def plan(state: State, now: float) -> Step:
-    """The first thing to do at `now`, a time of the event loop's clock. Changes nothing."""
+    """The first thing to do at `now`, a time of the event loop's clock. Changes nothing that can be seen."""
     waiting = sorted([route for route in state.routes.all if route.line], key=_ticket)
     suspects = state.suspects
     if suspects.waiting and not suspects.together:
@@ -132,17 +132,20 @@ def plan(state: State, now: float) -> Step:
         if hand_back is not None:
             return hand_back
         until = min(until, at, route.ready_at(now) if may_call else math.inf)
-    for intake in state.intakes:
-        if intake.asks is not None:
-            count, at = room(state, intake, now)
-            if count or state.is_stopping:
-                return Receive(intake, count)
-            until = min(until, at)
+    for intake in sorted([intake for intake in state.intakes if intake.asks is not None], key=_asked):
+        count, at = room(state, intake, now)
+        if count or state.is_stopping:
+            return Receive(intake, count)
+        until = min(until, at)
     return Wait(until)
 
 
 def _ticket(route: Route) -> int:
     return route.line.first.ticket
+
+
+def _asked(intake: QueueIntake) -> int:
+    return intake.asked
 
 
 def _hand_back(state: State, route: Route, now: float) -> tuple[HandBack | None, float]:
@@ -177,7 +180,7 @@ def room(state: State, intake: QueueIntake, now: float) -> tuple[int, float]:
     if free <= 0:
         return 0, math.inf
     if state.closures.is_half_open:
-        may_probe = intake.has_backlog or not any(other.has_backlog for other in state.intakes)
+        may_probe = intake.is_owed or not any(other.is_owed for other in state.intakes)
         return (0 if state.in_flight or reserved or not may_probe else 1), math.inf
     demand = demand_of(state, intake, now)
     if demand.at > now:
@@ -187,7 +190,7 @@ def room(state: State, intake: QueueIntake, now: float) -> tuple[int, float]:
         is_probing = any(mate.in_flight or mate.reserved for mate in mates)
         return (0 if is_probing else 1), math.inf
     fair = _fair_share(state, intake, free, now)
-    return int(min(fair, state.memory.fitting(reserved))), math.inf
+    return int(min(fair, state.memory.fitting(reserved - idle))), math.inf
 
 
 def demand_of(state: State, intake: QueueIntake, now: float) -> Demand:
@@ -197,29 +200,32 @@ def demand_of(state: State, intake: QueueIntake, now: float) -> Demand:
 
 
 def _fair_share(state: State, intake: QueueIntake, free: int, now: float) -> int:
-    """Of so many free slots, those that others are not owed.
+    """Of so many free slots, those that other queues are not owed.
 
-    Each queue has an equal share of the slots for as long as it has messages; what one leaves, the others use. One
-    that was found empty is asked for one message only, so that waiting for it holds no slots.
+    Each queue has an equal share of the slots, however many receivers it has, for as long as it has messages; what
+    one leaves, the others use. One that was found empty is asked for one message only, so that waiting for it holds
+    no slots.
     """
-    if len(state.intakes) == 1:
+    queues: dict[str, list[QueueIntake]] = {}
+    for other in state.intakes:
+        queues.setdefault(other.queue, []).append(other)
+    if len(queues) == 1:
         return free
     if not intake.has_backlog:
         return 1
-    fair = max(1, state.slots // len(state.intakes))
-    owed = sum(
-        [
-            max(0, fair - other.in_flight - other.reserved)
-            for other in _others_with_backlog(state.intakes, intake)
-            if _may_be_received(demand_of(state, other, now), now)
-        ]
-    )
-    return max(free - owed, min(free, fair - intake.in_flight), 0)
+    fair = max(1, state.slots // len(queues))
+    taken = _taken(queues.pop(intake.queue))
+    owed = sum([max(0, fair - _taken(others)) for others in queues.values() if _is_owed(state, others, now)])
+    return max(free - owed, min(free, fair - taken), 0)
 
 
-def _others_with_backlog(intakes: Sequence[QueueIntake], intake: QueueIntake) -> Sequence[QueueIntake]:
-    return [other for other in intakes if other is not intake and other.has_backlog]
+def _taken(intakes: Sequence[QueueIntake]) -> int:
+    return sum([intake.in_flight + intake.reserved for intake in intakes])
 
 
-def _may_be_received(demand: Demand, now: float) -> bool:
+def _is_owed(state: State, intakes: Sequence[QueueIntake], now: float) -> bool:
+    """Whether a queue could be received now, beyond a probe."""
+    if not any(intake.is_owed for intake in intakes):
+        return False
+    demand = demand_of(state, intakes[0], now)
     return demand.at <= now and not demand.is_probe

@@ -35,7 +35,7 @@ class Probation:
     @property
     def ready_at(self) -> float:
         """When a call may begin; infinity while the one that probes is under way."""
-        return math.inf if self._is_probing else self.probe_at
+        return math.inf if self._is_probing and self.is_on else self.probe_at
 
     def enter(self) -> bool:
         """A call begins. Whether it is the probe, whose end is to be told by `leave`."""
@@ -60,4 +60,6 @@ class Probation:
         return self._interval
 
     def end(self) -> None:
+        """It works, whatever becomes of a probe that is still under way."""
         self.detail, self.missing_token, self._interval, self.probe_at = None, None, 0.0, -math.inf
+        self._is_probing = False

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from worker.admission.admission import Admission, Permit, Slot
 from worker.admission.costs import Cost, answer_bytes, estimate
 from worker.admission.intake import QueueIntake
-from worker.admission.routes import Route
 from worker.errors import AnswerTooLarge, CallFailed, Expired, HandedBack, RefusedByService, Throttled, Unavailable
 from worker.flow.retry import JobProgress, Retrier, RetryPolicy
 from worker.flow.rollouts import Rollouts
@@ -47,12 +46,11 @@ class Caller:
 
     async def answer(self, job: Job, slot: Slot, progress: JobProgress) -> Concluded:
         """Call until there is a last word. Raises HandedBack."""
-        route = self._route_of(job)
-        if route is None and self._is_drained(job.queue):
+        if self._is_drained(job.queue):
             return self._not_allowed(job)
-        if route is None:
+        if self.admission.route(job.line.model) is None:
             return await self._wait_for_rollout(job, slot)
-        attempts = _Attempts(self, job, route, slot, estimate(job), progress)
+        attempts = _Attempts(self, job, slot, estimate(job), progress)
         try:
             return Answered(response=await self._retrier.run(attempts))
         except Expired as error:
@@ -74,14 +72,11 @@ class Caller:
             return Failed(code=FailureCode.EXPIRED, message="the deadline passed while no pod here knew the model")
         return self._not_allowed(job)
 
-    def _route_of(self, job: Job) -> Route | None:
-        return None if self._is_drained(job.queue) else self.admission.route(job.line.model)
-
     def _is_drained(self, queue: str) -> bool:
         models = self.models.get(queue)
         return models is not None and not models
 
-    async def _attempt(self, job: Job, route: Route, slot: Slot, cost: Cost, progress: JobProgress) -> Response:
+    async def _attempt(self, job: Job, slot: Slot, cost: Cost, progress: JobProgress) -> Response:
         """One call, once there is memory for its answer and a gate lets it through.
 
         Raises CallFailed, HandedBack or Expired.
@@ -90,34 +85,36 @@ class Caller:
         if left <= 0:
             raise Expired(f"the deadline passed {-left:.0f} s ago, after {progress.calls} calls")
         try:
-            await self._reserve(slot, answer_bytes(job, cost), progress, left)
-            with await self._admit(route, slot.intake, cost, progress, left) as permit:
+            deadline = loop_time() + left
+            await self._reserve(slot, answer_bytes(job, cost), progress, deadline)
+            with await self._admit(job.line.model, slot.intake, cost, progress, deadline) as permit:
                 return await self._call(job, permit, slot, progress)
         except BaseException:
             slot.memory.unreserve()  # a job that waits for its next attempt holds no room
             raise
 
-    async def _reserve(self, slot: Slot, size: int, progress: JobProgress, left: float) -> None:
+    async def _reserve(self, slot: Slot, size: int, progress: JobProgress, deadline: float) -> None:
+        """`deadline` is a time of the loop."""
         now = loop_time()
-        until = now + min(self.parking - progress.parked_seconds, left)
+        until = now + self.parking - progress.parked_seconds
         try:
-            await slot.memory.reserve(size, until=until)
+            await slot.memory.reserve(size, until=min(until, deadline))
         except HandedBack:
-            if until >= now + left:
+            if until >= deadline:
                 raise Expired(f"no memory was free before the deadline, after {progress.calls} calls") from None
             slot.intake.back_off(loop_time())
             raise
         progress.parked_seconds += loop_time() - now
 
     async def _admit(
-        self, route: Route, intake: QueueIntake, cost: Cost, progress: JobProgress, left: float
+        self, model: str, intake: QueueIntake, cost: Cost, progress: JobProgress, deadline: float
     ) -> Permit:
         now = loop_time()
         until = now + self.parking - progress.parked_seconds
         try:
-            permit = await self.admission.admit(route, cost, until=min(until, now + left))
+            permit = await self.admission.admit(model, cost, until=min(until, deadline))
         except HandedBack as error:
-            if error.reason == HandBackReason.PARKED and until >= now + left:
+            if error.reason == HandBackReason.PARKED and until >= deadline:
                 raise Expired(f"no deployment was open before the deadline, after {progress.calls} calls") from None
             intake.back_off(loop_time())
             raise
@@ -185,13 +182,12 @@ class _Attempts:
 
     caller: Caller
     job: Job
-    route: Route
     slot: Slot
     cost: Cost
     progress: JobProgress
 
     async def make(self) -> Response:
-        return await self.caller._attempt(self.job, self.route, self.slot, self.cost, self.progress)
+        return await self.caller._attempt(self.job, self.slot, self.cost, self.progress)
 
     def left(self) -> float:
         return self.job.deadline - self.caller.clock()

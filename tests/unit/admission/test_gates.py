@@ -781,3 +781,49 @@ def test_every_permit_comes_back_and_every_waiter_ends(seed: int, slots: int, to
     with asyncio.Runner(loop_factory=looptime.new_event_loop) as runner:
         for gate in runner.run(main()):
             assert gate.in_flight == 0
+
+
+async def test_a_job_that_comes_back_after_its_route_made_way_for_others_waits_where_it_is_seen() -> None:
+    """Under `passthrough` a job holds no route while it backs off."""
+    admission = passthrough()
+    await call(admission.at("model"))
+    for number in range(64):
+        admission.at(f"other-{number}")
+    with await admission.admit("model", COST) as permit:
+        permit.observe(throttled(600))
+    with pytest.raises(HandedBack):
+        await admission.admit("model", COST, until=loop_time() + 5)
+    for number in range(64):
+        await admission.admit(f"other-{number}", COST)
+        if number == 3:
+            break
+    with pytest.raises(HandedBack):
+        await admission.admit("other-4", COST, until=loop_time() + 5)
+    assert loop_time() == 5, "all four slots are calling"
+
+
+async def test_what_is_wrong_with_a_model_that_made_way_is_not_said_any_longer() -> None:
+    admission = passthrough()
+    await fail_setup(admission.at("bad"))
+    assert admission.closures == {"setup": "bad: 403: no role"}
+    await asyncio.sleep(6)
+    for number in range(64):
+        admission.at(f"other-{number}")
+    assert admission.closures == {}
+
+
+async def test_a_gate_is_open_once_any_call_got_through_though_its_probe_is_still_under_way() -> None:
+    admission = build(target("mini"), slots=64)
+    route = admission.at()
+    late = await route.admit(COST, until=math.inf)
+    [gate] = admission.gates
+    gate.outage.begin("down", was_probe=False, now=loop_time())
+    await asyncio.sleep(5)
+    probe = asyncio.ensure_future(call(route, seconds=600))
+    await asyncio.sleep(1)
+    assert gate.ready_at(loop_time()) == math.inf
+    with late:
+        late.observe(answer())
+    assert await call(route) == "mini"
+    assert loop_time() == 6
+    probe.cancel()

@@ -76,11 +76,9 @@ async def test_jobs_that_wait_at_a_closed_gate_leave_their_slots_to_other_queues
     mini = Receiver(admission, "jobs-mini", MINI)
     large = Receiver(admission, "jobs-large", frozenset({"large"}))
     admission.gates[1].opens_at = 60.0
-    route = admission.route("large")
-    assert route is not None
     with large.slot(), large.slot(), large.slot(), large.slot():
         assert mini.room_now() == 4
-        waiting = [asyncio.ensure_future(admission.admit(route, Cost(1, 1), until=99.0)) for _ in range(4)]
+        waiting = [asyncio.ensure_future(admission.admit("large", Cost(1, 1), until=99.0)) for _ in range(4)]
         await asyncio.sleep(1)
         assert (mini.room_now(), large.room_now()) == (8, 0)
         permits = await asyncio.gather(*waiting)
@@ -356,3 +354,71 @@ def test_receivers_never_promise_more_than_the_slots(steps: list[tuple[str, str]
         assert all(room >= 2 for room in rooms), "no queue is starved once all is free"
 
     asyncio.run(follow())
+
+
+async def test_queues_take_turns_where_there_are_fewer_slots_than_receivers() -> None:
+    admission = admission_of(1)
+    receivers = [Receiver(admission, name) for name in ("a", "b", "c")]
+    served: list[str] = []
+
+    async def receive(receiver: Receiver) -> None:
+        while await receiver.room():
+            served.append(receiver.intake.queue)
+            receiver.received(1)
+            with receiver.slot():
+                await asyncio.sleep(1)
+
+    tasks = [asyncio.ensure_future(receive(receiver)) for receiver in receivers]
+    at(29.5, admission.stop)
+    await asyncio.gather(*tasks)
+    assert [served.count(name) for name in "abc"] == [10, 10, 10]
+
+
+async def test_a_queue_has_its_share_however_many_receivers_another_has() -> None:
+    admission = admission_of(12)
+    for _ in range(4):
+        Receiver(admission, "many")
+    assert await Receiver(admission, "one").room() == 6
+
+
+async def test_a_queue_that_cannot_be_received_is_owed_nothing() -> None:
+    admission = admission_of(8)
+    down, up = Receiver(admission, "down"), Receiver(admission, "up")
+    assert await up.room() == 4
+    up.received(0)
+    assert await down.room() == 8
+    down.fail("gone")
+    up.received(1)
+    assert await up.room() == 8
+
+
+async def test_a_queue_that_cannot_be_received_keeps_no_other_from_probing() -> None:
+    admission = admission_of(8)
+    down, empty = Receiver(admission, "down"), Receiver(admission, "empty")
+    down.fail("gone")
+    empty.received(0)
+    admission.close(Closure.SINK, "down")
+    assert empty.room_now() == 1
+
+
+async def test_a_receiver_that_gives_up_leaves_its_room_to_the_next() -> None:
+    admission = admission_of(1)
+    first, second = Receiver(admission, "a"), Receiver(admission, "a")
+    held = first.slot()
+    quitter = asyncio.ensure_future(first.room())
+    await asyncio.sleep(1)
+    patient = asyncio.ensure_future(second.room())
+    at(2, held.free)
+    at(2, quitter.cancel)
+    assert await patient == 1
+    assert loop_time() == 2
+
+
+async def test_nothing_is_received_that_was_granted_in_the_moment_of_the_stop() -> None:
+    receiver = receiver_of(4)
+    room = asyncio.ensure_future(receiver.room())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    receiver.admission.stop()
+    assert await room == 0
+    assert receiver.intake.reserved == 0

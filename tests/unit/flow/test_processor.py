@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from tests.support.bench import Bench, answers, target, wall_clock
+from tests.support.bench import EPOCH, Bench, answers, target, wall_clock
 from worker.admission.memory import Reservation
 from worker.errors import (
     CallFailed,
@@ -32,7 +32,7 @@ from worker.interfaces import (
     Settled,
     Target,
 )
-from worker.jobs.job import Claim, Job
+from worker.jobs.job import Claim, Job, rfc3339
 from worker.jobs.outcomes import (
     Abandon,
     AlreadyDone,
@@ -817,3 +817,23 @@ async def test_a_job_that_waits_too_long_for_its_models_budget_is_handed_back_an
         event.outcome.reason for event in bench.events.of(JobEnded) if isinstance(event.outcome, Unfinished)
     }
     assert not [line for line in bench.sink.results.values() if line["error"] is not None]
+
+
+async def test_a_job_whose_deadline_passes_while_it_waits_for_memory_is_not_called() -> None:
+    async def slow(job: Job, target: Target) -> Response:
+        await asyncio.sleep(120)
+        return answer()
+
+    bench = Bench(slow, slots=2, max_age=200, bytes_limit=10_000, parking=10_000)
+    bench.queue.send(job_line("a"), message_id="batch/a")
+    asyncio.get_running_loop().call_later(
+        1,
+        lambda: bench.queue.send(
+            job_line("b"), message_id="batch/b", properties={"deadline": rfc3339(EPOCH + 100)}
+        ),
+    )
+    bench.admission.state.memory.limit = 2_000
+    await bench.work()
+    error: Any = bench.sink.results["batch/b"]["error"]
+    assert error["code"] == "expired"
+    assert bench.model.calls == [("a", "mini")]

@@ -85,14 +85,14 @@ class DeadLetters(Source, Protocol):
 class Model(Protocol):
     """The deployments of Azure OpenAI."""
 
-    async def complete(self, job: Job, target: "Target", room: "Room") -> Response:
+    async def complete(self, job: Job, target: "Target", room: "AnswerMemory") -> Response:
         """One call. Returns the answer of a 200 whose body is whole; raises a CallFailed for all else.
 
         What it holds of the answer it has counted in `room` before.
         """
 
 
-class Room(Protocol):
+class AnswerMemory(Protocol):
     """The memory for a job's answer."""
 
     @property

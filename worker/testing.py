@@ -13,7 +13,7 @@ from typing import TypeVar
 import orjson
 
 from worker.errors import ClaimUnavailable, LockLost, ResultTooLarge, SinkUnavailable, SourceUnavailable
-from worker.interfaces import Delivery, Event, Forward, Room, Target
+from worker.interfaces import AnswerMemory, Delivery, Event, Forward, Target
 from worker.jobs.claims import invalid_claim, make_claim
 from worker.jobs.job import Claim, Envelope, Job, Result, result_id
 from worker.jobs.outcomes import Abandon, Complete, DeadLetter, Release, Response, Settlement, Usage
@@ -281,7 +281,7 @@ class FakeModel:
         self.peak = 0
         self._behaviour = behaviour
 
-    async def complete(self, job: Job, target: Target, room: Room | None = None) -> Response:
+    async def complete(self, job: Job, target: Target, room: AnswerMemory | None = None) -> Response:
         self.calls.append((job.line.custom_id, target.deployment))
         self.in_flight += 1
         self.peak = max(self.peak, self.in_flight)

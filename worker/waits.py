@@ -11,7 +11,7 @@ from worker.errors import Interrupted
 
 EARLY = 0.001
 """Seconds by which a timer may ring before its time: uvloop's clock has milliseconds. Who looks at the clock after
-a wait must let such a rest pass, or it looks again and again until the clock moves."""
+a wait must count that much as elapsed, or it looks again and again until the clock moves."""
 
 
 def release_frames(error: BaseException) -> None:

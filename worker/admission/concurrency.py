@@ -55,8 +55,8 @@ class Concurrency:
 
     It begins with as many as there are slots, as somebody has configured them: with calls of minutes, feeling one's
     way up would take hours.
-    A call succeeds, fails or is overload; whose ending says nothing about load is told to none of these. Overload
-    counts once for all calls that were under way when it showed.
+    Report each call as success, failure or overload, and none that says nothing about load. Overload counts once
+    for all calls that were under way when it showed.
     """
 
     def __init__(self, ceiling: int) -> None:

@@ -75,7 +75,7 @@ class Sweeper:
                         raise outcome
 
     async def _sweep_one(self, one_pass: Pass, delivery: Delivery) -> None:
-        """What does not decode, or is not ours any more, is left."""
+        """A message that cannot be decoded, or whose lock was lost, stays in the queue."""
         envelope = delivery.envelope
         code = CODES[envelope.dead_letter_reason or ""]
         try:

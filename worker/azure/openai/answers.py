@@ -1,6 +1,6 @@
 """What counts as an answer of each operation: whole, or else what a 200 means that holds none.
 
-The operations differ in their `FORMS` and in nothing else. Streams come here once assembled (`streams.py`).
+What the answers of the operations look like is in `FORMS`. Streams come here once assembled (`streams.py`).
 """
 
 import re

@@ -34,7 +34,7 @@ from worker.errors import (
     TokenUnavailable,
     Unavailable,
 )
-from worker.interfaces import Room, Target, Tokens
+from worker.interfaces import AnswerMemory, Target, Tokens
 from worker.jobs.job import Job, JsonObject, Operation
 from worker.jobs.outcomes import Response
 from worker.waits import release_frames
@@ -70,7 +70,7 @@ class Call:
     operation: Operation
     body: bytes
     timeout: float
-    room: Room | None = None
+    room: AnswerMemory | None = None
     stream_weight: float = TEXT_WEIGHT
 
 
@@ -112,7 +112,7 @@ class AzureOpenAI:
     async def __aexit__(self, *_: object) -> None:
         await self._http.aclose()
 
-    async def complete(self, job: Job, target: Target, room: Room | None = None) -> Response:
+    async def complete(self, job: Job, target: Target, room: AnswerMemory | None = None) -> Response:
         """A streamed job's answer is the final object, and its `first_token` is known."""
         operation = job.line.operation
         body = request_body(job, target, responses_store=self._responses_store)

@@ -17,7 +17,7 @@ import httpx2
 
 from worker.azure.network import has_proxy, trust
 from worker.errors import AnswerTooLarge, RefusedByService
-from worker.interfaces import Room
+from worker.interfaces import AnswerMemory
 
 MAX_ANSWER = 64 << 20
 """Bytes of an answer, or of a whole stream. The largest real ones are embeddings: 2,048 texts of 1,536 numbers
@@ -77,7 +77,7 @@ class AiohttpClient(httpx2.AsyncClient):
         return response
 
 
-async def take_in(response: httpx2.Response, room: Room | None = None) -> bytes:
+async def take_in(response: httpx2.Response, room: AnswerMemory | None = None) -> bytes:
     """The body of a response that was asked for as a stream. Raises AnswerTooLarge.
 
     `room`: what is read is counted there, and reading pauses while there is none.
@@ -89,7 +89,7 @@ async def take_in(response: httpx2.Response, room: Room | None = None) -> bytes:
         await body.aclose()
 
 
-async def counted(chunks: AsyncIterable[bytes], room: Room, weight: float = 1.0) -> AsyncIterator[bytes]:
+async def counted(chunks: AsyncIterable[bytes], room: AnswerMemory, weight: float = 1.0) -> AsyncIterator[bytes]:
     """The chunks, each once there is room for it besides those before. `weight`: bytes held for each that comes."""
     size = 0.0
     async for chunk in chunks:

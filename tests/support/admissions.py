@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from worker.admission.admission import Admission, Permit, Slot
 from worker.admission.costs import Cost
@@ -43,7 +43,8 @@ class RunningAdmission(Admission):
         return self.state.routes.gates
 
     def demand(self, models: Iterable[str] | None = None) -> Demand:
-        return self.state.routes.demand(models, loop_time())
+        """When jobs are wanted; how many is for `room_now`."""
+        return replace(self.state.routes.demand(models, loop_time()), count=math.inf)
 
     def at(self, model: str = "mini") -> "AtRoute":
         route = self.route(model)

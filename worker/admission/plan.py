@@ -185,12 +185,13 @@ def room(state: State, intake: QueueIntake, now: float) -> tuple[int, float]:
     demand = demand_of(state, intake, now)
     if demand.at > now:
         return 0, demand.at
+    mates = [other for other in state.intakes if other.queue == intake.queue]
     if demand.is_probe:
-        mates = [other for other in state.intakes if other.queue == intake.queue]
         is_probing = any(mate.in_flight or mate.reserved for mate in mates)
         return (0 if is_probing else 1), math.inf
+    wanted = demand.count - sum([mate.reserved for mate in mates])
     fair = _fair_share(state, intake, free, now)
-    return int(min(fair, state.memory.fitting(reserved - idle))), math.inf
+    return max(0, int(min(wanted, fair, state.memory.fitting(reserved - idle)))), math.inf
 
 
 def demand_of(state: State, intake: QueueIntake, now: float) -> Demand:

@@ -5,7 +5,7 @@ import heapq
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from worker.admission.costs import Cost
@@ -23,10 +23,12 @@ LOOKAHEAD = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
-    """When jobs are wanted: in the past if now, infinity if nobody knows. `is_probe`: one, to find out."""
+    """When jobs are wanted: in the past if now, infinity if nobody knows; and how many. `is_probe`: one, to find
+    out."""
 
     at: float = -math.inf
     is_probe: bool = False
+    count: float = math.inf
 
 
 class Waiter:
@@ -125,27 +127,27 @@ class Route:
     def demand(self, now: float) -> Demand:
         """When another job is wanted here; only one where it could do no more than probe a deployment."""
         usable = [gate for gate in self.gates if not gate.is_probed]
-        demands = [Demand(at=gate.ready_at(now), is_probe=True) for gate in self.gates if gate.is_probed]
+        demands = [Demand(at=gate.ready_at(now), is_probe=True, count=1) for gate in self.gates if gate.is_probed]
         if usable:
-            demands.append(Demand(at=self._wanted_at(usable, now)))
+            demands.append(self._demand_of(usable, now))
         return min(demands, key=_moment)
 
-    def _wanted_at(self, gates: Sequence[Gate], now: float) -> float:
-        """-inf if now, infinity where that depends on the end of a call.
-
-        A few are wanted in line before their turn, as a receive takes its time.
-        """
+    def _demand_of(self, gates: Sequence[Gate], now: float) -> Demand:
+        """A few are wanted in line before their turn, as a receive takes its time: those of the look-ahead; where
+        nothing paces them, a quarter of the calls that may be under way."""
         opens_at = min([gate.opens_at for gate in gates])
         if opens_at > now:
-            return opens_at
+            return Demand(at=opens_at)
         ready_at = min([gate.ready_at(now) for gate in gates])
         open_gates = [gate for gate in gates if gate.opens_at <= now]
         pace = sum([gate.jobs_a_second() for gate in open_gates])
-        if math.isinf(pace) or math.isinf(ready_at):
-            is_supplied = self.waiting >= max(1.0, sum([gate.limit for gate in open_gates]) / 4)
-            return ready_at if is_supplied else -math.inf
-        surplus = max(0.0, ready_at - now) + self.waiting / pace - LOOKAHEAD
-        return now + surplus if surplus > 0 else -math.inf
+        if math.isinf(pace) or ready_at == math.inf:
+            limit = sum([gate.limit for gate in open_gates])
+            places = limit - sum([gate.in_flight for gate in open_gates])
+            wanted = max(0, places) + max(1, limit // 4) - self.waiting
+            return Demand(count=wanted) if wanted > 0 else Demand(at=ready_at if places <= 0 else math.inf)
+        ahead = LOOKAHEAD - max(0.0, ready_at - now) - self.waiting / pace
+        return Demand(count=max(1, int(ahead * pace))) if ahead >= 0 else Demand(at=now - ahead)
 
 
 class Routes:
@@ -191,7 +193,11 @@ class Routes:
         """When a job of one of these models is wanted, of any model if none are named."""
         names = self._routes if models is None else models
         demands = [route.demand(now) if (route := self._routes.get(name)) else Demand() for name in names]
-        return min(demands, default=Demand(), key=_moment)
+        first = min(demands, default=Demand(), key=_moment)
+        # under `passthrough` jobs may ask for models that have no route yet
+        if not demands or (models is None and self._is_passthrough):
+            return replace(first, count=math.inf)
+        return replace(first, count=sum([demand.count for demand in demands if demand.at <= now]))
 
     def setup_trouble(self) -> str | None:
         """What is wrong with our set-up for the models that cannot be called for it."""

@@ -429,7 +429,7 @@ async def test_a_receiver_gets_room_when_the_end_of_a_call_makes_more_wanted() -
     jobs = [asyncio.ensure_future(call(admission.at(), seconds=3)) for _ in range(2)]
     await asyncio.sleep(0)
     assert admission.demand().at == math.inf
-    assert await admission.room(admission.intake("jobs")) == 4
+    assert await admission.room(admission.intake("jobs")) == 2, "one to call, one to wait"
     assert loop_time() == 3
     await asyncio.gather(*jobs)
 
@@ -827,3 +827,28 @@ async def test_a_gate_is_open_once_any_call_got_through_though_its_probe_is_stil
     assert await call(route) == "mini"
     assert loop_time() == 6
     probe.cancel()
+
+
+async def test_no_more_is_received_than_a_paced_gate_takes_in_two_seconds() -> None:
+    admission = build(target("mini", requests=120), slots=64)
+    intake = admission.intake("jobs")
+    assert admission.room_now(intake) == pytest.approx(2 * 120 * FILL / 60, abs=1)
+    waiting = [asyncio.ensure_future(call(admission.at())) for _ in range(12)]
+    await asyncio.sleep(0.001)
+    assert admission.room_now(intake) == 0
+    assert await admission.room(intake) == 1
+    assert loop_time() == pytest.approx((11 - 4) / 2 / FILL, abs=0.6)
+    await asyncio.gather(*waiting)
+
+
+async def test_several_receivers_of_a_queue_share_what_is_wanted() -> None:
+    admission = build(target("mini", requests=120), slots=64)
+    first, second = admission.intake("jobs"), admission.intake("jobs")
+    assert await admission.room(first) == 3
+    assert admission.room_now(second) == 0
+
+
+async def test_a_gate_without_a_pace_is_sent_its_calls_and_a_quarter_more() -> None:
+    admission = build(target("mini"), target("more"), slots=64)
+    admission.gates[0].concurrency.limit, admission.gates[1].concurrency.limit = 8.0, 4.0
+    assert admission.room_now(admission.intake("jobs")) == 12 + 3

@@ -807,18 +807,6 @@ async def test_a_job_larger_than_a_whole_minutes_quota_is_refused_and_closes_no_
     assert "batch/small" in bench.sink.lines
 
 
-async def test_a_job_that_waits_too_long_for_its_models_budget_is_handed_back_and_has_not_expired() -> None:
-    small = Target(deployment="mini", endpoint="https://a", requests_per_minute=6)
-    bench = Bench(slots=8, routes={"mini": [small]}, parking=15)
-    for number in range(12):
-        bench.queue.send(job_line(f"m{number}", model="mini"), message_id=f"m{number}")
-    await bench.run_for(60)
-    assert HandBackReason.PARKED in {
-        event.outcome.reason for event in bench.events.of(JobEnded) if isinstance(event.outcome, Unfinished)
-    }
-    assert not [line for line in bench.sink.results.values() if line["error"] is not None]
-
-
 async def test_a_job_whose_deadline_passes_while_it_waits_for_memory_is_not_called() -> None:
     async def slow(job: Job, target: Target) -> Response:
         await asyncio.sleep(120)

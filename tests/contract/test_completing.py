@@ -1,7 +1,10 @@
 """Completing many messages with one wait through the real SDK: each is told confirmed or not, whatever breaks."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -61,3 +64,20 @@ async def test_what_the_link_does_not_confirm_is_completed_over_the_management_l
         confirmed = await source.complete(deliveries)
         assert {id(delivery) for delivery in confirmed} == {id(delivery) for delivery in deliveries}
     assert left(bus) == 0
+
+
+async def test_a_message_that_is_completed_is_freed_at_once(bus: Bus) -> None:
+    """Although who is told of its lost lock holds it, as the sorter does."""
+    async with jobs_queue(bus) as source:
+        deliveries, holder = [*await put_and_take(bus, source)], list[Delivery]()
+        for delivery in deliveries:
+            delivery.when_lost(partial(holder.append, delivery))
+        kept = [weakref.ref(delivery) for delivery in deliveries]
+        gc.disable()
+        try:
+            await source.complete(deliveries)
+            del delivery
+            deliveries.clear()
+            assert sum(reference() is not None for reference in kept) == 0
+        finally:
+            gc.enable()

@@ -9,7 +9,6 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from itertools import chain
 from typing import Any, Self, cast
 
 from azure.core.credentials_async import AsyncTokenCredential
@@ -148,8 +147,11 @@ class JobsQueue:
         links = defaultdict[Settlements, list[LockedMessage]](list)
         for locked in cast(Sequence[LockedMessage], deliveries):
             links[locked.settlements].append(locked)
-        done = await asyncio.gather(*[settlements.complete(some) for settlements, some in links.items()])
-        return [*chain.from_iterable(done)]
+        confirmed = list[Delivery]()
+        # one after the other: there is one link but after a fault, and gather's cycles would keep the messages
+        for settlements, some in links.items():
+            confirmed += await settlements.complete(some)
+        return confirmed
 
     async def peek(self, following: int, count: int) -> Sequence[Envelope]:
         await self.open()

@@ -284,6 +284,10 @@ class Settlements:
                 raise
 
 
+def _nobody() -> None:
+    pass
+
+
 class Locks:
     """The locks of a link's deliveries, renewed many in one request.
 
@@ -315,6 +319,9 @@ class Locks:
     def drop(self, locked: LockedMessage) -> None:
         """It is settled. Only who waits for the last one is woken, as each wakening costs."""
         self._deliveries.pop(locked.token, None)
+        # who is told of a lost lock mostly holds the delivery: a cycle, which would keep the message until the
+        # garbage collector's rare full run
+        locked.when_lost(_nobody)
         if not self._deliveries:
             self.look()
 

@@ -11,7 +11,7 @@ import re
 import sys
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +30,7 @@ from benchmarks.processes import (
     foreign_cpu_ms,
     peak_rss_mib,
 )
-from benchmarks.traffic import Results, collect, connect, submit
+from benchmarks.traffic import MODELS, Results, collect, connect, submit
 from embedded_azure.config import Config, Deployment, default_config
 
 CONTENDERS = {
@@ -99,25 +99,30 @@ def make_config(
     latency: float = LATENCY,
     sigma: float = 0.25,
     lock_duration: float = 300.0,
+    models: Sequence[str] = MODELS,
     faults: Mapping[str, Any] | None = None,
 ) -> Config:
-    """The demo's Azure with one deployment. `faults`: of its start, by service."""
+    """The demo's Azure with a deployment for each model. `faults`: of its start, by service."""
     config = default_config()
-    deployment = Deployment(name="gpt-4o-mini", model="gpt-4o-mini", latency=latency, latency_sigma=sigma)
+    deployments = [Deployment(name=model, model=model, latency=latency, latency_sigma=sigma) for model in models]
     queues = tuple(
         replace(queue, lock_duration=lock_duration) if queue.name == "jobs" else queue for queue in config.queues
     )
-    return replace(config, deployments=(deployment,), queues=queues, faults=dict(faults or {}))
+    return replace(config, deployments=tuple(deployments), queues=queues, faults=dict(faults or {}))
 
 
 @asynccontextmanager
-async def started(name: str, azure: Azure, slots: int) -> AsyncIterator[Contender]:
+async def started(
+    name: str, azure: Azure, slots: int, *, models: Sequence[str] = MODELS, **settings: str
+) -> AsyncIterator[Contender]:
+    """Each model has a deployment of its name. `settings`: `grace="1"` for AOAI_WORKER_GRACE=1."""
     command, says = CONTENDERS[name]
     environment = azure.environment("worker") | {
         "AOAI_WORKER_SLOTS": str(slots),
-        "AOAI_WORKER_MODELS": json.dumps({"gpt-4o-mini": ["gpt-4o-mini"]}),
+        "AOAI_WORKER_MODELS": json.dumps({model: [model] for model in models}),
         "AOAI_WORKER_HTTP_HOST": "127.0.0.1",
         "AOAI_WORKER_HTTP_PORT": "0",
+        **{f"AOAI_WORKER_{setting.upper()}": value for setting, value in settings.items()},
     }
     begun = time.monotonic()
     async with child(*command, environment=environment, says=says) as process:

@@ -73,7 +73,7 @@ def _commit() -> str:
 
 
 def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(DOCUMENT.parent), *arguments]
+    command = ["git", "-C", str(DOCUMENT.parent.parent), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,8 @@ from benchmarks.processes import BenchmarkFailed
 from worker.azure.servicebus.packing import pack
 
 JOB_BYTES = 2_048
+ENTRY = "jobs"
+MODELS = ("gpt-4o-mini",)
 BATCH = "benchmark"
 GROUP = 500
 QUIET = 1.5
@@ -31,12 +33,12 @@ class Results:
     call_seconds: tuple[float, ...]
 
 
-def job_line(number: int, size: int = JOB_BYTES) -> bytes:
+def job_line(number: int, size: int = JOB_BYTES, model: str = MODELS[0]) -> bytes:
     """A line of a Batch input file of `size` bytes that asks for an answer of 100 tokens."""
 
     def line(padding: str) -> bytes:
         question = f"[[tokens:100]] What is {number} + {number}? {padding}"
-        body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": question}], "max_tokens": 200}
+        body = {"model": model, "messages": [{"role": "user", "content": question}], "max_tokens": 200}
         job = {"custom_id": f"q-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
         return json.dumps(job).encode()
 
@@ -67,9 +69,18 @@ async def connect(environment: Mapping[str, str]) -> AsyncIterator[ServiceBusCli
         yield client
 
 
-async def submit(client: ServiceBusClient, count: int, *, number_from: int = 0, size: int = JOB_BYTES) -> None:
-    async with client.get_queue_sender("jobs") as sender:
-        messages = _messages(range(number_from, number_from + count), size)
+async def submit(
+    client: ServiceBusClient,
+    count: int,
+    *,
+    number_from: int = 0,
+    size: int = JOB_BYTES,
+    queue: str = ENTRY,
+    models: Sequence[str] = MODELS,
+) -> None:
+    """Jobs of these models in turn."""
+    async with client.get_queue_sender(queue) as sender:
+        messages = _messages(range(number_from, number_from + count), size, models)
         async for packed in pack(sender, messages, lambda message: message, _refuse):
             await sender.send_messages(packed.batch)
 
@@ -78,10 +89,10 @@ def _refuse(message: ServiceBusMessage, allowed: int) -> None:
     raise BenchmarkFailed(f"the message of {message.message_id} is larger than the {allowed:,} bytes of a batch")
 
 
-async def _messages(numbers: range, size: int) -> AsyncIterator[ServiceBusMessage]:
+async def _messages(numbers: range, size: int, models: Sequence[str]) -> AsyncIterator[ServiceBusMessage]:
     for number in numbers:
         yield ServiceBusMessage(
-            job_line(number, size),
+            job_line(number, size, models[number % len(models)]),
             message_id=f"{BATCH}/q-{number}",
             correlation_id=BATCH,
             content_type="application/json",

@@ -43,6 +43,19 @@ class Source(Protocol):
         """
 
 
+class EntryQueue(Source, Protocol):
+    """The queue whose jobs are sent on to those of their models."""
+
+    @property
+    def queue(self) -> str: ...
+
+    async def complete(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Settle them all with `Complete`, which costs much less than one by one; those that are confirmed.
+
+        The others come again when their locks lapse, or were taken from us.
+        """
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Forward:
     """A delivery that is sent on, and what of it changes."""

@@ -107,6 +107,16 @@ class FakeQueue:
         self.locked += taken
         return taken
 
+    async def complete(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        confirmed = []
+        for delivery in deliveries:
+            try:
+                await delivery.settle(Complete())
+            except (LockLost, SourceUnavailable):
+                continue
+            confirmed.append(delivery)
+        return confirmed
+
     async def peek(self, following: int, count: int) -> Sequence[Envelope]:
         await asyncio.sleep(0)
         if self.down:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from worker.admission.admission import Admission
 from worker.flow.core import Conduct, JobSource, build_core
 from worker.flow.rollouts import Rollouts
-from worker.interfaces import Claims, DeadLetters, JobSender, Observer, Target
+from worker.interfaces import Claims, DeadLetters, EntryQueue, JobSender, Observer, Target
 from worker.jobs.job import Job
 from worker.jobs.outcomes import Response
 from worker.testing import EventList, FakeModel, FakeQueue, FakeSink, answer
@@ -50,7 +50,7 @@ class Bench:
         source: JobSource | None = None,
         sink: FakeSink | None = None,
         claims: Claims | None = None,
-        entry: JobSource | None = None,
+        entry: EntryQueue | None = None,
         senders: Mapping[str, JobSender] | None = None,
         sorted_bytes: float = math.inf,
     ) -> None:

@@ -186,10 +186,15 @@ class Worker:
         async with ClientSession() as session, session.get(f"http://127.0.0.1:{self.port}{path}") as answer:
             return answer.status, await answer.text()
 
-    async def metric(self, name: str) -> float:
-        """The sum over all series of a metric."""
+    async def metric(self, name: str, **labels: str) -> float:
+        """The sum over all series of a metric, or over those with these labels."""
         _, text = await self.get("/metrics")
-        samples = [line for line in text.splitlines() if line.split("{")[0].split(" ")[0] == name]
+        wanted = [f'{label}="{value}"' for label, value in labels.items()]
+        samples = [
+            line
+            for line in text.splitlines()
+            if line.split("{")[0].split(" ")[0] == name and all(pair in line for pair in wanted)
+        ]
         return sum(float(line.rsplit(" ", 1)[1]) for line in samples)
 
 

@@ -5,6 +5,7 @@ import pytest
 from benchmarks.cpu_profile import component_of, read_stacks
 from benchmarks.processes import BenchmarkFailed
 from benchmarks.report import at_least, at_most, replace_block, table
+from benchmarks.sorting import Look, Worked, describe
 
 DOCUMENT = "# Numbers\n\n<!-- pairs -->\n\nold\n\n<!-- /pairs -->\n\n<!-- locks -->\n<!-- /locks -->\n"
 
@@ -31,6 +32,20 @@ def test_a_target_says_by_how_much_it_is_missed() -> None:
     assert at_most("locks lost", 1, 0, "locks") == "- locks lost: 1 locks; target at most 0: **missed**"
     assert at_least("speed", 2.5, 2.5, "times") == "- speed: 2.5 times; target at least 2.5: reached"
     assert at_least("speed", 2.0, 2.5, "times") == "- speed: 2 times; target at least 2.5: **missed**, by 20%"
+
+
+def test_what_sorting_costs_is_what_a_sorted_job_takes_above_one_sent_straight() -> None:
+    looks = [
+        Look(seconds=done / 2_000, done=done, cpu_ms=100 + 0.25 * done, rss_mib=100 + done / 1_000, locks_lost=0)
+        for done in range(0, 10_001, 500)
+    ]
+    direct, through = Worked(cpu_ms_per_job=1.5, others=3), Worked(cpu_ms_per_job=1.75, others=2)
+    told = describe(direct, through, looks, 701)
+    assert "| only sorted | 0.25 |" in told
+    assert "| 6,000 | 60% | 106.0 |" in told
+    assert "- CPU of a sorted job above one sent straight: 0.25 ms; target at most 0.35: reached" in told
+    assert "- sorted by one pod: 2,000 jobs/s; target at least 1,500: reached" in told
+    assert "- RSS at 100 %, of that at 20 %: 1.078 times; target at most 1.05: **missed**, by 3%" in told
 
 
 def test_a_table_is_markdown() -> None:

@@ -19,7 +19,7 @@ from worker.flow.retry import RetryPolicy
 from worker.flow.rollouts import Rollouts
 from worker.flow.sorter import Sorter
 from worker.flow.sweeper import Sweeper
-from worker.interfaces import Claims, DeadLetters, JobSender, Model, Observer, Sink, Source
+from worker.interfaces import Claims, DeadLetters, EntryQueue, JobSender, Model, Observer, Sink, Source
 
 
 class JobSource(Source, Protocol):
@@ -41,7 +41,7 @@ class Ports(Protocol):
     @property
     def sources(self) -> Sequence[JobSource]: ...
     @property
-    def entry(self) -> JobSource | None:
+    def entry(self) -> EntryQueue | None:
         """The queue whose jobs are sorted, None where there is nothing to sort."""
 
     @property
@@ -169,7 +169,6 @@ def _build_sorter(
     # what it gives to the consumer takes no slot: it is refused, or set aside, or one of few
     intake = QueueIntake(ports.entry.queue, None)
     return Sorter(
-        queue=ports.entry.queue,
         source=ports.entry,
         senders=ports.senders,
         work_in_place=lambda delivery, verdict: consumer.work(delivery, intake, verdict),

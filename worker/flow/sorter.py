@@ -26,6 +26,7 @@ from worker.flow.retry import RetryPolicy
 from worker.interfaces import (
     Claims,
     Delivery,
+    EntryQueue,
     Forward,
     JobSender,
     JobsReceived,
@@ -33,7 +34,6 @@ from worker.interfaces import (
     Observer,
     Settled,
     SortingFailed,
-    Source,
 )
 from worker.jobs.job import Claim
 from worker.jobs.outcomes import Complete, Failed, Release, Settlement
@@ -89,8 +89,7 @@ class Sorter:
     def __init__(
         self,
         *,
-        queue: str,
-        source: Source,
+        source: EntryQueue,
         senders: Mapping[str, JobSender],
         work_in_place: WorkInPlace,
         claims: Claims | None,
@@ -101,7 +100,7 @@ class Sorter:
         chance: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.queue = queue
+        self.queue = source.queue
         self._source = source
         self._lines = {model: _Line(model, sender) for model, sender in senders.items()}
         self._work_in_place = work_in_place
@@ -316,13 +315,21 @@ class Sorter:
         finally:
             line.waiting[:0] = forwards.values()  # before those that have come meanwhile
 
-    async def _complete(self, confirmed: Sequence[_Held], line: _Line) -> None:
-        await asyncio.gather(*[self._end(held, line, Complete()) for held in confirmed])
-        seconds = loop_time() - min(held.since for held in confirmed)
-        self._observer(JobsSorted(queue=line.sender.queue, model=line.model, count=len(confirmed), seconds=seconds))
+    async def _complete(self, sent: Sequence[_Held], line: _Line) -> None:
+        """What is not confirmed comes again, and duplicate detection drops what was sent."""
+        ours = [held for held in sent if not held.is_over]
+        try:
+            confirmed = await self._source.complete([held.delivery for held in ours])
+        finally:
+            line.held -= len(sent)
+            for held in sent:
+                self._let_go(held)
+        for number in range(len(ours)):
+            self._observer(Settled(settlement=Complete(), confirmed=number < len(confirmed)))
+        seconds = loop_time() - min(held.since for held in sent)
+        self._observer(JobsSorted(queue=line.sender.queue, model=line.model, count=len(sent), seconds=seconds))
 
     async def _end(self, held: _Held, line: _Line | None, settlement: Settlement) -> None:
-        """What is not confirmed comes again, and duplicate detection drops what was sent."""
         try:
             if not held.is_over:
                 await held.delivery.settle(settlement)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.bench import EPOCH, Behaviour, Bench, target, wall_clock
 from worker.flow.sorter import HELD_AT_MOST
-from worker.interfaces import IntakeClosed, IntakeOpened, JobsSorted, SortingFailed
+from worker.interfaces import IntakeClosed, IntakeOpened, JobsSorted, Settled, SortingFailed
 from worker.jobs.claims import encode_claim, make_claim
 from worker.jobs.job import CLAIM_TYPE, rfc3339
 from worker.jobs.outcomes import Complete, DeadLetter, Release
@@ -149,6 +149,17 @@ async def test_a_lost_lock_leaves_the_message_to_the_one_who_has_it_now() -> Non
         await sorting.until(lambda: not sorting.entry and not sorting.entry.locked)
     assert sorting.ids("a") == ["j"]
     assert sorting.queues["a"]._waiting[0].properties["check-result"] is True
+
+
+async def test_what_was_sent_on_and_could_not_be_completed_is_held_no_longer() -> None:
+    sorting, count = Sorting(), 3 * HELD_AT_MOST + 7
+    sorting.entry.mute = True
+    for number in range(count):
+        sorting.entry.send(job_line(f"{number}", model="a"), message_id=f"{number}")
+    async with sorting.running():
+        await sorting.until(lambda: sum(event.count for event in sorting.events.of(JobsSorted)) == count)
+    assert len(sorting.queues["a"]) == count
+    assert Counter(event.confirmed for event in sorting.events.of(Settled)) == {False: count}
 
 
 async def test_a_queue_that_cannot_be_used_holds_up_no_other_model() -> None:

@@ -7,8 +7,9 @@ public surface cannot do, `messages` how a message is read.
 import asyncio
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from azure.core.credentials_async import AsyncTokenCredential
 from azure.servicebus import ServiceBusSubQueue, TransportType
@@ -16,7 +17,7 @@ from azure.servicebus.aio import ServiceBusClient
 
 from worker.azure.network import proxy_to, trust
 from worker.azure.servicebus.faults import FAULTS, cause_of_fault, describe_fault
-from worker.azure.servicebus.links import SETTLE_TIMEOUT, Link, close
+from worker.azure.servicebus.links import SETTLE_TIMEOUT, Link, LockedMessage, Settlements, close
 from worker.errors import SourceUnavailable
 from worker.interfaces import Delivery, Observer
 from worker.jobs.job import Envelope
@@ -140,6 +141,17 @@ class JobsQueue:
         await self.open()
         assert self._link is not None
         return await self._link.receive(count, wait)
+
+    async def complete(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        # of a retired link too: what came through it before it failed is still under its locks
+        links = defaultdict[Settlements, list[LockedMessage]](list)
+        for locked in cast(Sequence[LockedMessage], deliveries):
+            links[locked.settlements].append(locked)
+        confirmed = list[Delivery]()
+        # one after the other: there is one link but after a fault, and gather's cycles would keep the messages
+        for settlements, some in links.items():
+            confirmed += await settlements.complete(some)
+        return confirmed
 
     async def peek(self, following: int, count: int) -> Sequence[Envelope]:
         await self.open()

@@ -4,19 +4,19 @@ settle it."""
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from azure.servicebus import ServiceBusReceivedMessage
 from azure.servicebus.aio import ServiceBusReceiver
-from azure.servicebus.exceptions import MessageLockLostError
+from azure.servicebus.exceptions import MessageLockLostError, ServiceBusError
 
 from worker.azure.servicebus.faults import FAULTS, describe_fault
 from worker.azure.servicebus.messages import end_of_lock, open_envelope
-from worker.azure.servicebus.private import renew_locks, settle_by_token, settle_on_link
+from worker.azure.servicebus.private import complete_on_link, renew_locks, settle_by_token, settle_on_link
 from worker.errors import LockLost, SourceUnavailable
 from worker.interfaces import LocksNotRenewed, LocksRenewed, Observer, ReceiverRestarted
 from worker.jobs.job import Envelope
-from worker.jobs.outcomes import Settlement
+from worker.jobs.outcomes import Complete, Settlement
 from worker.waits import Bell, loop_time
 
 SETTLE_WITHIN = 30.0
@@ -35,6 +35,9 @@ limit and 1.5 ms with it. A confirmation takes 0.02 s, so 32 are 1,000 a second 
 HUNG_AFTER = 30.0
 """Seconds beyond its wait after which a receive counts as hung and its link as dead: the SDK's keep-alive task can
 die silently, and a connection that NAT has dropped says nothing."""
+
+COMPLETE_TOGETHER = 100
+"""Messages that are completed with one wait: what comes back is looked up among all that are awaited."""
 
 RENEW_AT = 0.5
 """Share of a lock's life after which it is renewed; the other half is for trying again."""
@@ -71,6 +74,11 @@ class LockedMessage:
 
     async def settle(self, settlement: Settlement) -> None:
         await self._settlements.settle(self, settlement)
+
+    @property
+    def settlements(self) -> "Settlements":
+        """Of the link that it came through."""
+        return self._settlements
 
     def note_renewed(self, locked_until: float, now: float) -> None:
         self.locked_until = locked_until
@@ -192,6 +200,40 @@ class Settlements:
         finally:
             self._locks.drop(locked)
 
+    async def complete(self, several: Sequence[LockedMessage]) -> Sequence[LockedMessage]:
+        """Those that are confirmed. Many with one wait; what the link does not confirm is settled one by one."""
+        confirmed, others = list[LockedMessage](), list[LockedMessage]()
+        for first in range(0, len(several), COMPLETE_TOGETHER):
+            some = several[first : first + COMPLETE_TOGETHER]
+            try:
+                refusals = await self._complete_on_link([locked.message for locked in some])
+            except FAULTS:
+                others += some
+                continue
+            for locked, refusal in zip(some, refusals, strict=True):
+                if refusal is None:
+                    confirmed.append(locked)
+                elif not isinstance(refusal, MessageLockLostError):
+                    others.append(locked)
+                self._locks.drop(locked)
+        singly = await asyncio.gather(*[self._is_completed(locked) for locked in others])
+        return [*confirmed, *(locked for locked, is_completed in zip(others, singly, strict=True) if is_completed)]
+
+    async def _is_completed(self, locked: LockedMessage) -> bool:
+        try:
+            await self.settle(locked, Complete())
+        except (LockLost, SourceUnavailable):
+            return False
+        return True
+
+    async def _complete_on_link(
+        self, messages: Sequence[ServiceBusReceivedMessage]
+    ) -> Sequence[ServiceBusError | None]:
+        async with self._places:
+            with self._noting_time_outs():
+                async with asyncio.timeout(SETTLE_WITHIN):
+                    return await complete_on_link(self._receiver, messages, timeout=SETTLE_TIMEOUT)
+
     async def _settle_once(self, message: ServiceBusReceivedMessage, settlement: Settlement) -> None:
         gives_up_at = math.inf
         try:
@@ -207,11 +249,17 @@ class Settlements:
                 await self._settle_by_token(message, settlement)
 
     async def _settle_on_link(self, message: ServiceBusReceivedMessage, settlement: Settlement) -> None:
+        with self._noting_time_outs():
+            await settle_on_link(self._receiver, message, settlement, timeout=SETTLE_TIMEOUT)
+
+    @contextlib.contextmanager
+    def _noting_time_outs(self) -> Iterator[None]:
+        """Of the link; once it has timed out, nothing is tried on it."""
         if self._link_timed_out:
             raise TimeoutError("the link confirms nothing")
         started = loop_time()
         try:
-            await settle_on_link(self._receiver, message, settlement, timeout=SETTLE_TIMEOUT)
+            yield
         except FAULTS as error:
             if _went_unanswered(started):
                 self._link_timed_out = True
@@ -234,6 +282,10 @@ class Settlements:
                 if _went_unanswered(started):
                     self._locks.note_management_timed_out()
                 raise
+
+
+def _nobody() -> None:
+    pass
 
 
 class Locks:
@@ -267,6 +319,9 @@ class Locks:
     def drop(self, locked: LockedMessage) -> None:
         """It is settled. Only who waits for the last one is woken, as each wakening costs."""
         self._deliveries.pop(locked.token, None)
+        # who is told of a lost lock mostly holds the delivery: a cycle, which would keep the message until the
+        # garbage collector's rare full run
+        locked.when_lost(_nobody)
         if not self._deliveries:
             self.look()
 

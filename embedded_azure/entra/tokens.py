@@ -29,6 +29,14 @@ class TokenRefused(Exception):
         self.reason = reason
 
 
+class WrongTenant(TokenRefused):
+    """The token is signed and of another tenant: `tenant` is its id, or its whole issuer where that names none."""
+
+    def __init__(self, reason: str, tenant: str) -> None:
+        super().__init__(reason)
+        self.tenant = tenant
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
     """Whom a token speaks for. `expires_at` is in epoch seconds."""
@@ -189,7 +197,8 @@ def _seconds(claims: dict[str, Any], name: str) -> float:
 
 def _check_issuer(claims: _Claims, issuer: str) -> None:
     if claims.issuer != issuer:
-        raise TokenRefused(f"InvalidIssuer: The token was issued by '{claims.issuer}', expected '{issuer}'.")
+        reason = f"InvalidIssuer: The token was issued by '{claims.issuer}', expected '{issuer}'."
+        raise WrongTenant(reason, claims.issuer.rstrip("/").rpartition("/")[2])
 
 
 def _check_audience(claims: _Claims, audience: str) -> None:

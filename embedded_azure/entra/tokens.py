@@ -15,6 +15,7 @@ from typing import Any
 import jwt
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
+from jwt.algorithms import RSAAlgorithm
 
 _ALGORITHM = "RS256"
 _LONGEST_TOKEN = 16_384
@@ -112,6 +113,11 @@ class TokenIssuer:
         self._clock = clock
         self.issuer = issuer_of(tenant_id)
         self.lifetime = lifetime
+
+    def key_set(self) -> dict[str, Any]:
+        """The JSON Web Key Set of what verifies its tokens."""
+        key: dict[str, Any] = RSAAlgorithm.to_jwk(self._key.public_key(), as_dict=True)
+        return {"keys": [{**key, "use": "sig", "alg": _ALGORITHM, "issuer": self.issuer}]}
 
     def issue(
         self,

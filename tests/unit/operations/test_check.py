@@ -269,6 +269,8 @@ def test_a_person_is_given_a_role_as_a_user() -> None:
     ("code", "credential", "beginning"),
     [
         ("700213", "workload", "az identity federated-credential create"),
+        ("7002137", "workload", "az identity federated-credential create"),
+        ("7002138", "workload", "az identity federated-credential create"),
         ("70025", "workload", "az identity federated-credential create"),
         ("700016", "workload", "az identity list"),
         ("90002", "workload", "az identity list"),

@@ -221,7 +221,7 @@ def suggest_token(code: str, *, credential: str, client_id: str, issuer: str, su
             return az(
                 "vmss identity assign", "-g", "<node-resource-group>", "-n", "<scale-set>", "--identities", "<id>"
             )
-        case _, "70021" | "70025" | "700211" | "700212" | "700213":
+        case _, "70021" | "70025" | "700211" | "700212" | "700213" | "7002137" | "7002138":
             return federate(issuer, subject)
         case _, "700016" | "90002" | "900023" | "7000112":
             query = "[?clientId=='" + client_id + "'].{name:name, group:resourceGroup, tenant:tenantId}"

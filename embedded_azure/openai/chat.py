@@ -130,7 +130,7 @@ def read_chat(body: dict[str, Any], model_name: str = "") -> ChatRequest:
         param="response_format",
         question=question,
         prompt="\n".join(contents),
-        is_after_tool=messages[-1]["role"] == "tool",
+        called=_called_since_question(messages),
     )
     return ChatRequest(
         text="\n".join(contents),
@@ -179,6 +179,19 @@ def _parse_content(message: dict[str, Any], index: int) -> str:
     if isinstance(content, list) and all(isinstance(part, dict) for part in content):
         return "\n".join(part["text"] for part in content if isinstance(part.get("text"), str))
     raise wrong_type(f"messages[{index}].content", "one of a string or array of objects", content)
+
+
+def _called_since_question(messages: list[dict[str, Any]]) -> set[str]:
+    """The names of the tools that were called after the last user message."""
+    names: set[str] = set()
+    for message in messages:
+        if message["role"] == "user":
+            names.clear()
+        calls = message.get("tool_calls")
+        for call in calls if isinstance(calls, list) else ():
+            function = call.get("function") if isinstance(call, dict) else None
+            names.add(str(function.get("name")) if isinstance(function, dict) else "")
+    return names
 
 
 def _parse_max_tokens(body: dict[str, Any], model: Model) -> int | None:

@@ -1,10 +1,11 @@
 """What form an answer must have: plain text, JSON, JSON of a schema, or a call of a tool; and what is told of it.
 
 Chat and responses name these differently; both are read here into an `Output`. A tool is called where `tool_choice`
-wants that, or where the question names the tool; never in answer to a tool's own result, unless it must be.
+wants that, or where the question names the tool; none is called again once its result is there, so that an agent
+comes to an end.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,13 +57,14 @@ TEXT = Output()
 
 
 def read_output(
-    form: Any, tools: Any, choice: Any, *, param: str, question: str, prompt: str, is_after_tool: bool
+    form: Any, tools: Any, choice: Any, *, param: str, question: str, prompt: str, called: Collection[str]
 ) -> Output:
-    """`form` is the `response_format` of chat or the `text.format` of responses, `param` its name; `prompt` is all
-    that was said. Raises Refused with status 400."""
+    """`form` is the `response_format` of chat or the `text.format` of responses, `param` its name. `prompt` is all
+    that was said, and `called` names the tools that were called since the question. Raises Refused with status 400.
+    """
     known = _read_tools(tools)
     named = _read_choice(choice, known)
-    tool = known.get(named) or _chosen(named, list(known.values()), question, is_after_tool=is_after_tool)
+    tool = known.get(named) or _chosen(named, list(known.values()), question, called)
     if tool is not None:
         return Output(param="tools", schema=tool.parameters, tool=tool.name, is_forced=named in known)
     return _read_format(form, param, prompt)
@@ -160,11 +162,12 @@ def _read_choice(choice: Any, known: Mapping[str, Tool]) -> str:
     return name
 
 
-def _chosen(choice: str, tools: list[Tool], question: str, *, is_after_tool: bool) -> Tool | None:
-    if choice == "none" or not tools or (choice == "auto" and is_after_tool):
+def _chosen(choice: str, tools: list[Tool], question: str, called: Collection[str]) -> Tool | None:
+    if choice == "none":
         return None
-    named = next((tool for tool in tools if tool.name in question), None)
-    return named or (tools[0] if choice == "required" else None)
+    left = [tool for tool in tools if tool.name not in called]
+    named = next((tool for tool in left if tool.name in question), None)
+    return named or (next(iter(left or tools), None) if choice == "required" else None)
 
 
 def _read_format(form: Any, param: str, prompt: str) -> Output:

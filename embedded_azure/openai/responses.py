@@ -154,7 +154,7 @@ def read_response(body: dict[str, Any], model_name: str = "") -> ResponsesReques
         param="text.format",
         question=question,
         prompt="\n".join(said),
-        is_after_tool=items[-1].get("type") == "function_call_output",
+        called=_called_since_question(items),
     )
     is_told = "message.output_text.logprobs" in (body.get("include") or ())
     effort = parse_object(body, "reasoning").get("effort")
@@ -213,6 +213,17 @@ def _parse_item(item: dict[str, Any], path: str) -> str:
     if isinstance(content, list) and all(isinstance(part, dict) for part in content):
         return "\n".join(part["text"] for part in content if isinstance(part.get("text"), str))
     raise wrong_type(f"{path}.content", "one of a string or array of input content", content)
+
+
+def _called_since_question(items: list[dict[str, Any]]) -> set[str]:
+    """The names of the tools that were called after the last user message."""
+    names: set[str] = set()
+    for item in items:
+        if item.get("role") == "user":
+            names.clear()
+        elif item.get("type") == "function_call":
+            names.add(str(item.get("name")))
+    return names
 
 
 def _function_call(answer: Answer, stamp: Stamp, name: str) -> dict[str, Any]:

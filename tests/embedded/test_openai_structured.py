@@ -271,6 +271,29 @@ async def test_the_result_of_a_tool_is_answered_in_words(client: openai.AsyncOpe
     assert (await client.responses.create(model=CHAT, input=items, tools=TOOLS)).output_text
 
 
+async def test_a_tool_that_must_be_called_is_another_than_the_one_whose_result_is_there(
+    client: openai.AsyncOpenAI,
+) -> None:
+    asked: Any = {"model": CHAT, "tools": CHAT_TOOLS, "tool_choice": "required"}
+    history = messages("Please get_time")
+    names = []
+    for _ in range(2):
+        chat: Any = await client.chat.completions.create(messages=history, **asked)
+        (call,) = chat.choices[0].message.tool_calls
+        names.append(call.function.name)
+        result = {"role": "tool", "tool_call_id": call.id, "content": "9"}
+        history = [*history, chat.choices[0].message.model_dump(), result]
+    asked = {"model": CHAT, "tools": TOOLS, "tool_choice": "required"}
+    items = messages("Please get_time")
+    for _ in range(2):
+        response: Any = await client.responses.create(input=items, **asked)
+        (item,) = response.output
+        names.append(item.name)
+        result = {"type": "function_call_output", "call_id": item.call_id, "output": "9"}
+        items = [*items, item.model_dump(), result]
+    assert names == ["get_time", "get_weather"] * 2
+
+
 async def test_logprobs_tell_every_token_and_its_alternatives(client: openai.AsyncOpenAI) -> None:
     asked: Any = {"model": CHAT, "messages": messages(), "logprobs": True, "top_logprobs": 3}
     whole = await client.chat.completions.create(**asked)

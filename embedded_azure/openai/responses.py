@@ -156,7 +156,8 @@ def read_response(body: dict[str, Any], model_name: str = "") -> ResponsesReques
         prompt="\n".join(said),
         called=_called_since_question(items),
     )
-    is_told = "message.output_text.logprobs" in (body.get("include") or ())
+    include = body.get("include")
+    is_told = isinstance(include, list) and "message.output_text.logprobs" in include
     effort = parse_object(body, "reasoning").get("effort")
     return ResponsesRequest(
         text="\n".join(said),

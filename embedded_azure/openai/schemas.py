@@ -14,6 +14,11 @@ from embedded_azure.openai.refusals import Refused, invalid_request
 _DEPTH = 4
 """From here on the shortest alternatives are taken, so that a schema that contains itself comes to an end."""
 _DEEPEST = 40
+_MOST_VALUES = 10_000
+_LONGEST = 10_000
+"""Characters of a string, and items of an array, that are made: what asks for more is refused."""
+_UNUSABLE = (TypeError, ValueError, AttributeError, ArithmeticError, LookupError, RecursionError)
+"""What a schema raises whose keywords have values of the wrong type, as any client may send."""
 _FORMATS = {
     "date-time": "2026-01-31T12:34:56Z",
     "date": "2026-01-31",
@@ -28,14 +33,24 @@ _FORMATS = {
 
 def generate(schema: Mapping[str, Any], said: str, digest: str, *, param: str) -> Any:
     """A value of `schema`, whose strings say `said`. Raises Refused naming `param` for what it cannot satisfy."""
-    return _Generator(schema, said, digest, param).value(schema, 0)
+    try:
+        return _Generator(schema, said, digest, param).value(schema, 0)
+    except _UNUSABLE as error:
+        raise _no_schema(param) from error
 
 
 def check_strict(schema: Any, *, name: str, param: str) -> None:
     """Raises Refused with status 400, in the service's words, for a schema that strict mode does not allow."""
-    complaint = _complaint(schema, ())
+    try:
+        complaint = _complaint(schema, ())
+    except _UNUSABLE as error:
+        raise _no_schema(param) from error
     if complaint is not None:
         raise invalid_request(f"Invalid schema for {name}: {complaint}", param, "invalid_json_schema")
+
+
+def _no_schema(param: str) -> Refused:
+    return invalid_request("Invalid schema: it is no JSON Schema.", param, "invalid_json_schema")
 
 
 def _complaint(schema: Any, context: tuple[str, ...]) -> str | None:
@@ -71,10 +86,12 @@ class _Generator:
         self._said = said
         self._param = param
         self._random = random.Random(digest)
+        self._values = 0
 
     def value(self, schema: Any, depth: int) -> Any:
-        if depth > _DEEPEST:
-            raise self._refuse("it contains itself without end")
+        self._values += 1
+        if depth > _DEEPEST or self._values > _MOST_VALUES:
+            raise self._refuse("it contains itself without end, or too much")
         if not isinstance(schema, dict):
             return None
         if "$ref" in schema:
@@ -99,7 +116,7 @@ class _Generator:
                 properties = schema.get("properties", {})
                 return {name: self.value(part, depth + 1) for name, part in properties.items()}
             case "array":
-                least = schema.get("minItems", 0)
+                least = self._bounded(schema.get("minItems", 0))
                 most = max(least, min(schema.get("maxItems", least + 2), least + 2))
                 count = least if depth >= _DEPTH else self._random.randint(max(least, min(1, most)), most)
                 return [self.value(schema.get("items", {}), depth + 1) for _ in range(count)]
@@ -114,8 +131,10 @@ class _Generator:
             case _:
                 return self._text(schema)
 
-    def _number(self, schema: Mapping[str, Any], step: float) -> float:
+    def _number(self, schema: Mapping[str, Any], step: Any) -> float:
         """A multiple of `step` within the bounds."""
+        if not isinstance(step, int | float) or not 0 < step < math.inf:
+            raise self._refuse(f"'multipleOf' is {step!r:.80} and must be above 0")
         low, high = schema.get("minimum"), schema.get("maximum")
         least = -math.inf if low is None else math.ceil(low / step)
         most = math.inf if high is None else math.floor(high / step)
@@ -137,8 +156,13 @@ class _Generator:
             return f"{self._random.getrandbits(32):08x}-0000-4000-8000-{self._random.getrandbits(48):012x}"
         if schema.get("format") in _FORMATS:
             return _FORMATS[schema["format"]]
-        least, most = schema.get("minLength", 0), schema.get("maxLength")
+        least, most = self._bounded(schema.get("minLength", 0)), schema.get("maxLength")
         return self._said.ljust(least, ".")[: most if most is None else max(0, most)]
+
+    def _bounded(self, least: int) -> int:
+        if least > _LONGEST:
+            raise self._refuse(f"it asks for {least} characters or items, and {_LONGEST} are made at most")
+        return least
 
     def _alternative(self, parts: list[Any], depth: int) -> Any:
         if depth < _DEPTH:

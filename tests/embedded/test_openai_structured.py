@@ -1,5 +1,6 @@
 """Structured outputs, tools, logprobs and reasoning of the embedded Azure OpenAI, by the openai package."""
 
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -169,12 +170,36 @@ def test_a_schema_that_is_not_strict_is_refused_with_its_place(schema: dict[str,
         {"$ref": "#"},
         {"$ref": "#/$defs/none"},
         {"type": "string", "pattern": "a+"},
+        {"type": "string", "minLength": 10**9},
+        {"type": "array", "minItems": 10**9},
+        {"type": "integer", "multipleOf": "5"},
         {"type": "integer", "minimum": 1, "maximum": 4, "multipleOf": 5},
     ],
 )
 def test_a_schema_that_cannot_be_satisfied_is_refused(schema: dict[str, Any]) -> None:
     with pytest.raises(Refused, match="Invalid schema"):
         generate(schema, "said", "0" * 12, param="response_format")
+
+
+KEYWORDS = """
+type properties items anyOf enum const required minItems maxItems minimum maximum multipleOf minLength $ref
+"""
+keywords = st.sampled_from(KEYWORDS.split())
+garbage = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["object", "array", "integer", "#"]),
+    lambda parts: st.lists(parts, max_size=3) | st.dictionaries(keywords | st.text("ab"), parts, max_size=5),
+    max_leaves=15,
+)
+
+
+@given(st.dictionaries(keywords, garbage, max_size=6))
+def test_garbage_in_place_of_a_schema_is_refused_or_satisfied_and_never_an_error(schema: dict[str, Any]) -> None:
+    for act in (
+        lambda: generate(schema, "said", "0" * 12, param="x"),
+        lambda: check_strict(schema, name="x", param="x"),
+    ):
+        with contextlib.suppress(Refused):
+            act()
 
 
 # With the openai package

@@ -47,6 +47,10 @@ ROLES = (
     ACR_PULL,
 )
 
+ROLES_WITH_KEYS = ("Foundry User", "Cognitive Services User")
+"""Roles that also let a caller call models, and contain `listkeys/action`: with one of them whoever has the
+worker's token can read the account's keys. Foundry User was called Azure AI User."""
+
 INFERENCE_ONLY = "Azure OpenAI Inference Only"
 """Name of the custom role that may take OPENAI_USER's place: it calls models and reads nothing."""
 

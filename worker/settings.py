@@ -67,6 +67,11 @@ _SERVICE_LINK = re.compile(
 )
 """Set by Kubernetes in every pod of a namespace that has a Service named `aoai-worker`, or so in the beginning."""
 
+_PROJECT = re.compile(r"https://[^/]+\.azure\.com/api/projects/")
+"""The endpoint of a Foundry project. It takes tokens of PROJECT_SCOPE only; accounts take these too."""
+
+PROJECT_SCOPE = "https://ai.azure.com/.default"
+
 _KEY = re.compile(r"(?i)key|secret|password|sig=|://\S*@")
 """A value that speaks of a key may be one, put into the wrong setting."""
 
@@ -266,7 +271,8 @@ class WorkerSettings(ConnectionSettings):
     """The account's endpoint, such as https://my-account.openai.azure.com."""
 
     openai_scope: Annotated[str, AfterValidator(_scope)] = "https://cognitiveservices.azure.com/.default"
-    """The scope of the tokens for Azure OpenAI. Newer documents also name https://ai.azure.com/.default."""
+    """The scope of the tokens for Azure OpenAI. Accounts also take
+    https://ai.azure.com/.default; the endpoint of a Foundry project takes nothing else."""
 
     models: Annotated[dict[str, Deployments], Field(min_length=1)] | Literal["passthrough"]
     """The models that jobs may ask for, each with its ordered deployments: the first whose gate is open
@@ -395,6 +401,19 @@ class WorkerSettings(ConnectionSettings):
                     f"{_budget(deployment)} (tokens and requests a minute): must be the same for each model that "
                     "it carries, as it is one quota"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _has_the_scope_of_its_endpoints(self) -> Self:
+        deployments = [] if self.models == "passthrough" else chain.from_iterable(self.models.values())
+        endpoints = [self.openai_endpoint, *(one.endpoint for one in deployments if one.endpoint)]
+        project = next((one for one in endpoints if _PROJECT.match(one)), None)
+        if project is not None and self.openai_scope != PROJECT_SCOPE:
+            raise ValueError(
+                f"{PREFIX}OPENAI_SCOPE is {self.openai_scope}: must be {PROJECT_SCOPE}, as {project} is the "
+                "endpoint of a Foundry project, which takes no other tokens. Set it, or name the account's own "
+                "endpoint"
+            )
         return self
 
     @property

@@ -23,8 +23,9 @@ def check_assertion(
     if (claimed := claimed_issuer(assertion)) != issuer:
         raise TokenDenied(700211, issuer=claimed)
     claims = _signed_claims(assertion, key)
-    if (subject := claims.get("sub")) != identity.subject:
-        raise TokenDenied(700213, subject=str(subject))
+    if (subject := str(claims.get("sub"))) != identity.subject:
+        is_other_case = subject.casefold() == identity.subject.casefold()
+        raise TokenDenied(7002138 if is_other_case else 700213, subject=subject)
     if audience not in (audiences := _audiences(claims)):
         raise TokenDenied(700212, audience=", ".join(audiences))
     _check_validity(claims, now)

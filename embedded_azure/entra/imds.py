@@ -134,7 +134,8 @@ def build_app(metadata: InstanceMetadata) -> web.Application:
         return _respond({"error": "Not Found"}, 404)
 
     app = web.Application()
-    app.router.add_get("/metadata/identity/oauth2/token", issue_token)
+    for path in ("/metadata/identity/oauth2/token", "/metadata/identity/oauth2/token/"):
+        app.router.add_get(path, issue_token)  # MSAL of some languages asks with the trailing slash
     app.router.add_get("/local/stats", show_stats)
     add_fault_routes(app, metadata.faults)
     app.router.add_route("*", "/{rest:.*}", not_found)

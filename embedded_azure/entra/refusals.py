@@ -2,7 +2,7 @@
 
 The words are Entra's as users quote them in public issues and its documentation lists them. For a wrong
 `client_assertion_type` and for a bad signature of a federated issuer no public quotation was found: 900144 and
-700027 stand for them.
+700027 stand for them. Nor are the words of 7002137 known, only that no record matches: they are those of 700213.
 """
 
 import uuid
@@ -25,6 +25,7 @@ _SEE_CREDENTIAL = (
     "Check your federated identity credential Subject, Audience and Issuer against the presented assertion. "
     "https://learn.microsoft.com/entra/workload-id/workload-identity-federation"
 )
+_NO_RECORD = "No matching federated identity record found for presented assertion "
 _NOT_INSTALLED = (
     "This can happen if the application has not been installed by the administrator of the tenant or "
     "consented to by any user in the tenant. You may have sent your authentication request to the wrong "
@@ -100,19 +101,17 @@ _RULES: Mapping[int, _Rule] = {
     700211: _Rule(
         "invalid_client",
         401,
-        "No matching federated identity record found for presented assertion issuer '{issuer}'. " + _SEE_CREDENTIAL,
+        _NO_RECORD + "issuer '{issuer}'. " + _SEE_CREDENTIAL,
     ),
     700212: _Rule(
         "invalid_client",
         401,
-        "No matching federated identity record found for presented assertion audience '{audience}'. "
-        + _SEE_CREDENTIAL,
+        _NO_RECORD + "audience '{audience}'. " + _SEE_CREDENTIAL,
     ),
     700213: _Rule(
         "invalid_client",
         401,
-        "No matching federated identity record found for presented assertion subject '{subject}'. "
-        + _SEE_CREDENTIAL,
+        _NO_RECORD + "subject '{subject}'. " + _SEE_CREDENTIAL,
     ),
     900023: _Rule(
         "invalid_request",
@@ -127,6 +126,13 @@ _RULES: Mapping[int, _Rule] = {
         "with /.default suffixed to the resource identifier (application ID URI).",
     ),
     5002730: _Rule("invalid_request", 400, "Invalid JWT token. Unsupported key for the signing algorithm."),
+    7002137: _Rule("invalid_client", 401, _NO_RECORD + "subject '{subject}'. " + _SEE_CREDENTIAL),
+    7002138: _Rule(
+        "invalid_client",
+        401,
+        _NO_RECORD + "subject '{subject}'. The subject matches with case-insensitive comparison, but not with "
+        "case-sensitive comparison. " + _SEE_CREDENTIAL,
+    ),
     7000112: _Rule(
         "unauthorized_client",
         400,

@@ -3,9 +3,11 @@
     python -m embedded_azure.entra --state DIR [--port 0]
 
 `POST /{tenant}/oauth2/v2.0/token` trades a projected service-account token for an access token, in Entra's
-words and status codes. A client secret never works here. For the local Azure only, and unknown to the worker:
-`/local/faults` (see faults.py) and `GET /local/stats` (requests by outcome). The process serves two endpoints more:
-IMDS, in plaintext as the real one (`imds.py`), and the cluster's token proxy (`identity_binding.py`).
+words and status codes. A client secret never works here. The tenant's OpenID configuration and signing keys are
+below `/{tenant}/`, with or without `v2.0`: MSAL for other languages asks for them before its first token. For the
+local Azure only, and unknown to the worker: `/local/faults` (see faults.py) and `GET /local/stats` (requests by
+outcome). The process serves two endpoints more: IMDS, in plaintext as the real one (`imds.py`), and the cluster's
+token proxy (`identity_binding.py`).
 """
 
 import asyncio
@@ -89,11 +91,43 @@ class Entra:
         now = self.clock()
         if (fault := self.faults.take(RefusalFault, client_id=form.get("client_id"))) is not None:
             raise TokenDenied(fault.code, tenant=tenant, client_id=form.get("client_id", ""))
-        if tenant != self.config.tenant_id:
-            raise TokenDenied(90002 if _TENANT.fullmatch(tenant) else 900023, tenant=tenant)
+        self.check_tenant(tenant)
         identity = self._authenticate(form, now)
         resource = self.check_resource(_resource_of(_required(form, "scope")))
         return self.issue(identity, resource, now)
+
+    def check_tenant(self, tenant: str) -> None:
+        """Raises TokenDenied for any but this one."""
+        if tenant != self.config.tenant_id:
+            raise TokenDenied(90002 if _TENANT.fullmatch(tenant) else 900023, tenant=tenant)
+
+    def openid_configuration(self, tenant: str, origin: str) -> dict[str, Any]:
+        """Where `origin` has what of the tenant. Raises TokenDenied."""
+        self.check_tenant(tenant)
+        base = f"{origin}/{tenant}"
+        return {
+            "token_endpoint": f"{base}/oauth2/v2.0/token",
+            "token_endpoint_auth_methods_supported": ["private_key_jwt"],
+            "jwks_uri": f"{base}/discovery/v2.0/keys",
+            "response_modes_supported": ["query", "fragment", "form_post"],
+            "subject_types_supported": ["pairwise"],
+            "id_token_signing_alg_values_supported": ["RS256"],
+            "response_types_supported": ["code", "id_token", "code id_token", "id_token token"],
+            "scopes_supported": ["openid", "profile", "email", "offline_access"],
+            "issuer": f"https://login.microsoftonline.com/{tenant}/v2.0",
+            "request_uri_parameter_supported": False,
+            "authorization_endpoint": f"{base}/oauth2/v2.0/authorize",
+            "device_authorization_endpoint": f"{base}/oauth2/v2.0/devicecode",
+            "end_session_endpoint": f"{base}/oauth2/v2.0/logout",
+            "claims_supported": ["sub", "iss", "aud", "exp", "iat", "tid", "ver"],
+            "tenant_region_scope": None,
+            "cloud_instance_name": "microsoftonline.com",
+        }
+
+    def key_set(self, tenant: str) -> dict[str, Any]:
+        """The keys that sign the tenant's tokens. Raises TokenDenied."""
+        self.check_tenant(tenant)
+        return self._issuer.key_set()
 
     def issue(self, identity: Identity, resource: str, now: float) -> dict[str, Any]:
         """A token response for an identity that has proved itself."""
@@ -203,7 +237,23 @@ def build_app(entra: Entra, prefix: str = "") -> web.Application:
     async def show_stats(_request: web.Request) -> web.Response:
         return web.json_response(entra.stats())
 
+    async def show_configuration(request: web.Request) -> web.Response:
+        origin = f"{request.scheme}://{request.host}"
+        return _discovered(lambda: entra.openid_configuration(request.match_info["tenant"], origin))
+
+    async def show_keys(request: web.Request) -> web.Response:
+        return _discovered(lambda: entra.key_set(request.match_info["tenant"]))
+
+    def _discovered(find: Callable[[], dict[str, Any]]) -> web.Response:
+        try:
+            return _respond(find(), 200, {})
+        except TokenDenied as denied:
+            return _respond(denied.body(entra.clock()), denied.status, {})
+
     app = web.Application(client_max_size=_LONGEST_FORM)
+    for version in ("", "/v2.0"):
+        app.router.add_get(f"{prefix}/{{tenant}}{version}/.well-known/openid-configuration", show_configuration)
+        app.router.add_get(f"{prefix}/{{tenant}}/discovery{version}/keys", show_keys)
     app.router.add_post(f"{prefix}/{{tenant}}/oauth2/v2.0/token", issue_token)
     app.router.add_get("/local/stats", show_stats)
     add_fault_routes(app, entra.faults)

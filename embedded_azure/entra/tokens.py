@@ -15,6 +15,7 @@ from typing import Any
 import jwt
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
+from jwt.algorithms import RSAAlgorithm
 
 _ALGORITHM = "RS256"
 _LONGEST_TOKEN = 16_384
@@ -27,6 +28,14 @@ class TokenRefused(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class WrongTenant(TokenRefused):
+    """The token is signed and of another tenant: `tenant` is its id, or its whole issuer where that names none."""
+
+    def __init__(self, reason: str, tenant: str) -> None:
+        super().__init__(reason)
+        self.tenant = tenant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +113,11 @@ class TokenIssuer:
         self._clock = clock
         self.issuer = issuer_of(tenant_id)
         self.lifetime = lifetime
+
+    def key_set(self) -> dict[str, Any]:
+        """The JSON Web Key Set of what verifies its tokens."""
+        key: dict[str, Any] = RSAAlgorithm.to_jwk(self._key.public_key(), as_dict=True)
+        return {"keys": [{**key, "use": "sig", "alg": _ALGORITHM, "issuer": self.issuer}]}
 
     def issue(
         self,
@@ -189,7 +203,8 @@ def _seconds(claims: dict[str, Any], name: str) -> float:
 
 def _check_issuer(claims: _Claims, issuer: str) -> None:
     if claims.issuer != issuer:
-        raise TokenRefused(f"InvalidIssuer: The token was issued by '{claims.issuer}', expected '{issuer}'.")
+        reason = f"InvalidIssuer: The token was issued by '{claims.issuer}', expected '{issuer}'."
+        raise WrongTenant(reason, claims.issuer.rstrip("/").rpartition("/")[2])
 
 
 def _check_audience(claims: _Claims, audience: str) -> None:

@@ -4,33 +4,41 @@ Everything that a call changes is here (quota, faults, counters); nothing here k
 """
 
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 from embedded_azure.config import DEFAULT_ACCOUNT, Config
-from embedded_azure.entra.tokens import AccessTokens, Caller, TokenRefused
+from embedded_azure.entra.tokens import AccessTokens, Caller, TokenRefused, WrongTenant
 from embedded_azure.faults import Faults
 from embedded_azure.openai.bodies import parse_body, parse_model
 from embedded_azure.openai.calls import Attempt, Shared
 from embedded_azure.openai.counters import ABANDONED, Counters
 from embedded_azure.openai.deployments import ServedDeployment, alter_headers
-from embedded_azure.openai.faults import FAULTS, HeadersFault
+from embedded_azure.openai.faults import FAULTS, AccessFault, HeadersFault, NetworkFault
 from embedded_azure.openai.operations import Operation
 from embedded_azure.openai.phrases import GrantedFailures
 from embedded_azure.openai.refusals import (
     Refused,
+    access_not_spread,
     bad_token,
+    firewall_closed,
     invalid_request,
     keys_disabled,
     lacks_data_action,
     no_credential,
     no_such_deployment,
+    other_tenant,
+    public_access_disabled,
 )
 from embedded_azure.openai.sending import Reply, Streamed, Whole
 
 AUDIENCES = ("https://cognitiveservices.azure.com", "https://ai.azure.com")
+"""Of the tokens that an account's own endpoint takes."""
+PROJECT_AUDIENCES = ("https://ai.azure.com",)
+"""Of those that the endpoint of a Foundry project takes."""
 ROLE = "Cognitive Services OpenAI User"
 
 _SPILLED = frozenset({400, 429, 500, 503})
@@ -73,19 +81,25 @@ class Account:
         faults = config.faults.get("openai" if name == DEFAULT_ACCOUNT else f"openai/{name}")
         self.faults = Faults(*FAULTS, initial=faults, known={"deployment": self.deployments.keys()})
         self.counters = Counters()
+        self._spreading = count()
         self._shared = Shared(faults=self.faults, counters=self.counters, failures=GrantedFailures(), clock=clock)
 
-    def authenticate(self, headers: Mapping[str, str]) -> Caller:
-        """Whom the bearer token speaks for. Raises Refused (401, or 403 for a key, even beside a token)."""
+    def authenticate(self, headers: Mapping[str, str], audiences: Sequence[str] = AUDIENCES) -> Caller:
+        """Whom the bearer token speaks for. Raises Refused: 401; 400 for another tenant's token; 403 for a closed
+        network, and for a key, even beside a token."""
+        if (closed := self.faults.take(NetworkFault)) is not None:
+            raise firewall_closed() if closed.how == "firewall" else public_access_disabled()
         if "api-key" in headers:
             raise keys_disabled()
         scheme, _, token = headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise no_credential()
-        return self._verify(token.strip())
+        return self._verify(token.strip(), audiences)
 
     def authorize(self, caller: Caller, action: str, description: str) -> None:
         """Raises Refused (401) unless `caller` holds the role "Cognitive Services OpenAI User"."""
+        if (fault := self.faults.take(AccessFault)) is not None:
+            raise self._refuse_access(fault, lacks_data_action(caller.object_id, action, description))
         if caller.object_id not in self._users:
             raise lacks_data_action(caller.object_id, action, description)
 
@@ -119,14 +133,27 @@ class Account:
             known = call.deployment if call.deployment in self.deployments else "(unknown)"
             self.counters.end(known, call.status)
 
-    def _verify(self, token: str) -> Caller:
+    def _refuse_access(self, fault: AccessFault, missing: Refused) -> Refused:
+        match fault.how:
+            case "role":
+                return missing
+            case "spreading":
+                return access_not_spread() if next(self._spreading) % 2 else missing
+            case "token":
+                return bad_token("on demand", AUDIENCES[0])
+            case "tenant":
+                return other_tenant("00000000-0000-0000-0000-000000000000")
+
+    def _verify(self, token: str, audiences: Sequence[str]) -> Caller:
         refusal: TokenRefused | None = None
-        for audience in AUDIENCES:
+        for audience in audiences:
             try:
                 return self._tokens.verify(token, audience)
+            except WrongTenant as error:
+                raise other_tenant(error.tenant) from error
             except TokenRefused as error:
                 refusal = refusal or error
-        raise bad_token(refusal.reason if refusal else "") from refusal
+        raise bad_token(refusal.reason if refusal else "", audiences[0]) from refusal
 
     def _find(self, name: str) -> ServedDeployment:
         try:
@@ -151,20 +178,19 @@ class Account:
             target = self._spillover_of(attempt, asked)
             if target is None or refused.status not in _SPILLED:
                 raise
-            marks = {
-                "x-ms-spillover-from-deployment": attempt.served.spec.name,
-                "x-ms-spillover-error": str(refused.status),
-            }
+            first = refused
         self.counters.spilled += 1
-        attempt = replace(attempt, served=target)
+        spilled = replace(attempt, served=target)
         try:
-            reply = await attempt.serve()
-        except Refused as refused:
-            refused.headers = {**refused.headers, **marks}
-            raise
+            reply = await spilled.serve()
+        except Refused as second:
+            # the provisioned deployment's own answer is what the caller gets
+            first.headers = {**first.headers, "x-ms-spillover-error": str(second.status)}
+            raise first from second
         if isinstance(reply, Whole | Streamed):
-            reply = replace(reply, headers={**reply.headers, **marks})
-        return reply, attempt
+            mark = {"x-ms-spillover-from-deployment": attempt.served.spec.name}
+            reply = replace(reply, headers={**reply.headers, **mark})
+        return reply, spilled
 
     def _spillover_of(self, attempt: Attempt, asked: str | None) -> ServedDeployment | None:
         """Responses never spill over, nor does anything to a deployment that is not there."""

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from embedded_azure.openai.bodies import count_tokens, truncate
+from embedded_azure.openai.bodies import CHARACTERS_PER_TOKEN, count_tokens, truncate
+from embedded_azure.openai.outputs import TEXT, Output
 from embedded_azure.openai.phrases import NO_WISH, Wish
 
 Finish = Literal["stop", "length", "content_filter"]
@@ -67,16 +68,19 @@ class Made:
     tokens: int
 
 
-def compose(question: str, digest: str, max_tokens: int | None = None, *, wish: Wish = NO_WISH) -> Answer:
+def compose(
+    question: str, digest: str, max_tokens: int | None = None, *, wish: Wish = NO_WISH, output: Output = TEXT
+) -> Answer:
     """The answer to `question`, as many tokens long as `wish` asks for unless `max_tokens` cuts it.
 
     A filtered answer is cut where the filter struck: at its beginning, as a rule.
     """
-    text = _say(question, digest)
+    text = output.say(_say(question, digest), digest)
+    filler = _FILLER if output.is_text else " "  # white space may stand behind JSON
     if wish.filter_answer:
         return Answer(text=truncate(text, wish.filter_after), finish="content_filter")
     lacking = max(0, wish.tokens - count_tokens(text))
-    text += truncate(_FILLER * lacking, lacking)
+    text += truncate(filler * lacking * CHARACTERS_PER_TOKEN, lacking)
     if max_tokens is not None and count_tokens(text) > max_tokens:
         return Answer(text=truncate(text, max_tokens), finish="length")
     return Answer(text=text, finish="stop")

@@ -2,12 +2,13 @@
 
 Two surfaces lead to the same account: `/openai/v1/...` (the body's `model` is the deployment) and
 `/openai/deployments/{deployment}/...?api-version=...` (or `/openai/responses?api-version=...`). `operations.py`
-lists them. An account with a name of its own is under `/accounts/{name}`. For the local Azure only, in each
-account: `/local/faults`, `/local/stats`.
+lists them. The first is also below `/api/projects/{project}`, as the endpoint of a Foundry project has it: whatever
+the project's name, and for tokens of its own audience only. An account with a name of its own is under
+`/accounts/{name}`. For the local Azure only, in each account: `/local/faults`, `/local/stats`.
 """
 
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -15,23 +16,33 @@ from aiohttp import web
 
 from embedded_azure.faults import add_fault_routes
 from embedded_azure.http_faults import ConnectionFault, break_connection
-from embedded_azure.openai.account import Account, Question
+from embedded_azure.openai.account import AUDIENCES, PROJECT_AUDIENCES, Account, Question
 from embedded_azure.openai.bodies import unreadable_body
 from embedded_azure.openai.listings import find_model, list_deployments, list_models
 from embedded_azure.openai.operations import OPERATIONS, Operation
 from embedded_azure.openai.refusals import (
+    REGION,
     Refused,
     lacks_data_action,
     not_authorized,
     not_found,
     too_large,
+    too_many_headers,
 )
 from embedded_azure.openai.sending import Streamed, Whole, send_stream, send_whole
 from embedded_azure.openai.versions import LISTING_DEPLOYMENTS, check_dated, check_v1
 
 _LARGEST_BODY = 16 << 20
 _CHANGES = frozenset({"PUT", "PATCH", "DELETE", "POST"})
-_REGION = "local"
+_PROJECT = "/api/projects/{project}"
+_MOST_CUSTOM_HEADERS = 10
+_USUAL = """
+accept accept-encoding accept-language api-key authorization cache-control connection content-encoding
+content-length content-type cookie date expect forwarded host idempotency-key origin pragma referer
+traceparent tracestate transfer-encoding user-agent via x-request-id
+"""
+_USUAL_HEADERS = frozenset(_USUAL.split())
+_USUAL_PREFIXES = ("x-stainless-", "x-ms-", "x-forwarded-", "sec-", "openai-")
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -96,11 +107,13 @@ def _add_operation(app: web.Application, account: Account, operation: Operation)
                 case Streamed():
                     return await send_stream(request, reply, _headers_of(request, reply.headers))
 
-    def authorize(request: web.Request) -> None:
-        account.authorize(account.authenticate(request.headers), operation.action, operation.description)
+    def authorize(request: web.Request, audiences: Sequence[str] = AUDIENCES) -> None:
+        _check_headers(request.headers)
+        caller = account.authenticate(request.headers, audiences)
+        account.authorize(caller, operation.action, operation.description)
 
     async def v1(request: web.Request) -> web.StreamResponse:
-        authorize(request)
+        authorize(request, PROJECT_AUDIENCES if "project" in request.match_info else AUDIENCES)
         return await perform(request, check_v1(request.query.get("api-version")))
 
     async def versioned(request: web.Request) -> web.StreamResponse:
@@ -108,6 +121,7 @@ def _add_operation(app: web.Application, account: Account, operation: Operation)
         return await perform(request, check_dated(request.query.get("api-version"), operation.name))
 
     app.router.add_post(operation.v1_path, _with_refusals(v1))
+    app.router.add_post(_PROJECT + operation.v1_path, _with_refusals(v1))
     app.router.add_post(operation.versioned_path, _with_refusals(versioned))
 
 
@@ -166,6 +180,14 @@ def _refuse_management(account: Account, request: web.Request) -> None:
         raise Refused(403, refused.document)
 
 
+def _check_headers(headers: Mapping[str, str]) -> None:
+    """Refuse more custom headers than Azure passes on. Which count is not published: here all but those of HTTP,
+    of tracing, of Azure and of the openai packages."""
+    custom = [name for name in map(str.lower, headers) if name not in _USUAL_HEADERS]
+    if sum(not name.startswith(_USUAL_PREFIXES) for name in custom) > _MOST_CUSTOM_HEADERS:
+        raise too_many_headers()
+
+
 async def _read_body(request: web.Request) -> bytes:
     try:
         return await request.read()
@@ -185,7 +207,7 @@ def _headers_of(request: web.Request, headers: Mapping[str, str]) -> dict[str, s
     return {
         "apim-request-id": identifier,
         "x-request-id": identifier,
-        "x-ms-region": _REGION,
+        "x-ms-region": REGION,
         "x-ms-client-request-id": given if given and given.isascii() else identifier,
         **headers,
     }

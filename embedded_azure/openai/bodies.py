@@ -67,6 +67,16 @@ def parse_flag(body: dict[str, Any], name: str, *, default: bool) -> bool:
     return value
 
 
+def parse_object(body: dict[str, Any], name: str) -> dict[str, Any]:
+    """Empty where it is left out. Raises Refused with status 400 where it is no object."""
+    value = body.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise wrong_type(name, "an object", value)
+    return value
+
+
 def parse_count(body: dict[str, Any], name: str, *, least: int = 1, most: int | None = None) -> int | None:
     """Raises Refused with status 400 where it is not a whole number within the bounds."""
     value = body.get(name)

@@ -6,7 +6,7 @@ quota, and then what its own prompt asks for (`phrases.py`).
 
 import asyncio
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,8 +32,6 @@ from embedded_azure.openai.refusals import (
     Refused,
     failed,
     operation_not_supported,
-    prompt_filtered,
-    throttled,
 )
 from embedded_azure.openai.sending import Reply, Streamed, Whole
 from embedded_azure.openai.streams import StreamOptions
@@ -99,7 +97,7 @@ class Attempt:
             await asyncio.sleep(fault.latency)
         if fault.status == 429:
             pause = _pause_of(fault)
-            raise throttled(self.operation.throttled_as, "call", self.api_version, pause, fault.headers())
+            raise self._throttle(pause, fault.headers())
         if fault.status is not None:
             raise failed(fault.status, fault.headers())
 
@@ -129,7 +127,7 @@ class Attempt:
         await asyncio.sleep(first)
         wish = self._grant_failure(request, wish)
         if wish.filter_prompt:
-            raise prompt_filtered()
+            raise self.operation.filtered(is_bare=wish.is_bare)
         if request.stream is not None:
             return self._stream(request, request.stream, wish, per_token)
         made = self._make(request, wish)
@@ -158,6 +156,9 @@ class Attempt:
             self._bill.answer = made.tokens
         return made
 
+    def _throttle(self, pause: float, headers: Mapping[str, str]) -> Refused:
+        return self.served.throttle("call", self.operation.throttled_as, self.api_version, pause, headers)
+
     def _stamp(self) -> Stamp:
         return Stamp(identifier=uuid.uuid4().hex, created=int(self.shared.clock()), model=self.served.spec.model)
 
@@ -171,8 +172,7 @@ class Attempt:
         if not self.shared.failures.grants(request.digest, wish.times):
             return replace(wish, status=None, breaks=None)
         if wish.status == 429:
-            headers = retry_headers(_SHORTEST_PAUSE)
-            raise throttled(self.operation.throttled_as, "call", self.api_version, _SHORTEST_PAUSE, headers)
+            raise self._throttle(_SHORTEST_PAUSE, retry_headers(_SHORTEST_PAUSE))
         if wish.status is not None:
             raise failed(wish.status)
         if wish.breaks == "fail" and request.stream is None:

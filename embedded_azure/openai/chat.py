@@ -11,6 +11,7 @@ from embedded_azure.openai.bodies import (
     empty_array,
     missing,
     parse_count,
+    parse_flag,
     parse_model,
     parse_temperature,
     refuse_unknown,
@@ -18,9 +19,17 @@ from embedded_azure.openai.bodies import (
     wrong_value,
 )
 from embedded_azure.openai.models import Model, model_of
+from embedded_azure.openai.outputs import (
+    TEXT,
+    Output,
+    logprobs_of,
+    read_logprobs,
+    read_output,
+    read_reasoning_tokens,
+)
 from embedded_azure.openai.phrases import Wish
-from embedded_azure.openai.refusals import Refused, invalid_request
-from embedded_azure.openai.streams import StreamOptions, parse_stream
+from embedded_azure.openai.refusals import Refused, invalid_request, output_budget_too_small
+from embedded_azure.openai.streams import StreamOptions, cut_text, parse_stream
 
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 _TOKENS_PER_MESSAGE = 4
@@ -39,16 +48,25 @@ class ChatRequest:
     max_tokens: int | None
     choices: int
     stream: StreamOptions | None
+    output: Output = TEXT
+    logprobs: int | None = None
+    """How many alternatives are told for each token; None: no logprobs."""
+    reasoning_tokens: int = 0
+    """Spent before the answer, out of the same budget."""
 
     def answer(self, wish: Wish, stamp: Stamp) -> Made:
-        answer = compose(self.question, self.digest, self.max_tokens, wish=wish)
-        completion_tokens = answer.tokens * self.choices
+        """Raises Refused (400) where the budget is used up before the answer begins, or its schema is beyond us."""
+        budget = None if self.max_tokens is None else self.max_tokens - self.reasoning_tokens
+        if budget is not None and budget <= 0:
+            raise output_budget_too_small()
+        answer = compose(self.question, self.digest, budget, wish=wish, output=self.output)
+        completion_tokens = answer.tokens * self.choices + self.reasoning_tokens
         document = {
             "id": f"chatcmpl-{stamp.identifier}",
             "object": "chat.completion",
             "created": stamp.created,
             "model": stamp.model,
-            "choices": [_choice(answer, index) for index in range(self.choices)],
+            "choices": [self._choice(answer, index, stamp) for index in range(self.choices)],
             "usage": {
                 "prompt_tokens": self.prompt_tokens,
                 "completion_tokens": completion_tokens,
@@ -57,7 +75,7 @@ class ChatRequest:
                 "completion_tokens_details": {
                     "accepted_prediction_tokens": 0,
                     "audio_tokens": 0,
-                    "reasoning_tokens": 0,
+                    "reasoning_tokens": self.reasoning_tokens,
                     "rejected_prediction_tokens": 0,
                 },
             },
@@ -65,6 +83,31 @@ class ChatRequest:
             "prompt_filter_results": prompt_filter_results(1),
         }
         return Made(document=document, tokens=completion_tokens)
+
+    def _choice(self, answer: Answer, index: int, stamp: Stamp) -> dict[str, Any]:
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": answer.text,
+            "refusal": None,
+            "annotations": [],
+        }
+        finish: str = answer.finish
+        if self.output.tool is not None:
+            function = {"name": self.output.tool, "arguments": answer.text}
+            call = {"id": f"call_{stamp.identifier}{index}", "type": "function", "function": function}
+            message |= {"content": None, "tool_calls": [call]}
+            finish = "tool_calls" if finish == "stop" and not self.output.is_forced else finish
+        logprobs = None
+        if self.logprobs is not None and self.output.tool is None:
+            tokens = [token for token, _ in cut_text(answer.text, 1)]
+            logprobs = {"content": logprobs_of(tokens, self.logprobs), "refusal": None}
+        return {
+            "index": index,
+            "message": message,
+            "finish_reason": finish,
+            "logprobs": logprobs,
+            "content_filter_results": answer.filter_results,
+        }
 
 
 def read_chat(body: dict[str, Any], model_name: str = "") -> ChatRequest:
@@ -79,14 +122,27 @@ def read_chat(body: dict[str, Any], model_name: str = "") -> ChatRequest:
     prompt_tokens = _TOKENS_PER_REPLY + sum(_TOKENS_PER_MESSAGE + count_tokens(text) for text in contents)
     max_tokens = _parse_max_tokens(body, model)
     _check_context(prompt_tokens, max_tokens or 0, model)
+    question = users[-1] if users else contents[-1]
+    output = read_output(
+        body.get("response_format"),
+        body.get("tools"),
+        body.get("tool_choice"),
+        param="response_format",
+        question=question,
+        prompt="\n".join(contents),
+        called=_called_since_question(messages),
+    )
     return ChatRequest(
         text="\n".join(contents),
-        question=users[-1] if users else contents[-1],
+        question=question,
         digest=digest_of(messages),
         prompt_tokens=prompt_tokens,
         max_tokens=max_tokens,
         choices=parse_count(body, "n", most=_MOST_CHOICES) or 1,
         stream=parse_stream(body),
+        output=output,
+        logprobs=read_logprobs(body, wanted=parse_flag(body, "logprobs", default=False), model=model),
+        reasoning_tokens=read_reasoning_tokens(body.get("reasoning_effort"), "reasoning_effort", model),
     )
 
 
@@ -123,6 +179,19 @@ def _parse_content(message: dict[str, Any], index: int) -> str:
     if isinstance(content, list) and all(isinstance(part, dict) for part in content):
         return "\n".join(part["text"] for part in content if isinstance(part.get("text"), str))
     raise wrong_type(f"messages[{index}].content", "one of a string or array of objects", content)
+
+
+def _called_since_question(messages: list[dict[str, Any]]) -> set[str]:
+    """The names of the tools that were called after the last user message."""
+    names: set[str] = set()
+    for message in messages:
+        if message["role"] == "user":
+            names.clear()
+        calls = message.get("tool_calls")
+        for call in calls if isinstance(calls, list) else ():
+            function = call.get("function") if isinstance(call, dict) else None
+            names.add(str(function.get("name")) if isinstance(function, dict) else "")
+    return names
 
 
 def _parse_max_tokens(body: dict[str, Any], model: Model) -> int | None:
@@ -168,13 +237,3 @@ def _too_long(model: Model, found: str, shorten: str) -> Refused:
         "messages",
         "context_length_exceeded",
     )
-
-
-def _choice(answer: Answer, index: int) -> dict[str, Any]:
-    return {
-        "index": index,
-        "message": {"role": "assistant", "content": answer.text, "refusal": None, "annotations": []},
-        "finish_reason": answer.finish,
-        "logprobs": None,
-        "content_filter_results": answer.filter_results,
-    }

@@ -8,7 +8,7 @@ from embedded_azure.config import Deployment
 from embedded_azure.openai.faults import ThrottleFault
 from embedded_azure.openai.provisioned import ProvisionedThroughput
 from embedded_azure.openai.quota import Allowance, Estimate, Estimator, Exceeded, Quota
-from embedded_azure.openai.refusals import Refused, no_capacity, provisioned_full, throttled
+from embedded_azure.openai.refusals import Refused, Throttling, no_capacity, provisioned_full, throttled
 
 
 class ServedDeployment:
@@ -43,19 +43,32 @@ class ServedDeployment:
         headers = {**retry_headers(exceeded.retry_after), **self.allowance.headers()}
         if exceeded.kind == "provisioned":
             return provisioned_full(headers)
-        return throttled(throttled_as, exceeded.kind, api_version, exceeded.retry_after, headers)
+        return self.throttle(exceeded.kind, throttled_as, api_version, exceeded.retry_after, headers)
+
+    def throttle(
+        self, kind: str, throttled_as: str, api_version: str, retry_after: float, headers: Mapping[str, str]
+    ) -> Refused:
+        """The 429 of its own `call` or `token` rate; `retry_after` in seconds stands in the words only."""
+        named = Throttling(
+            deployment=self.spec.name,
+            model=self.spec.model,
+            operation=throttled_as,
+            api_version=api_version,
+            retry_after=retry_after,
+        )
+        return throttled(kind, named, headers)
 
     def refuse_on_demand(self, fault: ThrottleFault, throttled_as: str, api_version: str) -> Refused:
         """The 429 that `fault` asks for, as its reason has it."""
         headers = {} if fault.retry_after is None else retry_headers(fault.retry_after)
         match fault.reason:
             case "capacity":
-                return no_capacity(headers)
+                return no_capacity(fault.retry_after, headers)
             case "provisioned":
                 return provisioned_full({**headers, "azure-openai-deployment-utilization": "100.0%"})
             case "call" | "token":
                 headers |= self.allowance.headers()
-                return throttled(throttled_as, fault.reason, api_version, fault.retry_after or 0.0, headers)
+                return self.throttle(fault.reason, throttled_as, api_version, fault.retry_after or 0.0, headers)
 
 
 def retry_headers(seconds: float) -> dict[str, str]:

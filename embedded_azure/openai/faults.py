@@ -70,6 +70,24 @@ class HeadersFault(Fault):
     deployment: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkFault(Fault):
+    """The account is closed to the caller's network, whatever its token (403). `how`: its `firewall` is, or it
+    admits `private` endpoints only."""
+
+    kind: Literal["network"] = "network"
+    how: Literal["firewall", "private"] = "firewall"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessFault(Fault):
+    """A good caller is refused as if our set-up were wrong. `how`: a `role` is missing; it is `spreading`, which
+    has two wordings in turn; the `token` is bad; it is of another `tenant`."""
+
+    kind: Literal["access"] = "access"
+    how: Literal["role", "spreading", "token", "tenant"] = "spreading"
+
+
 FAULTS: tuple[type[Fault], ...] = (
     AnswerFault,
     DeploymentConnectionFault,
@@ -78,5 +96,7 @@ FAULTS: tuple[type[Fault], ...] = (
     ThrottleFault,
     QuotaCutFault,
     HeadersFault,
+    NetworkFault,
+    AccessFault,
 )
 """The kinds of fault that may be set here."""

@@ -13,6 +13,7 @@ from embedded_azure.openai.chat import read_chat
 from embedded_azure.openai.completions import read_completion
 from embedded_azure.openai.embeddings import read_embeddings
 from embedded_azure.openai.phrases import Wish
+from embedded_azure.openai.refusals import Refused, prompt_filtered, response_filtered
 from embedded_azure.openai.response_events import fail_response, stream_response
 from embedded_azure.openai.responses import read_response
 from embedded_azure.openai.streams import (
@@ -72,6 +73,8 @@ class Operation:
     """The stream of the whole document, in events of so many tokens; None where the service streams nothing."""
     fail: Callable[[dict[str, Any], dict[str, Any], int], bytes] = fail_chunks
     """The end of a stream of the document that fails with this error, after so many of its events."""
+    filtered: Callable[..., Refused] = prompt_filtered
+    """The refusal of a prompt that the content filter blocks; `is_bare`: without what it found."""
     throttles_in_stream: bool = False
     """Whether a stream is told that the quota is used up in the stream itself, after a status 200."""
 
@@ -102,6 +105,7 @@ OPERATIONS = (
         read=read_response,
         pieces=stream_response,
         fail=fail_response,
+        filtered=response_filtered,
         throttles_in_stream=True,
     ),
     Operation(

@@ -3,6 +3,7 @@
 | phrase in the prompt          | what happens                                                               |
 |-------------------------------|----------------------------------------------------------------------------|
 | `[[content-filter]]`          | 400 `content_filter`: the prompt is refused                                |
+| `[[content-filter-bare]]`     | the same, and the refusal does not say what the filter found               |
 | `[[content-filter-answer]]`   | 200 with an empty answer and `finish_reason: content_filter`               |
 | `[[content-filter-answer:5]]` | the same, but the filter strikes after 5 tokens of the answer              |
 | `[[status:503]]`              | always fails with that status (400 to 599)                                 |
@@ -24,7 +25,7 @@ from typing import Literal, cast
 Break = Literal["cut", "hang", "fail"]
 
 _PHRASE = re.compile(
-    r"\[\[(?:(?P<word>content-filter|hang|malformed)"
+    r"\[\[(?:(?P<word>content-filter(?:-bare)?|hang|malformed)"
     r"|content-filter-answer(?P<filter>:\d{1,6})?"
     r"|status:(?P<status>[45]\d\d)(?:x(?P<times>\d{1,6}))?"
     r"|(?P<how>cut|hang|fail)-after:(?P<after>\d{1,6})(?:x(?P<often>\d{1,6}))?"
@@ -39,6 +40,7 @@ class Wish:
     """What a prompt asks for. `times` None is always; `breaks_after` counts tokens of the answer."""
 
     filter_prompt: bool = False
+    is_bare: bool = False
     filter_answer: bool = False
     filter_after: int = 0
     hang: bool = False
@@ -63,7 +65,8 @@ def read_wish(text: str) -> Wish:
     filtered = next((match for match in reversed(found) if match[0].startswith("[[content-filter-a")), None)
     times = (status and status["times"]) or (broken and broken["often"])
     return Wish(
-        filter_prompt="content-filter" in words,
+        filter_prompt=not words.isdisjoint({"content-filter", "content-filter-bare"}),
+        is_bare="content-filter-bare" in words,
         filter_answer=filtered is not None,
         filter_after=int(((filtered and filtered["filter"]) or ":0")[1:]),
         hang="hang" in words,

@@ -9,11 +9,14 @@ from typing import Any
 
 from embedded_azure.openai.streams import Piece, StreamOptions, cut_text, encode_event
 
+_Event = tuple[dict[str, Any], int]
+"""An event, and the tokens that had to be generated for it."""
+
 _ENDINGS = {"completed": "response.completed", "incomplete": "response.incomplete"}
 
 
 def stream_response(document: dict[str, Any], _options: StreamOptions, tokens_per_event: int) -> Iterator[Piece]:
-    """The events of a response with one message in its output."""
+    """The events of a response, item by item of its output."""
     for number, (event, tokens) in enumerate(_events(document, tokens_per_event)):
         yield _numbered(event, number, tokens)
 
@@ -29,21 +32,46 @@ def _numbered(event: dict[str, Any], number: int, tokens: int = 0) -> Piece:
     return Piece(data=encode_event({**event, "sequence_number": number}, event["type"]), tokens=tokens)
 
 
-def _events(document: dict[str, Any], tokens_per_event: int) -> Iterator[tuple[dict[str, Any], int]]:
-    message = document["output"][0]
-    part = message["content"][0]
-    place = {"item_id": message["id"], "output_index": 0, "content_index": 0}
+def _events(document: dict[str, Any], tokens_per_event: int) -> Iterator[_Event]:
     yield {"type": "response.created", "response": _begun(document)}, 0
     yield {"type": "response.in_progress", "response": _begun(document)}, 0
-    opened = {**message, "status": "in_progress", "content": []}
-    yield {"type": "response.output_item.added", "output_index": 0, "item": opened}, 0
-    yield {"type": "response.content_part.added", **place, "part": {**part, "text": ""}}, 0
-    for delta, tokens in cut_text(part["text"], tokens_per_event):
-        yield {"type": "response.output_text.delta", **place, "delta": delta, "logprobs": []}, tokens
-    yield {"type": "response.output_text.done", **place, "text": part["text"], "logprobs": []}, 0
-    yield {"type": "response.content_part.done", **place, "part": part}, 0
-    yield {"type": "response.output_item.done", "output_index": 0, "item": message}, 0
+    for index, item in enumerate(document["output"]):
+        match item["type"]:
+            case "message":
+                yield from _message_events(item, index, tokens_per_event)
+            case "function_call":
+                yield from _call_events(item, index, tokens_per_event)
+            case _:
+                spent = document["usage"]["output_tokens_details"]["reasoning_tokens"]
+                yield {"type": "response.output_item.added", "output_index": index, "item": item}, 0
+                yield {"type": "response.output_item.done", "output_index": index, "item": item}, spent
     yield {"type": _ENDINGS[document["status"]], "response": document}, 0
+
+
+def _message_events(message: dict[str, Any], index: int, tokens_per_event: int) -> Iterator[_Event]:
+    part = message["content"][0]
+    place = {"item_id": message["id"], "output_index": index, "content_index": 0}
+    opened = {**message, "status": "in_progress", "content": []}
+    yield {"type": "response.output_item.added", "output_index": index, "item": opened}, 0
+    yield {"type": "response.content_part.added", **place, "part": {**part, "text": "", "logprobs": []}}, 0
+    told = part["logprobs"]
+    for delta, tokens in cut_text(part["text"], tokens_per_event):
+        of_part, told = told[:tokens], told[tokens:]
+        yield {"type": "response.output_text.delta", **place, "delta": delta, "logprobs": of_part}, tokens
+    yield {"type": "response.output_text.done", **place, "text": part["text"], "logprobs": part["logprobs"]}, 0
+    yield {"type": "response.content_part.done", **place, "part": part}, 0
+    yield {"type": "response.output_item.done", "output_index": index, "item": message}, 0
+
+
+def _call_events(call: dict[str, Any], index: int, tokens_per_event: int) -> Iterator[_Event]:
+    place = {"item_id": call["id"], "output_index": index}
+    opened = {**call, "status": "in_progress", "arguments": ""}
+    yield {"type": "response.output_item.added", "output_index": index, "item": opened}, 0
+    for delta, tokens in cut_text(call["arguments"], tokens_per_event):
+        yield {"type": "response.function_call_arguments.delta", **place, "delta": delta}, tokens
+    done = {"name": call["name"], "arguments": call["arguments"]}
+    yield {"type": "response.function_call_arguments.done", **place, **done}, 0
+    yield {"type": "response.output_item.done", "output_index": index, "item": call}, 0
 
 
 def _begun(document: dict[str, Any]) -> dict[str, Any]:

@@ -16,15 +16,24 @@ from embedded_azure.openai.bodies import (
     parse_count,
     parse_flag,
     parse_model,
+    parse_object,
     parse_temperature,
     parse_text,
     wrong_type,
     wrong_value,
 )
 from embedded_azure.openai.models import model_of
+from embedded_azure.openai.outputs import (
+    TEXT,
+    Output,
+    logprobs_of,
+    read_logprobs,
+    read_output,
+    read_reasoning_tokens,
+)
 from embedded_azure.openai.phrases import Wish
 from embedded_azure.openai.refusals import invalid_request
-from embedded_azure.openai.streams import StreamOptions, parse_stream
+from embedded_azure.openai.streams import StreamOptions, cut_text, parse_stream
 
 _ROLES = frozenset({"system", "developer", "user", "assistant"})
 _TOKENS_PER_ITEM = 4
@@ -63,9 +72,18 @@ class ResponsesRequest:
     echoed: dict[str, Any]
     stream: StreamOptions | None
     choices: int = 1
+    output: Output = TEXT
+    logprobs: int | None = None
+    """How many alternatives are told for each token; None: no logprobs."""
+    reasoning_tokens: int = 0
+    """Spent before the answer, out of the same budget. None is left for the answer: it is incomplete."""
+    reasons: bool = False
 
     def answer(self, wish: Wish, stamp: Stamp) -> Made:
-        answer = compose(self.question, self.digest, self.max_tokens, wish=wish)
+        """Raises Refused (400) where a schema is beyond us."""
+        budget = None if self.max_tokens is None else max(0, self.max_tokens - self.reasoning_tokens)
+        answer = compose(self.question, self.digest, budget, wish=wish, output=self.output)
+        tokens = answer.tokens + min(self.reasoning_tokens, self.max_tokens or self.reasoning_tokens)
         cut_by = _CUT_BY.get(answer.finish)
         document = {
             "id": f"resp_{stamp.identifier}",
@@ -78,20 +96,32 @@ class ResponsesRequest:
             "instructions": self.instructions,
             "max_output_tokens": self.max_tokens,
             "model": stamp.model,
-            "output": [_message(answer, stamp)],
+            "output": self._output(answer, stamp, has_budget=budget != 0),
             "service_tier": "default",
             "store": self.store,
             **self.echoed,
             "usage": {
                 "input_tokens": self.prompt_tokens,
                 "input_tokens_details": {"cached_tokens": 0},
-                "output_tokens": answer.tokens,
-                "output_tokens_details": {"reasoning_tokens": 0},
-                "total_tokens": self.prompt_tokens + answer.tokens,
+                "output_tokens": tokens,
+                "output_tokens_details": {"reasoning_tokens": tokens - answer.tokens},
+                "total_tokens": self.prompt_tokens + tokens,
             },
             "content_filters": _content_filters(answer),
         }
-        return Made(document=document, tokens=answer.tokens)
+        return Made(document=document, tokens=tokens)
+
+    def _output(self, answer: Answer, stamp: Stamp, *, has_budget: bool) -> list[dict[str, Any]]:
+        """What was thought, where the model reasons, and then a message or the call of a tool."""
+        items: list[dict[str, Any]] = []
+        if self.reasons:
+            items.append({"id": f"rs_{stamp.identifier}", "type": "reasoning", "summary": []})
+        if has_budget:
+            call = self.output.tool
+            items.append(
+                _message(answer, stamp, self.logprobs) if call is None else _function_call(answer, stamp, call)
+            )
+        return items
 
 
 def read_response(body: dict[str, Any], model_name: str = "") -> ResponsesRequest:
@@ -116,15 +146,32 @@ def read_response(body: dict[str, Any], model_name: str = "") -> ResponsesReques
             "input",
             "context_length_exceeded",
         )
+    question = users[-1] if users else texts[-1]
+    output = read_output(
+        parse_object(body, "text").get("format"),
+        body.get("tools"),
+        body.get("tool_choice"),
+        param="text.format",
+        question=question,
+        prompt="\n".join(said),
+        called=_called_since_question(items),
+    )
+    include = body.get("include")
+    is_told = isinstance(include, list) and "message.output_text.logprobs" in include
+    effort = parse_object(body, "reasoning").get("effort")
     return ResponsesRequest(
         text="\n".join(said),
-        question=users[-1] if users else texts[-1],
+        question=question,
         digest=digest_of({"instructions": instructions, "input": items}),
         prompt_tokens=prompt_tokens,
         max_tokens=parse_count(body, "max_output_tokens", least=_LEAST_OUTPUT_TOKENS),
         instructions=instructions,
         store=parse_flag(body, "store", default=True),
         stream=parse_stream(body),
+        output=output,
+        logprobs=read_logprobs(body, wanted=is_told, model=model),
+        reasoning_tokens=read_reasoning_tokens(effort, "reasoning.effort", model),
+        reasons=model.reasons,
         echoed={name: default if body.get(name) is None else body[name] for name, default in _ECHOED.items()},
     )
 
@@ -169,8 +216,32 @@ def _parse_item(item: dict[str, Any], path: str) -> str:
     raise wrong_type(f"{path}.content", "one of a string or array of input content", content)
 
 
-def _message(answer: Answer, stamp: Stamp) -> dict[str, Any]:
-    said = {"type": "output_text", "text": answer.text, "annotations": [], "logprobs": []}
+def _called_since_question(items: list[dict[str, Any]]) -> set[str]:
+    """The names of the tools that were called after the last user message."""
+    names: set[str] = set()
+    for item in items:
+        if item.get("role") == "user":
+            names.clear()
+        elif item.get("type") == "function_call":
+            names.add(str(item.get("name")))
+    return names
+
+
+def _function_call(answer: Answer, stamp: Stamp, name: str) -> dict[str, Any]:
+    return {
+        "id": f"fc_{stamp.identifier}",
+        "type": "function_call",
+        "status": "completed" if answer.finish == "stop" else "incomplete",
+        "call_id": f"call_{stamp.identifier}",
+        "name": name,
+        "arguments": answer.text,
+    }
+
+
+def _message(answer: Answer, stamp: Stamp, logprobs: int | None) -> dict[str, Any]:
+    tokens = [] if logprobs is None else [token for token, _ in cut_text(answer.text, 1)]
+    told = logprobs_of(tokens, logprobs or 0)
+    said = {"type": "output_text", "text": answer.text, "annotations": [], "logprobs": told}
     return {
         "id": f"msg_{stamp.identifier}",
         "type": "message",

@@ -66,14 +66,23 @@ def stream_chat(document: dict[str, Any], options: StreamOptions, tokens_per_eve
     """The chunks of a chat completion: the prompt's filter results, roles, contents, endings, and the usage."""
     chunk = _chunk_of(document, "chat.completion.chunk", options)
     yield _filter_chunk(document)
+    reasoning = document["usage"]["completion_tokens_details"]["reasoning_tokens"]
     for choice in document["choices"]:
-        role = {"role": "assistant", "content": "", "refusal": None}
-        yield Piece(data=encode_event({**chunk, "choices": [_delta(choice, role, _EMPTY)]}))
-    frames = [
-        _frame({**chunk, "choices": [_delta(choice, {"content": _SLOT}, _safe_results(choice))]})
-        for choice in document["choices"]
-    ]
-    yield from _contents(document, _said_in_chat, frames, tokens_per_event)
+        role = {"role": "assistant", "content": None if _calls_of(choice) else "", "refusal": None}
+        yield Piece(data=encode_event({**chunk, "choices": [_delta(choice, role, _EMPTY)]}), tokens=reasoning)
+        reasoning = 0  # all choices come from one thought
+        for call in _calls_of(choice):
+            opened = {"index": 0, **call, "function": {**call["function"], "arguments": ""}}
+            delta = _delta(choice, {"tool_calls": [opened]}, _EMPTY)
+            yield Piece(data=encode_event({**chunk, "choices": [delta]}))
+    if any(choice["logprobs"] for choice in document["choices"]):
+        yield from _contents_with_logprobs(document, chunk, tokens_per_event)
+    else:
+        frames = [
+            _frame({**chunk, "choices": [_delta(choice, _said(choice, _SLOT), _safe_results(choice))]})
+            for choice in document["choices"]
+        ]
+        yield from _contents(document, _said_in_chat, frames, tokens_per_event)
     for choice in document["choices"]:
         ending = {**_delta(choice, {}, _final_results(choice)), "finish_reason": choice["finish_reason"]}
         yield Piece(data=encode_event({**chunk, "choices": [ending]}))
@@ -117,8 +126,35 @@ def _filter_chunk(document: dict[str, Any]) -> Piece:
     return Piece(data=encode_event(first))
 
 
+def _calls_of(choice: dict[str, Any]) -> list[dict[str, Any]]:
+    calls: list[dict[str, Any]] = choice["message"].get("tool_calls", [])
+    return calls
+
+
 def _said_in_chat(choice: dict[str, Any]) -> str:
-    return str(choice["message"]["content"])
+    """The content, or the arguments of the one call in its place."""
+    calls = _calls_of(choice)
+    return str(calls[0]["function"]["arguments"] if calls else choice["message"]["content"])
+
+
+def _said(choice: dict[str, Any], text: str) -> dict[str, Any]:
+    """A delta that says so."""
+    if _calls_of(choice):
+        return {"tool_calls": [{"index": 0, "function": {"arguments": text}}]}
+    return {"content": text}
+
+
+def _contents_with_logprobs(
+    document: dict[str, Any], chunk: dict[str, Any], tokens_per_event: int
+) -> Iterator[Piece]:
+    """As `_contents`, each part with the logprobs of its tokens."""
+    for choice in document["choices"]:
+        told = list(choice["logprobs"]["content"] or ())
+        for part, tokens in cut_text(_said_in_chat(choice), tokens_per_event):
+            of_part, told = told[:tokens], told[tokens:]
+            delta = _delta(choice, _said(choice, part), _safe_results(choice))
+            delta["logprobs"] = {"content": of_part, "refusal": None}
+            yield Piece(data=encode_event({**chunk, "choices": [delta]}), tokens=tokens)
 
 
 def _said_in_completion(choice: dict[str, Any]) -> str:

@@ -121,6 +121,43 @@ async def test_a_token_may_be_odd_on_demand(fault: dict[str, Any], expected: dic
     assert {**got, "lives": claims["exp"] - claims["iat"]} == expected
 
 
+@pytest.mark.parametrize("version", ["", "/v2.0"])
+async def test_the_openid_configuration_leads_to_the_token_and_to_the_keys_that_verify_it(version: str) -> None:
+    async with opened(build_app(new_entra())) as session:
+        async with session.get(f"/{CONFIG.tenant_id}{version}/.well-known/openid-configuration") as response:
+            found = await response.json()
+        async with session.post(found["token_endpoint"], data=form()) as response:
+            token = (await response.json())["access_token"]
+        async with session.get(found["jwks_uri"]) as response:
+            (key,) = (await response.json())["keys"]
+    assert found["issuer"] == f"https://login.microsoftonline.com/{CONFIG.tenant_id}/v2.0"
+    claims = jwt.decode(token, jwt.PyJWK(key), algorithms=["RS256"], audience="https://cognitiveservices.azure.com")
+    assert claims["oid"] == WORKER.object_id
+
+
+@pytest.mark.parametrize("path", ["v2.0/.well-known/openid-configuration", "discovery/v2.0/keys"])
+async def test_an_unknown_tenant_has_no_openid_configuration(path: str) -> None:
+    url = f"/11111111-0000-4000-8000-000000000000/{path}"
+    async with opened(build_app(new_entra())) as session, session.get(url) as response:
+        assert (response.status, (await response.json())["error_codes"]) == (400, [90002])
+
+
+async def test_a_subject_in_another_case_is_refused_as_such() -> None:
+    other = replace(WORKER, subject=WORKER.subject.upper())
+    async with opened(build_app(new_entra())) as session:
+        status, document = await ask(session, client_assertion=CLUSTER.sign_token(other))
+    assert (status, document["error_codes"]) == (401, [7002138])
+    assert "not with case-sensitive comparison" in document["error_description"]
+
+
+async def test_imds_takes_a_trailing_slash() -> None:
+    query = {"api-version": "2018-02-01", "resource": "https://cognitiveservices.azure.com"}
+    async with opened(imds.build_app(new_imds())) as session:
+        for path in (IMDS, f"{IMDS}/"):
+            async with session.get(path, params=query, headers={"Metadata": "true"}) as response:
+                assert response.status == 200
+
+
 @pytest.mark.parametrize("skew", [-3_700, 3_700])
 async def test_a_skewed_clock_refuses_good_assertions_and_its_document_shows_it(skew: int) -> None:
     entra = new_entra()

@@ -23,6 +23,9 @@ from tests.support.openai_service import (
     token,
 )
 from tests.support.patience import PATIENCE
+from worker.azure.openai.refusals import Exchange, classify
+from worker.errors import Cause
+from worker.interfaces import Target
 
 
 @pytest.fixture
@@ -48,21 +51,70 @@ async def test_the_newer_audience_is_accepted_too(client: Client) -> None:
     assert status == 200
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {},
-        {"Authorization": "Basic eDp5"},
-        {"Authorization": "Bearer "},
-        bearer("rubbish"),
-        bearer(token(audience="https://servicebus.azure.net")),
-        bearer(token(lifetime=-1.0)),
-        bearer(token(tenant="another")),
-    ],
-)
-async def test_a_caller_without_a_good_token_is_refused(client: Client, headers: dict[str, str]) -> None:
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Basic eDp5"}, {"Authorization": "Bearer "}])
+async def test_a_caller_without_a_token_is_refused(client: Client, headers: dict[str, str]) -> None:
     status, document, _ = await client.post(headers=headers)
     assert (status, document["error"]["code"]) == (401, "401")
+
+
+BAD_TOKENS = [
+    bearer("rubbish"),
+    bearer(token(audience="https://servicebus.azure.net")),
+    bearer(token(lifetime=-1.0)),
+]
+
+
+@pytest.mark.parametrize("headers", BAD_TOKENS)
+async def test_a_bad_token_is_refused_without_the_envelope_of_an_error(
+    client: Client, headers: dict[str, str]
+) -> None:
+    status, document, _ = await client.post(headers=headers)
+    assert (status, document["statusCode"], set(document)) == (401, 401, {"statusCode", "message"})
+    assert "audience is incorrect (https://cognitiveservices.azure.com)" in document["message"]
+    assert cause_of(status, document) is Cause.TOKEN_REFUSED
+
+
+async def test_a_token_of_another_tenant_is_a_bad_request(client: Client) -> None:
+    status, document, _ = await client.post(headers=bearer(token(tenant="another")))
+    assert (status, document["error"]["message"]) == (400, "Token tenant another does not match resource tenant.")
+    assert cause_of(status, document) is Cause.WRONG_TENANT
+
+
+PROJECT = f"/api/projects/batch{V1}"
+
+
+async def test_the_endpoint_of_a_project_takes_tokens_of_its_own_audience_only(client: Client) -> None:
+    assert (await client.post(PROJECT, headers=bearer(token(audience="https://ai.azure.com"))))[0] == 200
+    status, document, _ = await client.post(PROJECT)
+    assert status == 401
+    assert "audience is incorrect (https://ai.azure.com)" in document["message"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "causes"),
+    [
+        ({"kind": "access", "how": "role"}, [Cause.ROLE_MISSING] * 4),
+        ({"kind": "access", "how": "spreading"}, [Cause.ROLE_MISSING, Cause.ROLE_SPREADING] * 2),
+        ({"kind": "access", "how": "token"}, [Cause.TOKEN_REFUSED] * 4),
+        ({"kind": "access", "how": "tenant"}, [Cause.WRONG_TENANT] * 4),
+        ({"kind": "network", "how": "firewall"}, [Cause.NETWORK_CLOSED] * 4),
+        ({"kind": "network", "how": "private"}, [Cause.NETWORK_CLOSED] * 4),
+    ],
+)
+async def test_a_wrong_set_up_comes_on_demand_and_the_worker_knows_its_cause(
+    client: Client, fault: dict[str, object], causes: list[Cause]
+) -> None:
+    await client.set_fault(**fault, count=4)
+    found = [cause_of(*(await client.post())[:2]) for _ in causes]
+    assert found == causes
+    assert (await client.post())[0] == 200
+
+
+async def test_more_than_ten_custom_headers_are_refused(client: Client) -> None:
+    usual = bearer(token()) | {f"x-stainless-{number}": "1" for number in range(12)}
+    ten = usual | {f"x-mine-{number}": "1" for number in range(10)}
+    assert (await client.post(headers=ten))[0] == 200
+    assert (await client.post(headers=ten | {"x-mine-10": "1"}))[0] == 431
 
 
 async def test_a_caller_without_the_role_is_refused_by_name(client: Client) -> None:
@@ -75,6 +127,12 @@ async def test_a_caller_without_the_role_is_refused_by_name(client: Client) -> N
 async def test_an_api_key_is_refused_even_beside_a_token(client: Client, extra: dict[str, str]) -> None:
     status, document, _ = await client.post(headers={"api-key": "0" * 32, **extra})
     assert (status, document["error"]["code"]) == (403, "AuthenticationTypeDisabled")
+
+
+def cause_of(status: int, document: dict[str, Any]) -> Cause | None:
+    """As the worker reads it."""
+    target = Target(deployment="mini", endpoint="https://account.openai.azure.com")
+    return classify(status, json.dumps(document).encode(), Exchange(target=target, headers={})).cause
 
 
 ACCOUNT = "/subscriptions/s/resourceGroups/g/providers/Microsoft.CognitiveServices/accounts/a"
@@ -132,6 +190,22 @@ async def test_a_filtered_prompt_is_400_with_the_policy(client: Client) -> None:
     assert error["innererror"]["content_filter_result"]["hate"]["filtered"] is True
 
 
+async def test_what_the_filter_found_in_a_prompt_may_be_left_out(client: Client) -> None:
+    status, document, _ = await client.ask("[[content-filter-bare]]")
+    assert (status, document["error"]["code"]) == (400, "content_filter")
+    assert "innererror" not in document["error"]
+
+
+async def test_a_filtered_prompt_of_responses_lists_what_its_filters_found(client: Client) -> None:
+    asked = {"model": "gpt-4o-mini", "input": "[[content-filter]]"}
+    status, document, _ = await client.post("/openai/v1/responses", asked)
+    error = document["error"]
+    assert (status, error["code"], error["param"]) == (400, "content_filter", "prompt")
+    (found,) = error["content_filters"]
+    assert (found["blocked"], found["source_type"]) == (True, "prompt")
+    assert "innererror" not in error
+
+
 async def test_a_filtered_answer_is_200_and_says_so(client: Client) -> None:
     status, document, _ = await client.ask("[[content-filter-answer]]")
     choice = document["choices"][0]
@@ -178,8 +252,8 @@ async def until(
 async def test_a_full_quota_is_429_with_azures_headers(client: Client) -> None:
     assert (await client.ask("hi", model="small"))[0] == 200
     status, document, headers = await client.ask("hi", model="small")
-    assert (status, document["error"]["code"]) == (429, "429")
-    assert "exceeded call rate limit" in document["error"]["message"]
+    assert (status, document["error"]["code"]) == (429, "RateLimitReached")
+    assert "exceeded the call rate limit" in document["error"]["message"]
     assert (headers["retry-after"], headers["retry-after-ms"]) == ("1", "1000")
     assert headers["x-ratelimit-limit-requests"] == "60"
 
@@ -326,4 +400,4 @@ async def test_the_quota_is_charged_for_embeddings_by_their_input_alone(client: 
     assert (status, headers["x-ratelimit-remaining-tokens"]) == (200, "980")
     status, document, _ = await client.post("/openai/v1/embeddings", call)
     assert status == 429
-    assert document["error"]["message"].startswith("Requests to the Embeddings_Create Operation under")
+    assert document["error"]["message"].startswith("Your requests to vectors for text-embedding-3-small in")

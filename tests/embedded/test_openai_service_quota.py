@@ -131,19 +131,23 @@ async def test_an_overfull_provisioned_deployment_spills_over_and_says_so() -> N
     assert status == 200
     assert headers["x-ms-deployment-name"] == "std"
     assert headers["x-ms-spillover-from-deployment"] == "spilling"
-    assert headers["x-ms-spillover-error"] == "429"
+    assert "x-ms-spillover-error" not in headers
     assert stats["spilled"] == 1
 
 
-async def test_a_request_may_ask_for_its_own_spillover_and_a_failed_one_shows_both() -> None:
+async def test_of_a_spillover_that_fails_too_the_provisioned_answer_is_returned_with_the_status_of_the_other() -> (
+    None
+):
     async with open_client(PROVISIONED) as client:
         await overfill(client, "ptu")
         asked = {**bearer(token()), "x-ms-spillover-deployment": "std"}
         assert (await client.post(V1, body(model="ptu"), asked))[0] == 200
         await client.set_fault(status=503, deployment="std")
-        status, _, headers = await client.post(V1, body(model="ptu"), asked)
-    assert status == 503
-    assert headers["x-ms-spillover-error"] == "429"
+        status, document, headers = await client.post(V1, body(model="ptu"), asked)
+    assert (status, headers["x-ms-spillover-error"]) == (429, "503")
+    assert "provisioned throughput" in document["error"]["message"]
+    assert "azure-openai-deployment-utilization" in headers
+    assert "x-ms-spillover-from-deployment" not in headers
 
 
 async def test_responses_do_not_spill_over() -> None:
@@ -173,9 +177,14 @@ async def test_a_biased_deployment_charges_by_its_bias() -> None:
 @pytest.mark.parametrize(
     ("reason", "code", "words", "has_rates"),
     [
-        ("call", "429", "exceeded call rate limit", True),
-        ("token", "429", "exceeded token rate limit", True),
-        ("capacity", "no_capacity", "currently experiencing high demand", False),
+        (
+            "call",
+            "RateLimitReached",
+            "Your requests to small for gpt-4o in local have exceeded the call rate",
+            True,
+        ),
+        ("token", "RateLimitReached", "token rate limit for your current OpenAI S0 pricing tier. This", True),
+        ("capacity", "no_capacity", "during peak load. Please retry after 3 seconds.", False),
         ("provisioned", "429", "temporarily unable to process", False),
     ],
 )

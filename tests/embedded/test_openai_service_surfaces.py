@@ -121,7 +121,7 @@ async def test_each_account_has_its_own_deployments_roles_faults_and_counters() 
     await server.start_server()
     try:
         async with ClientSession(server.make_url("/")) as session:
-            client = Client(session)
+            client = Client(session, "")
             eu = "/accounts/eu"
             assert (await client.post(V1, body(model="gpt")))[1]["model"] == "gpt-4o"
             assert (await client.post(eu + V1, body(model="gpt")))[1]["model"] == "gpt-4.1"

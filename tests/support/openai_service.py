@@ -51,8 +51,9 @@ def body(question: str = "Who are you?", **fields: object) -> dict[str, Any]:
 class Client:
     """Speaks to the app as the worker would."""
 
-    def __init__(self, session: ClientSession) -> None:
+    def __init__(self, session: ClientSession, endpoint: str) -> None:
         self.session = session
+        self.endpoint = endpoint
 
     async def post(
         self, path: str = V1, document: object = None, headers: dict[str, str] | None = None
@@ -88,7 +89,7 @@ class open_client:
     async def __aenter__(self) -> Client:
         await self._server.start_server()
         self._session = ClientSession(self._server.make_url("/"))
-        return Client(self._session)
+        return Client(self._session, str(self._server.make_url("")).rstrip("/"))
 
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()

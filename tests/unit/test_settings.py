@@ -352,6 +352,21 @@ def test_the_endpoint_may_be_pasted_as_the_portal_shows_it(environment: pytest.M
     assert load(WorkerSettings).openai_endpoint == "https://my-account.openai.azure.com"
 
 
+def test_the_endpoint_of_a_project_wants_the_scope_that_it_takes(environment: pytest.MonkeyPatch) -> None:
+    project = "https://my-account.services.ai.azure.com/api/projects/batch"
+    elsewhere = json.dumps({"m": ["d", {"name": "e", "endpoint": f"{project}/openai/v1"}]})
+    for name, value in (("AOAI_WORKER_MODELS", elsewhere), ("AZURE_OPENAI_ENDPOINT", project)):
+        with environment.context() as patched:
+            patched.setenv(name, value)
+            assert problem() == (
+                "AOAI_WORKER_OPENAI_SCOPE is https://cognitiveservices.azure.com/.default: must be "
+                f"https://ai.azure.com/.default, as {project} is the endpoint of a Foundry project, which takes no "
+                "other tokens. Set it, or name the account's own endpoint"
+            )
+            patched.setenv("AOAI_WORKER_OPENAI_SCOPE", "https://ai.azure.com/.default")
+            load(WorkerSettings)
+
+
 def test_the_endpoint_may_be_a_gateway_with_a_path(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("AZURE_OPENAI_ENDPOINT", "https://gateway.azure-api.net/team-a")
     assert load(WorkerSettings).openai_endpoint == "https://gateway.azure-api.net/team-a"

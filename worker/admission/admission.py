@@ -35,7 +35,7 @@ from worker.jobs.outcomes import HandBackReason
 from worker.waits import EARLY, Bell, loop_time
 
 SETUP_PATIENCE = 60.0
-"""Seconds for which jobs wait for our set-up to be fixed."""
+"""Seconds for which jobs wait for our set-up to be fixed; for a role that spreads it is `probing.ROLE_GRACE`."""
 
 ASIDE_AT_MOST = 1_000
 """Deliveries that are set aside under their locks, all of which must be renewed."""

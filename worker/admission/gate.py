@@ -14,7 +14,7 @@ from worker.admission.budgets import PaceController
 from worker.admission.concurrency import REOPENING, Concurrency, UnadvisedPause
 from worker.admission.costs import Cost
 from worker.admission.probing import Probation
-from worker.errors import CallFailed, NoToken, RefusedByService, SetupWrong, Throttled, Unavailable
+from worker.errors import CallFailed, Cause, NoToken, RefusedByService, SetupWrong, Throttled, Unavailable
 from worker.interfaces import GateClosed, Target
 from worker.jobs.outcomes import Response
 from worker.rate_limits import RateLimits, ThrottleKind
@@ -212,7 +212,13 @@ class Gate:
         self, probation: Probation, reason: str, entry: Entry, error: CallFailed, now: float
     ) -> GateClosed | None:
         scope = error.scope if isinstance(error, NoToken) else None
-        more = probation.begin(error.detail, was_probe=entry.is_probe, now=now, missing_token=scope)
+        more = probation.begin(
+            error.detail,
+            was_probe=entry.is_probe,
+            now=now,
+            missing_token=scope,
+            is_spreading=error.cause is Cause.ROLE_SPREADING,
+        )
         return self._closed(reason, more) if more else None
 
     def _end_probations(self) -> None:

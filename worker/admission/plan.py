@@ -161,11 +161,12 @@ def _hand_back(state: State, route: Route, now: float) -> tuple[HandBack | None,
 
 
 def _patience(state: State, route: Route) -> tuple[float, HandBackReason]:
-    """Until when anybody may wait there: suspects must not wait for gates, nor jobs long for our set-up. Then none
+    """Until when anybody may wait there: suspects must not wait for gates, nor jobs long for our set-up,
+    unless a role is spreading. Then none
     is kept but one that probes."""
     return min(
         (state.suspects.since + GATE_PATIENCE, HandBackReason.SUSPECT),
-        (route.setup_wrong_since + state.setup_patience, HandBackReason.SETUP),
+        (route.waits_for_setup_until(state.setup_patience), HandBackReason.SETUP),
     )
 
 

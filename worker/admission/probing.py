@@ -11,6 +11,12 @@ LAST_PROBE = 20.0
 to go on within half a minute of when the cause is gone."""
 
 
+ROLE_GRACE = 600.0
+"""Seconds for which a role may spread before it counts as missing: Azure takes 5 to 10 minutes."""
+
+SPREADING = f"(a role that was just assigned may be spreading: jobs wait up to {ROLE_GRACE / 60:g} min for it)"
+
+
 class Probation:
     """What a deployment is on once calls have shown a lasting fault.
 
@@ -23,6 +29,9 @@ class Probation:
         self.since = -math.inf
         """When that was first seen."""
         self.probe_at = -math.inf
+        self.is_spreading = False
+        """Whether a role that was just assigned may not have reached all of the service yet. Azure alternates
+        between two wordings meanwhile, so having seen one of them once is enough."""
         self.missing_token: str | None = None
         """The scope for which there was no token to call with, where that is what is wrong."""
         self._is_probing = False
@@ -37,6 +46,12 @@ class Probation:
         """When a call may begin; infinity while the one that probes is under way."""
         return math.inf if self._is_probing and self.is_on else self.probe_at
 
+    def waits_until(self, patience: float) -> float:
+        """Until when jobs wait for the end of it; infinity if nothing is wrong."""
+        if not self.is_on:
+            return math.inf
+        return self.since + (max(patience, ROLE_GRACE) if self.is_spreading else patience)
+
     def enter(self) -> bool:
         """A call begins. Whether it is the probe, whose end is to be told by `leave`."""
         is_probe = self.is_on and not self._is_probing
@@ -47,12 +62,22 @@ class Probation:
         """The probe is over, however it ended."""
         self._is_probing = False
 
-    def begin(self, detail: str, *, was_probe: bool, now: float, missing_token: str | None = None) -> float:
+    def begin(
+        self,
+        detail: str,
+        *,
+        was_probe: bool,
+        now: float,
+        missing_token: str | None = None,
+        is_spreading: bool = False,
+    ) -> float:
         """Seconds until the next probe; 0 for a call that was under way when the fault was already known."""
         is_news = was_probe or not self.is_on
         if not self.is_on:
             self.since = now
-        self.detail, self.missing_token = detail, missing_token
+        self.is_spreading = self.is_spreading or is_spreading
+        self.detail = f"{detail} {SPREADING}" if self.is_spreading else detail
+        self.missing_token = missing_token
         if not is_news:
             return 0.0
         self._interval = min(max(FIRST_PROBE, self._interval * 2), LAST_PROBE)
@@ -62,4 +87,4 @@ class Probation:
     def end(self) -> None:
         """It works, whatever becomes of a probe that is still under way."""
         self.detail, self.missing_token, self._interval, self.probe_at = None, None, 0.0, -math.inf
-        self._is_probing = False
+        self._is_probing = self.is_spreading = False

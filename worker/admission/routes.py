@@ -104,10 +104,10 @@ class Route:
         details = [gate.setup.detail for gate in self.gates]
         return None if None in details else "; ".join(dict.fromkeys(filter(None, details)))
 
-    @property
-    def setup_wrong_since(self) -> float:
-        """When our set-up became wrong at the last of the gates; infinity while it is right at one."""
-        return max([gate.setup.since if gate.setup.is_on else math.inf for gate in self.gates])
+    def waits_for_setup_until(self, patience: float) -> float:
+        """Until when jobs wait for our set-up to be fixed: `patience` seconds from when it became wrong at the last
+        gate, or as long as a role may spread there. Infinity while it is right at one."""
+        return max([gate.setup.waits_until(patience) for gate in self.gates])
 
     def is_idle(self, now: float) -> bool:
         """Whether nothing would be lost with it: no call, nobody in line, nothing closed."""

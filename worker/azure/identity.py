@@ -67,6 +67,8 @@ AADSTS_CODES = frozenset(
         7000112,
         7000215,
         7000222,
+        7002137,
+        7002138,
     )
 )
 """Entra's codes that a metric names; any other is `other`."""

@@ -21,6 +21,7 @@ from worker.admission.routes import Demand
 from worker.app import noting_tokens
 from worker.errors import (
     CallFailed,
+    Cause,
     HandedBack,
     NoToken,
     RefusedByService,
@@ -510,6 +511,48 @@ async def test_jobs_wait_a_minute_for_a_set_up_and_none_afterwards() -> None:
     assert admission.demand() == Demand(at=75, is_probe=True)
     assert await wait() == "mini"
     assert await wait() == "setup at 120"
+
+
+LACKS_ROLE = SetupWrong("401: lacks the data action", status=401, cause=Cause.ROLE_MISSING)
+SPREADING = SetupWrong("401: no access to the operation", status=401, cause=Cause.ROLE_SPREADING)
+
+
+async def test_no_job_is_handed_back_for_ten_minutes_while_a_role_spreads() -> None:
+    events = EventList()
+    admission = build(target("mini"), events=events)
+    route = admission.at()
+    wordings = itertools.cycle((LACKS_ROLE, SPREADING))
+    await call(route, next(wordings))
+
+    async def probe_until(spread_at: float) -> str:
+        while loop_time() < spread_at:
+            await call(route, next(wordings), until=10_000)
+        return await call(route, until=10_000)
+
+    assert await probe_until(560) == "mini"
+    assert loop_time() == 595, "each failed call but the last was a probe, and the next would be later than 10 min"
+    assert admission.closures == {}
+    assert events.of(IntakeOpened) == [IntakeOpened(reason="setup")]
+
+
+async def test_a_role_that_has_not_spread_within_ten_minutes_is_missing() -> None:
+    admission = build(target("mini"))
+    route = admission.at()
+    await call(route, SPREADING)
+    await asyncio.sleep(5)
+    await call(route, LACKS_ROLE)
+    (detail,) = admission.closures.values()
+    assert detail.startswith("mini: 401: lacks the data action (a role that was just assigned may be spreading")
+    assert admission.gates[0].describe(loop_time())["waits_for"] == f"set-up: {detail.removeprefix('mini: ')}"
+
+    async def probe() -> None:
+        while True:
+            await call(route, LACKS_ROLE, until=10_000)
+
+    with pytest.raises(HandedBack) as handed_back:
+        await probe()
+    assert handed_back.value.reason == "setup"
+    assert 570 < loop_time() <= 600
 
 
 async def test_a_set_up_that_was_mended_shortens_no_later_wait() -> None:

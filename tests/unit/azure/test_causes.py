@@ -40,6 +40,9 @@ OTHER_TENANT = "Token tenant 1111 does not match resource tenant."
 FIREWALL = "Access denied due to Virtual Network/Firewall rules."
 PRIVATE = "Public access is disabled. Please configure private endpoint."
 ABSENT = "The API deployment for this resource does not exist."
+ABSENT_NOW = (
+    f"{ABSENT} If you created the deployment within the last 5 minutes, please wait a moment and try again."
+)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +58,9 @@ ABSENT = "The API deployment for this resource does not exist."
         (403, "AccessDenied", PRIVATE, Cause.NETWORK_CLOSED),
         (403, "403", "Your resource has been temporarily blocked", Cause.FORBIDDEN),
         (404, "DeploymentNotFound", ABSENT, Cause.MISSING),
+        (404, "DeploymentNotFound", ABSENT_NOW, Cause.MISSING),
+        (403, "AccessDenied", FIREWALL, Cause.NETWORK_CLOSED),
+        (403, "403", PRIVATE, Cause.NETWORK_CLOSED),
         (404, "404", "Resource not found", Cause.WRONG_ENDPOINT),
         (307, "", "", Cause.WRONG_ENDPOINT),
     ],

@@ -175,15 +175,18 @@ def test_each_cause_has_a_suggestion_at_each_place(cause: Cause, place: Refusing
 
 @pytest.mark.parametrize(("place", "role"), PLACES)
 def test_a_missing_role_is_the_one_that_the_worker_needs_there(place: Refusing, role: Role) -> None:
-    command = shlex.split(suggest(Cause.ROLE_MISSING, place, SOMEBODY) or "")
+    command = shlex.split(suggest(Cause.ROLE_MISSING, place, SOMEBODY) or "", comments=True)
     assert command[command.index("--role") + 1] == role.name
 
 
 @pytest.mark.parametrize(
     ("cause", "beginnings"),
     [
-        (Cause.ROLE_MISSING, ["az role assignment create"]),
-        (Cause.ROLE_SPREADING, ["az role assignment create", "# if it was assigned within the last 10 minutes"]),
+        (Cause.ROLE_MISSING, ["az role assignment create", "# if it was assigned within", "# not Foundry User or"]),
+        (
+            Cause.ROLE_SPREADING,
+            ["az role assignment create", "# if it was assigned within", "# not Foundry User or"],
+        ),
         (Cause.FORBIDDEN, ["az role assignment create", "# if it is assigned already", "az cognitiveservices"]),
         (Cause.NETWORK_CLOSED, ["az cognitiveservices account show", "admit this network"]),
         (Cause.MISSING, ["az cognitiveservices account deployment list", "set one of these in AOAI_WORKER_MODELS"]),
@@ -269,6 +272,8 @@ def test_a_person_is_given_a_role_as_a_user() -> None:
     ("code", "credential", "beginning"),
     [
         ("700213", "workload", "az identity federated-credential create"),
+        ("7002137", "workload", "az identity federated-credential create"),
+        ("7002138", "workload", "az identity federated-credential create"),
         ("70025", "workload", "az identity federated-credential create"),
         ("700016", "workload", "az identity list"),
         ("90002", "workload", "az identity list"),

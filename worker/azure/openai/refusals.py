@@ -48,6 +48,7 @@ _STATUS_OF = {
     "ratelimitreached": 429,
     "too_many_requests": 429,
     "nocapacity": 429,
+    "no_capacity": 429,
     "content_filter": 400,
     "content_policy_violation": 400,
     "responsibleaipolicyviolation": 400,
@@ -57,7 +58,9 @@ _STATUS_OF = {
 }
 """The status that an error in the body of a 200 would have had, by its `code` or `type` in lower case."""
 
-_CAPACITY_CODES = frozenset({"nocapacity", "engine_overloaded", "server_overloaded", "model_overloaded"})
+_CAPACITY_CODES = frozenset(
+    {"nocapacity", "no_capacity", "engine_overloaded", "server_overloaded", "model_overloaded"}
+)
 _CAPACITY_WORDS = ("high demand", "peak load", "temporarily unable to process", "overloaded", "no capacity")
 
 _OWN_CODES = frozenset({"content_filter", "content_policy_violation", "invalid_prompt", "operationnotsupported"})

@@ -16,6 +16,7 @@ from worker.interfaces import Target
 from worker.roles import (
     BLOB_DATA_CONTRIBUTOR,
     OPENAI_USER,
+    ROLES_WITH_KEYS,
     SERVICE_BUS_DATA_RECEIVER,
     SERVICE_BUS_DATA_SENDER,
     Role,
@@ -147,10 +148,13 @@ def suggest(cause: Cause | None, place: Refusing, principal: Principal) -> str |
             return f"{resource.show_tenant}\n{_TENANT}, and AOAI_WORKER_OPENAI_SCOPE the audience of that endpoint"
         case Cause.TOKEN_REFUSED | Cause.WRONG_TENANT, _:
             return f"{resource.show_tenant}\n{_TENANT}"
+        case Cause.ROLE_MISSING | Cause.ROLE_SPREADING, Target():
+            # Azure alternates between the words of both while a role spreads
+            return f"{grant}\n{_MAY_SPREAD}\n{_WITH_KEYS}"
         case Cause.ROLE_MISSING, _:
             return grant
         case Cause.ROLE_SPREADING, _:
-            return f"{grant}\n# if it was assigned within the last 10 minutes, wait: it may still be spreading"
+            return f"{grant}\n{_MAY_SPREAD}"
         case Cause.FORBIDDEN, _:
             return f"{grant}\n# if it is assigned already, the network is what is refused\n{resource.show_network}"
         case Cause.NETWORK_CLOSED, _:
@@ -180,6 +184,11 @@ def suggest(cause: Cause | None, place: Refusing, principal: Principal) -> str |
     return None
 
 
+_MAY_SPREAD = "# if it was assigned within the last 10 minutes, wait: it may still be spreading"
+_WITH_KEYS = (
+    f"# not {' or '.join(ROLES_WITH_KEYS)}: these contain listkeys/action and so read the account's keys; "
+    "check cannot see whether one is assigned"
+)
 _TENANT = "AZURE_TENANT_ID must be the tenant of that subscription"
 
 
@@ -221,7 +230,7 @@ def suggest_token(code: str, *, credential: str, client_id: str, issuer: str, su
             return az(
                 "vmss identity assign", "-g", "<node-resource-group>", "-n", "<scale-set>", "--identities", "<id>"
             )
-        case _, "70021" | "70025" | "700211" | "700212" | "700213":
+        case _, "70021" | "70025" | "700211" | "700212" | "700213" | "7002137" | "7002138":
             return federate(issuer, subject)
         case _, "700016" | "90002" | "900023" | "7000112":
             query = "[?clientId=='" + client_id + "'].{name:name, group:resourceGroup, tenant:tenantId}"

@@ -207,6 +207,11 @@ QUOTA = (
     "Requests to the ChatCompletions_Create Operation under Azure OpenAI API version 2024-10-21 have exceeded "
     "token rate limit of your current OpenAI S0 pricing tier. Please retry after 7 seconds."
 )
+QUOTA_NOW = (
+    "Your requests to mini-1 for gpt-4o-mini in Sweden Central have exceeded the token rate limit for your current "
+    "AIServices S0 pricing tier. This request was for ChatCompletions_Create under Azure OpenAI API version v1. "
+    "Please retry after 3 seconds. To increase your default rate limit, visit: https://aka.ms/oai/quotaincrease."
+)
 PEAK = (
     "The system is currently experiencing high demand and cannot process your request. Your request exceeds the "
     "maximum usage size allowed during peak load. Please retry after 6 seconds. For improved latency reliability, "
@@ -231,12 +236,15 @@ def throttle(
     [
         (QUOTA, "429", {}, ThrottleKind.QUOTA),
         (QUOTA, "RateLimitReached", {"x_ratelimit_limit_tokens": "1000"}, ThrottleKind.QUOTA),
+        (QUOTA_NOW, "RateLimitReached", {"x_ratelimit_limit_tokens": "1000"}, ThrottleKind.QUOTA),
+        (QUOTA_NOW, "RateLimitReached", {"x_ratelimit_limit_tokens": "600"}, ThrottleKind.CUT),
         ("Rate limit is exceeded. Try again in 60 seconds.", "429", {}, ThrottleKind.QUOTA),
         ("", "429", {}, ThrottleKind.QUOTA),
         (PEAK, "429", {}, ThrottleKind.CAPACITY),
         (PEAK, "429", {"azure_openai_deployment_utilization": "80"}, ThrottleKind.CAPACITY),
         ("The service is temporarily unable to process your request.", "429", {}, ThrottleKind.CAPACITY),
         ("No.", "NoCapacity", {}, ThrottleKind.CAPACITY),
+        ("No.", "no_capacity", {}, ThrottleKind.CAPACITY),
         ("No.", "429", {"azure_openai_deployment_utilization": "101.5%"}, ThrottleKind.PROVISIONED),
         (QUOTA, "429", {"x_ratelimit_limit_tokens": "600"}, ThrottleKind.CUT),
         (QUOTA, "429", {"x_ratelimit_limit_requests": "5"}, ThrottleKind.CUT),

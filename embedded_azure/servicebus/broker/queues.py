@@ -5,9 +5,11 @@ sessions, topics.py gives subscriptions, which are queues that nobody sends to.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
+from types import MappingProxyType
+from typing import Final
 from uuid import UUID
 
 from embedded_azure.config import QueueSpec
@@ -27,6 +29,7 @@ from embedded_azure.servicebus.broker.session_locks import Session
 
 DEAD_LETTER_SUFFIX = "/$DeadLetterQueue"
 TRANSFER_DEAD_LETTER_SUFFIX = "/$Transfer/$DeadLetterQueue"
+UNCHANGED: Final[Mapping[str, object]] = MappingProxyType({})
 
 
 class Queue(Lives):
@@ -143,15 +146,18 @@ class Queue(Lives):
         return list(islice(found, count))
 
     # -- settling; each raises message-lock-lost when the token holds no lock (any more) ------------------
+    # `change` are application properties to set on the message; None removes one.
 
     def complete(self, token: UUID) -> None:
         self._advance()
         self._remove(self._unlock(token))
 
-    def abandon(self, token: UUID) -> None:
+    def abandon(self, token: UUID, change: Mapping[str, object] = UNCHANGED) -> None:
         """A failed delivery. After the last one allowed the message is dead-lettered."""
         now = self._advance()
-        self._fail(self._unlock(token), now)
+        message = self._unlock(token)
+        message.change(change)
+        self._fail(message, now)
         self._availability.tell()
 
     def release(self, token: UUID) -> None:
@@ -160,14 +166,23 @@ class Queue(Lives):
         self._put_back(self._unlock(token), now)
         self._availability.tell()
 
-    def defer(self, token: UUID) -> None:
+    def defer(self, token: UUID, change: Mapping[str, object] = UNCHANGED) -> None:
+        """Counts as a delivery, but never as the last one allowed."""
         self._advance()
         message = self._unlock(token)
+        message.change(change)
+        message.delivery_count += 1
         if message.state is not MessageState.DEFERRED:
             message.state = MessageState.DEFERRED
             self._deferred += 1
 
-    def dead_letter(self, token: UUID, reason: str | None = None, description: str | None = None) -> None:
+    def dead_letter(
+        self,
+        token: UUID,
+        reason: str | None = None,
+        description: str | None = None,
+        change: Mapping[str, object] = UNCHANGED,
+    ) -> None:
         """Raises not-allowed on a dead-letter queue."""
         now = self._advance()
         if self.dead_letters is None:
@@ -175,7 +190,9 @@ class Queue(Lives):
                 NOT_ALLOWED,
                 f"a message of {self.name!r} cannot be dead-lettered again; complete, abandon or defer it",
             )
-        self._bury(self._unlock(token), reason, description, now)
+        message = self._unlock(token)
+        message.change(change)
+        self._bury(message, reason, description, now)
 
     def renew(self, tokens: Sequence[UUID]) -> list[float]:
         """All or nothing: the new end of each lock."""

@@ -119,6 +119,7 @@ class Peer:
             self._attach_receiver(link, address)
             return
         queue = self._entity(address, Claim.SEND)
+        queue.check_enabled("Send")
         self._links[link] = address
         inlet = Inlet(link, queue, partial(self._forget, link))
         link.accept(

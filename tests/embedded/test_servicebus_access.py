@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from azure.servicebus import ServiceBusMessage
+from azure.servicebus._base_handler import _generate_sas_token
 from azure.servicebus._pyamqp import _encode
 from azure.servicebus._pyamqp.error import TokenAuthFailure
 from azure.servicebus.exceptions import ServiceBusError
@@ -34,6 +35,7 @@ from tests.support.raw_client import Keys
 from tests.support.wire import Wire
 
 NAMESPACE = bus_config().namespace
+RULE = SharedAccessRule(name="app", key="k/+=", rights=("Listen",))
 
 
 async def refused(bus: Bus, identity: str, queue: str) -> tuple[int, str]:
@@ -80,6 +82,15 @@ def test_a_key_grants_what_its_rule_does_and_a_wrong_one_nothing() -> None:
     for path, claim in (("jobs", Claim.LISTEN), ("held", Claim.SEND)):
         with pytest.raises(AccessRefused):
             rights.check(Address(None, path), claim)
+
+
+@pytest.mark.parametrize("resource", [f"sb://{NAMESPACE}/jobs", f"{NAMESPACE}/jobs"])
+def test_a_signature_may_name_its_resource_without_a_scheme(resource: str) -> None:
+    rights = access(RULE)
+    rights.put_token(f"sb://{NAMESPACE}/jobs", _generate_sas_token(resource, RULE.name, RULE.key).token)
+    rights.check(Address(None, "jobs"), Claim.LISTEN)
+    with pytest.raises(AccessRefused, match="InvalidAudience"):
+        rights.put_token(f"sb://{NAMESPACE}/held", _generate_sas_token(resource, RULE.name, RULE.key).token)
 
 
 class PlainClient:
@@ -134,9 +145,6 @@ async def service(*rules: SharedAccessRule) -> AsyncIterator[ServiceBus]:
         yield bus
     finally:
         await bus.close()
-
-
-RULE = SharedAccessRule(name="app", key="k/+=", rights=("Listen",))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ ARGUMENT_ERROR = "com.microsoft:argument-error"
 MESSAGE_LOCK_LOST = "com.microsoft:message-lock-lost"
 MESSAGE_NOT_FOUND = "com.microsoft:message-not-found"
 SESSION_LOCK_LOST = "com.microsoft:session-lock-lost"
+ENTITY_DISABLED = "com.microsoft:entity-disabled"
 SESSION_CANNOT_BE_LOCKED = "com.microsoft:session-cannot-be-locked"
 
 

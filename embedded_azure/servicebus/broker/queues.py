@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Literal
 from uuid import UUID
 
 from embedded_azure.config import QueueSpec
@@ -56,6 +56,7 @@ class Queue(Lives):
         resource-limit-exceeded, argument-error, or not-allowed (no entity to send to, session id missing).
         """
         now = self._advance()
+        self.check_enabled("Send")
         for message in messages:
             self._check_sendable(message)
         self._check_room(sum(message.size for message in messages))
@@ -75,10 +76,21 @@ class Queue(Lives):
             self._schedule.drop(message.sequence_number)
             self._remove(message)
 
+    def check_enabled(self, operation: Literal["Send", "Receive"]) -> None:
+        """Raises entity-disabled."""
+        checks.check_enabled(self.name, self.spec.status, operation)
+
+    def set_terms(self, spec: QueueSpec) -> None:
+        """Receivers learn at once that they may not (or may again) receive."""
+        self.spec = spec
+        self._availability.tell()
+
     def arrive(self, message: Message, at: float) -> None:
         """Takes what another entity passes on, at the unix time `at`. Raises as `send` does."""
         if self._timetable.soonest <= at:
             self._catch_up(at)
+        if self.rules is None:  # a subscription takes messages whatever its status
+            self.check_enabled("Send")
         checks.check_message(message, self.name, self.spec.max_message_bytes)
         self._check_own(message)
         self._check_room(message.size)
@@ -88,7 +100,8 @@ class Queue(Lives):
     # -- receiving --------------------------------------------------------------------------------------
 
     def check_receivable(self) -> None:
-        """Raises not-allowed when nothing can ever be received here."""
+        """Raises not-allowed when nothing can ever be received here, entity-disabled when it cannot now."""
+        self.check_enabled("Receive")
         if self.passes_on is not None:
             raise BrokerError(
                 NOT_ALLOWED,
@@ -99,6 +112,7 @@ class Queue(Lives):
     def take(self, count: int, *, session: Session | None = None) -> list[Locked]:
         """Locks up to `count` available messages, oldest first; fewer or none if there are no more."""
         now = self._advance()
+        self.check_enabled("Receive")  # a link may be older than the status
         backlog = self._backlog_for(session)
         taken: list[Locked] = []
         while len(taken) < count and (message := backlog.pop()) is not None:
@@ -108,6 +122,7 @@ class Queue(Lives):
     def take_and_delete(self, count: int, *, session: Session | None = None) -> list[Message]:
         """Receive-and-delete: the messages are gone when this returns."""
         self._advance()
+        self.check_enabled("Receive")
         backlog = self._backlog_for(session)
         taken: list[Message] = []
         while len(taken) < count and (message := backlog.pop()) is not None:
@@ -123,6 +138,7 @@ class Queue(Lives):
         With `delete` the messages are gone and the tokens of the answer open nothing.
         """
         now = self._advance()
+        self.check_enabled("Receive")
         self._backlog_for(session)  # raises as `take` does without the right session
         self._expire_deferred(sequence_numbers, now)
         messages = self._find(sequence_numbers, MessageState.DEFERRED, session)
@@ -273,6 +289,7 @@ class DeadLetterQueue(Queue):
             default_time_to_live=None,
             forward_to=None,
             forward_dead_letters_to=None,
+            status="Active",
         )
         super().__init__(spec, owner._clock, owner)
         self._owner = owner.name

@@ -118,6 +118,7 @@ def _own_spec(spec: TopicSpec) -> QueueSpec:
         default_time_to_live=spec.default_time_to_live,
         max_message_bytes=spec.max_message_bytes,
         max_size_bytes=spec.max_size_bytes,
+        status=spec.status,
     )
 
 
@@ -134,4 +135,5 @@ def _queue_spec(topic: TopicSpec, spec: SubscriptionSpec) -> QueueSpec:
         max_size_bytes=topic.max_size_bytes,
         forward_to=spec.forward_to,
         forward_dead_letters_to=spec.forward_dead_letters_to,
+        status=spec.status,
     )

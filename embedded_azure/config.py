@@ -119,6 +119,11 @@ class RuleSpec:
     name: str = "$Default"
     sql: str | None = None
     correlation: CorrelationSpec | None = None
+    parameters: dict[str, str | int | float | bool] = field(default_factory=dict)
+    """What `@name` stands for in `sql`."""
+    action: str | None = None
+    """SQL such as `SET region = 'eu'; REMOVE draft`, carried out on the subscription's copy."""
+    action_parameters: dict[str, str | int | float | bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -148,6 +148,21 @@ const checks = {
     const receiver = client.createReceiver("news", "orders");
     await client.createSender("news").sendMessages([{ body: "no" }, { body: "yes", applicationProperties: { n: 4 } }]);
     assert.equal((await one(receiver)).body, "yes");
+    const since = new Date("2026-01-02T03:04:05Z");
+    const filter = { sqlExpression: "n = @n AND region = @region", sqlParameters: { "@n": 9, "@region": "eu" } };
+    const action = { sqlExpression: "SET n = n + 1; SET by = @by; REMOVE draft", sqlParameters: { "@by": "rule" } };
+    await administration.createSubscription("news", "changed", { defaultRuleOptions: { name: "set", filter, action } });
+    await administration.createRule("news", "changed", "dated", { applicationProperties: { since } });
+    const set = await administration.getRule("news", "changed", "set");
+    assert.deepEqual([set.filter, set.action], [filter, action]);
+    assert.deepEqual((await administration.getRule("news", "changed", "dated")).filter.applicationProperties, { since });
+    const changed = client.createReceiver("news", "changed");
+    await client.createSender("news").sendMessages([
+      { body: 1, applicationProperties: { n: 9, region: "eu", draft: true } },
+      { body: 2, applicationProperties: { since } },
+    ]);
+    assert.deepEqual({ ...(await one(changed)).applicationProperties }, { n: 10, region: "eu", by: "rule" });
+    assert.equal((await one(changed)).body, 2);
   },
 };
 

@@ -205,7 +205,7 @@ def _application_properties(message: Message, content: Content) -> bytes:
         DEAD_LETTER_DESCRIPTION: message.dead_letter_description,
     }
     said = {name: text for name, text in dead_letter.items() if text is not None}
-    changed = {**message.changed_properties, **said}
+    changed = {name: _simple(name, value) for name, value in {**message.changed_properties, **said}.items()}
     return change_application_properties(content.application_properties, changed)
 
 
@@ -221,7 +221,7 @@ def _simple(name: str, value: Any) -> object:
     """How an integer was encoded is not known any more: it becomes an int, or what is wide enough."""
     if type(value) is int:
         return Int(value) if -(1 << 31) <= value < 1 << 31 else Long(value) if value < 1 << 63 else ULong(value)
-    if value is None or isinstance(value, str | bytes | bool | float | uuid.UUID):
+    if value is None or isinstance(value, str | bytes | int | float | uuid.UUID):
         return value
     raise BrokerError(
         ARGUMENT_ERROR,

@@ -24,6 +24,8 @@ Role = Literal[
 
 Right = Literal["Send", "Listen", "Manage"]
 
+EntityStatus = Literal["Active", "Disabled", "SendDisabled", "ReceiveDisabled"]
+
 ModelKind = Literal["chat", "completions", "embeddings"]
 
 DEFAULT_ACCOUNT = "default"
@@ -92,6 +94,7 @@ class QueueSpec:
     max_size_bytes: int = 1 << 30
     forward_to: str | None = None
     forward_dead_letters_to: str | None = None
+    status: EntityStatus = "Active"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +119,11 @@ class RuleSpec:
     name: str = "$Default"
     sql: str | None = None
     correlation: CorrelationSpec | None = None
+    parameters: dict[str, str | int | float | bool] = field(default_factory=dict)
+    """What `@name` stands for in `sql`."""
+    action: str | None = None
+    """SQL such as `SET region = 'eu'; REMOVE draft`, carried out on the subscription's copy."""
+    action_parameters: dict[str, str | int | float | bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +140,7 @@ class SubscriptionSpec:
     """Dead-letter a message that a rule's filter cannot be evaluated for; otherwise that rule does not match."""
     forward_to: str | None = None
     forward_dead_letters_to: str | None = None
+    status: EntityStatus = "Active"
     rules: tuple[RuleSpec, ...] = (RuleSpec(),)
 
 
@@ -144,6 +153,7 @@ class TopicSpec:
     default_time_to_live: float | None = None
     max_message_bytes: int = STANDARD_BYTES
     max_size_bytes: int = 1 << 30
+    status: EntityStatus = "Active"
     subscriptions: tuple[SubscriptionSpec, ...] = ()
 
 

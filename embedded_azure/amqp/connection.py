@@ -1,4 +1,4 @@
-"""Connections (2.4), the server's side: protocol headers, SASL ANONYMOUS, open, sessions, idle time-out, close.
+"""Connections (2.4), the server's side: protocol headers, SASL (ANONYMOUS, PLAIN), open, sessions, idle time-out.
 
 An `asyncio.Protocol`: frames are handled as they arrive, and what is written while handling them goes out in one
 write. Who the peer is and what it may do is not decided here; the `Container` is asked about each link.
@@ -71,6 +71,7 @@ class Connection(asyncio.Protocol):
     """`container_for` is called once it is made; `idle_time_out` is in seconds, and ours to the peer.
 
     `strict_delivery_ids` closes connections whose deliveries are not numbered one after the other (2.6.12).
+    `check_key` says whether a name and a key are good; without it there is no SASL PLAIN.
     """
 
     def __init__(
@@ -80,8 +81,10 @@ class Connection(asyncio.Protocol):
         container_id: str,
         idle_time_out: float = 240.0,
         strict_delivery_ids: bool = True,
+        check_key: Callable[[str, str], bool] | None = None,
     ) -> None:
         self._container_for = container_for
+        self._check_key = check_key
         self._container: Container | None = None
         self._container_id = container_id
         self._idle_time_out = idle_time_out
@@ -209,7 +212,8 @@ class Connection(asyncio.Protocol):
             # The answer to a header we do not speak is the one we do, and the end (2.2).
             self.close()
         elif self._phase is Phase.HEADER:
-            mechanisms = SaslMechanisms(sasl_server_mechanisms=(Symbol("ANONYMOUS"),))
+            names = ("ANONYMOUS",) if self._check_key is None else ("PLAIN", "ANONYMOUS")
+            mechanisms = SaslMechanisms(sasl_server_mechanisms=tuple(Symbol(name) for name in names))
             self.write(encode_frame(mechanisms, kind=SASL_FRAME))
             self._phase = Phase.SASL
         else:
@@ -234,13 +238,19 @@ class Connection(asyncio.Protocol):
     def _on_sasl(self, performative: Composite) -> None:
         if not isinstance(performative, SaslInit):
             raise ConnectionFailure("amqp:not-allowed", f"{type(performative).__name__} instead of sasl-init")
-        anonymous = performative.mechanism == "ANONYMOUS"
-        outcome = SaslOutcome(code=SASL_OK if anonymous else SASL_AUTH_FAILED)
+        admitted = performative.mechanism == "ANONYMOUS" or self._has_key(performative)
+        outcome = SaslOutcome(code=SASL_OK if admitted else SASL_AUTH_FAILED)
         self.write(encode_frame(outcome, kind=SASL_FRAME))
-        if anonymous:
+        if admitted:
             self._phase = Phase.AMQP_HEADER
         else:
             self.close()
+
+    def _has_key(self, init: SaslInit) -> bool:
+        if init.mechanism != "PLAIN" or self._check_key is None:
+            return False
+        _, name, key = (*(init.initial_response or b"").split(b"\0"), b"", b"", b"")[:3]  # RFC 4616
+        return self._check_key(name.decode(errors="replace"), key.decode(errors="replace"))
 
     def _on_open(self, peer: Open) -> None:
         if peer.max_frame_size < MIN_MAX_FRAME_SIZE:

@@ -94,7 +94,12 @@ class LinkSession(Protocol):
     def send_body(self, body: bytes) -> None: ...
     def send_transfer(self, body: bytes, payload: bytes) -> None: ...
     def send_flow(
-        self, *, handle: int | None = None, delivery_count: int | None = None, link_credit: int | None = None
+        self,
+        *,
+        handle: int | None = None,
+        delivery_count: int | None = None,
+        link_credit: int | None = None,
+        drain: bool = False,
     ) -> None: ...
 
 
@@ -345,12 +350,16 @@ class OutgoingLink(Link):
             sent_since = (self._delivery_count - (flow.delivery_count or 0)) & _SERIAL_MASK
             self.credit = max(0, flow.link_credit - sent_since)
         self.wake()
-        if flow.drain and self.credit and self.state is LinkState.ATTACHED:
+        if flow.drain:
             self._delivery_count = (self._delivery_count + self.credit) & _SERIAL_MASK
             self.credit = 0
-            self._send_flow()
-        elif flow.echo and self.state is LinkState.ATTACHED:
-            self._send_flow()
+        if (flow.drain or flow.echo) and self.state is LinkState.ATTACHED:
+            self.session.send_flow(
+                handle=self.handle,
+                delivery_count=self._delivery_count,
+                link_credit=self.credit,
+                drain=flow.drain,  # 2.6.7: clients wait for an answer that says so
+            )
 
     def wake(self) -> None:
         if self.ready and self._node is not None:
@@ -379,6 +388,3 @@ class OutgoingLink(Link):
             more=more,
         )
         self.session.send_transfer(body, payload)
-
-    def _send_flow(self) -> None:
-        self.session.send_flow(handle=self.handle, delivery_count=self._delivery_count, link_credit=self.credit)

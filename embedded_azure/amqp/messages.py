@@ -251,7 +251,7 @@ def encode_annotations(pairs: bytes, count: int) -> bytes:
 
 
 def encode_pairs(pairs: Mapping[Any, Any]) -> bytes:
-    """Keys and values one after the other, for `encode_annotations` and `add_application_properties`."""
+    """Keys and values one after the other, for `encode_annotations` and `change_application_properties`."""
     return b"".join([encode(part) for pair in pairs.items() for part in pair])
 
 
@@ -277,12 +277,25 @@ def add_delivery_annotations(raw: bytes, pair: bytes, name: str) -> bytes:
     return b"\x00\x53\x71" + encode_map(kept + pair, count + 1)
 
 
-def add_application_properties(raw: bytes, more: Mapping[str, Any]) -> bytes:
-    """The section `raw` (or none, if empty) with `more` in it; what has the same name is replaced."""
-    pairs, count = b"", 0
-    if raw:
-        pairs, count = pairs_without(raw, more)
+def change_application_properties(raw: bytes, changes: Mapping[str, Any]) -> bytes:
+    """The section `raw` (or none, if empty) with `changes` in it; None takes out what has that name."""
+    if not changes:
+        return raw
+    pairs, count = pairs_without(raw, changes) if raw else (b"", 0)
+    more = {name: value for name, value in changes.items() if value is not None}
     return b"\x00\x53\x74" + encode_map(pairs + encode_pairs(more), count + len(more))
+
+
+def add_message_id(raw: bytes, message_id: str) -> bytes:
+    """The properties section `raw` (or none, if empty), whose message-id is null, with that one. The other fields
+    stay the bytes they were."""
+    fields, count = b"\x40", 1
+    if raw:
+        value = _only_section(raw).value
+        count = len(decode(raw, value)[0])
+        # after the list's constructor: nothing (list0), or its size and count, in one byte each or in four
+        fields = raw[value + {0x45: 1, 0xC0: 3, 0xD0: 9}[raw[value]] :] or b"\x40"
+    return b"\x00\x53\x73" + encode_list(encode(message_id) + fields[1:], max(count, 1))
 
 
 def encode_message(

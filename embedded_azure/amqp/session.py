@@ -197,7 +197,12 @@ class Session:
         self.connection.write(frame_of(body, self.channel))
 
     def send_flow(
-        self, *, handle: int | None = None, delivery_count: int | None = None, link_credit: int | None = None
+        self,
+        *,
+        handle: int | None = None,
+        delivery_count: int | None = None,
+        link_credit: int | None = None,
+        drain: bool = False,
     ) -> None:
         self._taken_since_flow = 0
         self.send(
@@ -209,6 +214,7 @@ class Session:
                 handle=handle,
                 delivery_count=delivery_count,
                 link_credit=link_credit,
+                drain=drain,
             )
         )
 

@@ -5,16 +5,18 @@ the token's owner on the entity or what is above it, as Azure RBAC has it, or fr
 Nothing is allowed without a token.
 """
 
+import hmac
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
 from functools import partial
+from math import inf
 from typing import Final
 
 from embedded_azure.config import Config, Role, SharedAccessRule
 from embedded_azure.entra.tokens import AccessTokens, Caller, TokenRefused
-from embedded_azure.servicebus.shared_access import SCHEME, Signature, SignatureRefused, verify
+from embedded_azure.servicebus.shared_access import SCHEME, SignatureRefused, verify
 
 AUDIENCE: Final = "https://servicebus.azure.net"
 UNAUTHORIZED: Final = "amqp:unauthorized-access"
@@ -96,14 +98,31 @@ class Access:
         self._exists = exists
         self._grants: dict[str, Grant] = {}
 
+    @property
+    def has_keys(self) -> bool:
+        """Whether there is any, so that local authentication is on."""
+        return bool(self._rules)
+
     def put_token(self, audience: str, token: str) -> None:
         """Grants what is under `audience`, an `sb://` address, to whom the token is for. Raises AccessRefused."""
         address = self.own(audience)
         grant = self._by_signature(token, address) if token.startswith(SCHEME) else self._by_identity(token)
         if address.entity and not self._exists(address.entity):
-            # told only to who has a good token, and at this early point, as Azure does
+            # Azure answers so early, and tells only those with a right there that there is nothing
+            if not any(grant.allows(claim, address) for claim in Claim):
+                raise AccessRefused("InvalidAudience: Invalid authorization token audience.")
             raise AccessRefused(f"The messaging entity '{self._name(address)}' could not be found.", status=404)
         self._grants[address.path.casefold()] = grant
+
+    def put_key(self, name: str, key: str) -> bool:
+        """Grants what the rule of that name grants, for as long as the connection lasts (SASL PLAIN)."""
+        for rule in self._rules:
+            if rule.name == name and hmac.compare_digest(rule.key.encode(), key.encode()):
+                self._grants[rule.path.strip("/").casefold()] = Grant(
+                    owner=name, expires_at=inf, allows=partial(_has_right, rule)
+                )
+                return True
+        return False
 
     def _by_identity(self, token: str) -> Grant:
         try:
@@ -120,13 +139,12 @@ class Access:
             signature = verify(token, self._rules, self._clock())
         except SignatureRefused as refusal:
             raise AccessRefused(str(refusal)) from refusal
-        resource = self.own(signature.resource)
+        named = signature.resource
+        resource = self.own(named if "://" in named else f"sb://{named}")  # some clients sign it without a scheme
         if not all(_covers(path, audience.path) for path in (resource.path, signature.rule.path)):
-            raise AccessRefused(
-                f"InvalidAudience: the token is not for '{self._name(audience)}' or what is above it."
-            )
+            raise AccessRefused("InvalidAudience: The authorization header contains a token with a wrong audience.")
         return Grant(
-            owner=signature.rule.name, expires_at=signature.expires_at, allows=partial(_has_right, signature)
+            owner=signature.rule.name, expires_at=signature.expires_at, allows=partial(_has_right, signature.rule)
         )
 
     def own(self, address: str) -> Address:
@@ -186,8 +204,8 @@ def _covers(above: str, path: str) -> bool:
     return not above or path == above or path.startswith(f"{above}/")
 
 
-def _has_right(signature: Signature, claim: Claim, _address: Address) -> bool:
-    return claim.value in signature.rule.rights or "Manage" in signature.rule.rights
+def _has_right(rule: SharedAccessRule, claim: Claim, _address: Address) -> bool:
+    return claim.value in rule.rights or "Manage" in rule.rights
 
 
 def _utc(seconds: float) -> str:

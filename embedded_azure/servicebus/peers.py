@@ -102,13 +102,14 @@ class Peer:
             link.accept(self._requests(link, CBS, answer), max_message_size=MAX_REQUEST)
 
     def _attach_management(self, link: IncomingLink | OutgoingLink, address: Address) -> None:
-        entity = Address(address.host, address.path.removesuffix(MANAGEMENT))
-        queue = self._entity(entity, Claim.SEND, Claim.LISTEN)
-        self._links[link] = entity
+        # The token may have been put for the node itself, as the SDK for JavaScript does.
+        queue = self._entity(address, Claim.SEND, Claim.LISTEN)
+        self._links[link] = address
         if isinstance(link, OutgoingLink):
             self._accept_responses(link, address.path)
         else:
-            desk = Desk(queue, partial(self._access.check, Address(None, queue.name)), self._held_session)
+            named = Address(None, f"{queue.name}{MANAGEMENT}")
+            desk = Desk(queue, partial(self._access.check, named), self._held_session)
             answer = self._faults.management(queue.name, desk.answer)
             link.accept(self._requests(link, address.path, answer), max_message_size=MAX_REQUEST)
 
@@ -118,6 +119,7 @@ class Peer:
             self._attach_receiver(link, address)
             return
         queue = self._entity(address, Claim.SEND)
+        queue.check_enabled("Send")
         self._links[link] = address
         inlet = Inlet(link, queue, partial(self._forget, link))
         link.accept(
@@ -167,8 +169,10 @@ class Peer:
         if len(self._links) >= MAX_LINKS:
             raise BrokerError("amqp:resource-limit-exceeded", f"a connection may have {MAX_LINKS} links")
         self._access.check_token(address)
-        queue = self._broker.entity(address.path)
-        self._access.check(Address(None, queue.name), *claims)  # roles know queues by their real names
+        path = address.path.removesuffix(MANAGEMENT)
+        queue = self._broker.entity(path)
+        named = queue.name + address.path[len(path) :]  # roles know queues by their real names
+        self._access.check(Address(None, named), *claims)
         return queue
 
     # Requests and responses travel on two links of one session that have the same address.

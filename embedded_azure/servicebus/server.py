@@ -72,11 +72,13 @@ class ServiceBus:
 
     def connection(self, *, secure: bool = True) -> Line:
         """A protocol for one new connection. Without TLS the key of Microsoft's emulator is good too."""
+        access = self._access(secure=secure, exists=self.broker.has)
         connection = Connection(
-            partial(self._admit, secure=secure),
+            partial(self._admit, access=access),
             container_id=self._config.namespace,
             idle_time_out=self._idle_times.silence,
             strict_delivery_ids=self._config.strict_delivery_ids,
+            check_key=access.put_key if access.has_keys else None,
         )
         return Line(connection, self.faults)
 
@@ -144,10 +146,10 @@ class ServiceBus:
         for dispatch in self._dispatches.values():
             dispatch.close()
 
-    def _admit(self, connection: Connection, *, secure: bool) -> Container:
+    def _admit(self, connection: Connection, *, access: Access) -> Container:
         peer = Peer(
             connection,
-            access=self._access(secure=secure, exists=self.broker.has),
+            access=access,
             broker=self.broker,
             dispatch_for=self._dispatch_for,
             clock=self._clock,

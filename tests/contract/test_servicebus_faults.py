@@ -129,6 +129,19 @@ async def test_a_receiver_that_asks_for_messages_is_refused(bus: Bus) -> None:
     assert await take_one(bus, **ONCE) == b"x"
 
 
+async def test_a_throttled_namespace_says_so_in_azures_words_on_sending_and_on_settling(bus: Bus) -> None:
+    words = "namespace local is being throttled. Error code : 50009. Please wait 2 seconds and try again"
+    await send(bus, b"x")
+    disturb(bus, {"kind": "refuse", "on": "send"}, {"kind": "refuse", "on": "settle"})
+    with pytest.raises(ServiceBusServerBusyError, match=words):
+        await send(bus, b"y", **ONCE)
+    async with bus.client(**ONCE) as client, client.get_queue_receiver("jobs") as receiver:
+        (message,) = await receiver.receive_messages(1, max_wait_time=PATIENCE)
+        with pytest.raises(ServiceBusServerBusyError, match=words):
+            await receiver.complete_message(message)
+    assert active(bus) == 1
+
+
 async def test_a_refused_settlement_leaves_the_message_locked(bus: Bus) -> None:
     await send(bus, b"x")
     fault = {"kind": "refuse", "on": "settle", "condition": "com.microsoft:message-lock-lost", "count": 1}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from embedded_azure.amqp.codec import DecodeError, Symbol
 from embedded_azure.amqp.frames import EMPTY_FRAME, FrameReader, frame_of
 from embedded_azure.amqp.messages import (
-    add_application_properties,
+    change_application_properties,
     decode_message,
     encode_annotations,
     encode_header,
@@ -82,7 +82,8 @@ def test_a_delivery_holds_what_the_sender_put_in(sent: Any) -> None:
     message.enqueued_at, message.delivery_count = 1_700_000_000.25, 3
     locked = Locked(message=message, token=uuid.uuid4(), locked_until=1_700_000_060.5)
     delivered = sdk_decode(encode_locked(locked))
-    assert delivered.properties == original.properties
+    if original.properties is not None and original.properties.message_id is not None:
+        assert delivered.properties == original.properties
     assert delivered.application_properties == original.application_properties
     assert (delivered.data, delivered.value, delivered.sequence) == (
         original.data,
@@ -113,7 +114,7 @@ def test_the_broker_reads_what_it_must_know(sent: Any) -> None:
     wanted = fields.message_id
     if isinstance(wanted, bytes):
         wanted = wanted.hex()
-    assert message.message_id == (None if wanted is None else str(wanted))
+    assert wanted is None or message.message_id == str(wanted)
     assert message.session_id == fields.group_id
     assert message.time_to_live == (sent.header.ttl / 1000 if sent.header else None)
     assert message.size == len(payload)
@@ -153,9 +154,25 @@ def test_a_header_says_the_delivery_count_even_if_it_is_0(
 
 @given(st.dictionaries(words, texts, max_size=30), st.dictionaries(words, texts, min_size=1, max_size=3))
 def test_application_properties_are_added_and_replaced(before: dict[str, str], more: dict[str, str]) -> None:
-    raw = add_application_properties(b"", before) if before else b""
-    after = sdk_decode(add_application_properties(raw, more)).application_properties
+    raw = change_application_properties(b"", before) if before else b""
+    after = sdk_decode(change_application_properties(raw, more)).application_properties
     assert after == {key.encode(): value.encode() for key, value in {**before, **more}.items()}
+
+
+@given(st.dictionaries(words, texts, max_size=30), st.sets(words, min_size=1, max_size=3))
+def test_application_properties_are_taken_out(before: dict[str, str], gone: set[str]) -> None:
+    raw = change_application_properties(b"", before) if before else b""
+    after = sdk_decode(change_application_properties(raw, dict.fromkeys(gone))).application_properties or {}
+    assert after == {key.encode(): value.encode() for key, value in before.items() if key not in gone}
+
+
+@given(properties.map(lambda fields: fields._replace(message_id=None)) | st.none())
+def test_a_message_without_id_gets_one_and_keeps_its_other_properties(fields: Properties | None) -> None:
+    message = read_message(sdk_encode(Message(properties=fields, data=[b"x"])))
+    assert message.message_id is not None
+    arrived = sdk_decode(encode_delivery(message)).properties
+    sent = sdk_decode(sdk_encode(Message(properties=fields, data=[b"x"]))).properties or Properties()
+    assert arrived == sent._replace(message_id=message.message_id.encode())
 
 
 @given(st.dictionaries(words.map(Symbol), texts, min_size=1, max_size=10), st.sets(words, max_size=5))

@@ -271,9 +271,9 @@ def test_a_deferred_message_is_had_by_its_number_only_and_goes_back_to_deferred(
     assert jobs.take(1) == []
     (locked,) = jobs.take_deferred([number])
     assert locked.message.state is MessageState.DEFERRED
-    jobs.abandon(locked.token)
+    jobs.release(locked.token)
     (again,) = jobs.take_deferred([number])
-    assert again.message.delivery_count == 1
+    assert again.message.delivery_count == 1  # that of the deferral
     clock.advance(30)
     assert jobs.take(1) == []
     (last,) = jobs.take_deferred([number])

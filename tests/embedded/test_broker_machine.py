@@ -93,7 +93,7 @@ class Model:
 
     def fail(self, record: Record) -> None:
         record.failed += 1
-        if record.place in HELD and record.failed == MAX_DELIVERIES:
+        if record.place in HELD and record.failed >= MAX_DELIVERIES:
             self.bury(record, "MaxDeliveryCountExceeded")
         else:
             self.give_back(record)
@@ -113,6 +113,7 @@ class Model:
         record.place, record.token, record.reason, record.expires_at = Place.DEAD, None, reason, None
 
     def defer(self, record: Record) -> None:
+        record.failed += 1
         record.token = None
         record.place = Place.DEFERRED if record.place in HELD else Place.DEAD_DEFERRED
 

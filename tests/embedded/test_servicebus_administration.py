@@ -20,7 +20,11 @@ from azure.core.exceptions import (
 from azure.servicebus import ServiceBusMessage, TransportType
 from azure.servicebus.aio import ServiceBusClient
 from azure.servicebus.aio.management import ServiceBusAdministrationClient
-from azure.servicebus.exceptions import MessagingEntityNotFoundError, ServiceBusError
+from azure.servicebus.exceptions import (
+    MessagingEntityDisabledError,
+    MessagingEntityNotFoundError,
+    ServiceBusError,
+)
 from azure.servicebus.management import (
     CorrelationRuleFilter,
     FalseRuleFilter,
@@ -313,6 +317,57 @@ async def test_what_is_not_there_is_not_found(front: Front) -> None:
             await administration.update_queue(queue)
 
 
+async def test_a_disabled_entity_refuses_senders_or_receivers_or_both(front: Front) -> None:
+    async with front.client() as administration, front.bus.client(retry_total=0) as client:
+        queue = await administration.create_queue("paused", status="SendDisabled")
+        assert queue.status == "SendDisabled"
+        with pytest.raises(MessagingEntityDisabledError):
+            await client.get_queue_sender("paused").send_messages(ServiceBusMessage(b"1"))
+        sender, receiver = client.get_queue_sender("paused"), client.get_queue_receiver("paused")
+        for status in ("Active", "ReceiveDisabled"):  # both links are open when the status changes
+            queue.status = status
+            await administration.update_queue(queue)
+            await sender.send_messages(ServiceBusMessage(b"1"))
+            if status == "Active":
+                (message,) = await receiver.receive_messages(1, max_wait_time=5)
+                await receiver.complete_message(message)
+        with pytest.raises(MessagingEntityDisabledError):
+            await receiver.receive_messages(1, max_wait_time=5)
+        queue.status = "Disabled"
+        await administration.update_queue(queue)
+        with pytest.raises(MessagingEntityDisabledError):
+            await sender.send_messages(ServiceBusMessage(b"1"))
+        with pytest.raises(MessagingEntityDisabledError):
+            await client.get_queue_receiver("paused").receive_messages(1, max_wait_time=5)
+
+
+async def test_a_disabled_subscription_still_collects_what_it_will_give_later(front: Front) -> None:
+    async with front.client() as administration, front.bus.client(retry_total=0) as client:
+        subscription = await administration.create_subscription("events", "paused", status="Disabled")
+        await client.get_topic_sender("events").send_messages(ServiceBusMessage(b"1"))
+        with pytest.raises(MessagingEntityDisabledError):
+            await client.get_subscription_receiver("events", "paused").receive_messages(1, max_wait_time=5)
+        subscription.status = "Active"
+        await administration.update_subscription("events", subscription)
+        assert await client.get_subscription_receiver("events", "paused").receive_messages(1, max_wait_time=5)
+
+
+async def test_answers_have_no_prefixes_and_name_the_entity_by_its_path(front: Front) -> None:
+    async with front.raw() as (session, url):
+        for path, entity in (
+            ("jobs", "jobs"),
+            ("events/Subscriptions/big", "events/Subscriptions/big"),
+            ("EVENTS/subscriptions/big/rules/big", "events/Subscriptions/big/Rules/big"),
+        ):
+            async with session.get(f"{url}/{path}?api-version=2021-05") as response:
+                text = await response.text()
+            assert text.startswith('<entry xmlns="http://www.w3.org/2005/Atom"><id>')
+            assert f"<id>https://{front.bus.config.namespace}/{entity}?api-version=2021-05</id>" in text
+            assert "ns0:" not in text
+        async with session.get(f"{url}/$Resources/queues") as response:
+            assert f"<id>https://{front.bus.config.namespace}/held?" in await response.text()
+
+
 @pytest.mark.parametrize(
     "terms",
     [
@@ -320,7 +375,7 @@ async def test_what_is_not_there_is_not_found(front: Front) -> None:
         {"lock_duration": timedelta(0)},
         {"max_delivery_count": 0},
         {"forward_to": "source"},
-        {"status": "Disabled"},
+        {"status": "Renaming"},
     ],
     ids=str,
 )

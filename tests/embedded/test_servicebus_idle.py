@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from embedded_azure.amqp.frames import EMPTY_FRAME
-from embedded_azure.amqp.performatives import Close, Detach
+from embedded_azure.amqp.performatives import Attach, Close, Detach, Source, Target
 from embedded_azure.servicebus.server import ServiceBus
 from tests.support.raw_client import Client, Keys
 
@@ -37,6 +37,20 @@ async def test_a_link_without_traffic_for_ten_minutes_is_detached(looptime: floa
     await asyncio.sleep(400)
     (detach,) = client.heard(Detach)
     assert detach.handle == 2
+    await finish(bus, client)
+
+
+async def test_an_idle_link_of_a_sender_is_detached_with_azures_words(looptime: float) -> None:
+    bus, client = await start()
+    source, target = Source(), Target(address="jobs")
+    client.send(Attach(name="out", handle=3, role=False, initial_delivery_count=0, source=source, target=target))
+    await asyncio.sleep(601)
+    (detach,) = client.heard(Detach)
+    assert detach.error.condition == "amqp:link:detach-forced"
+    assert detach.error.description == (
+        "The link 'out' is force detached. Code: publisher(link3). Details: AmqpMessagePublisher.IdleTimerExpired: "
+        "Idle timeout: 00:10:00."
+    )
     await finish(bus, client)
 
 

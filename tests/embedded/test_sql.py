@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedded_azure.servicebus.broker.sql import DEEPEST, KEYWORDS, LARGEST, LONGEST, SqlError, parse
+from embedded_azure.servicebus.broker.sql import DEEPEST, KEYWORDS, LARGEST, LONGEST, SqlError, parse, parse_action
 from embedded_azure.servicebus.broker.sql_tree import (
     And,
+    Assignment,
     Chain,
     Comparison,
     Constant,
@@ -151,7 +152,7 @@ def test_what_cannot_be_evaluated_is_an_error(text: str, told: str) -> None:
         ("other.x = 1", "'other' is neither sys nor user"),
         ("now() = 1", "'now' is no function"),
         ("n = 'open", "starts nothing"),
-        ("n = @p", "starts nothing"),
+        ("n = @p", "no value is given for @p"),
         (f"n = {LARGEST + 1}", "largest integer"),
         ("n = ٣", "digits 0 to 9"),
         ("(" * (DEEPEST + 1), "nested deeper"),
@@ -288,3 +289,32 @@ def test_like_agrees_with_a_regular_expression(pattern: str, value: str) -> None
 
 def test_a_pattern_made_to_be_slow_is_not() -> None:
     assert not wildcard_match("a" * 2_000 + "b", ["many", "a"] * 100 + ["c"])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("SET sys.Label = 'x'", "system properties cannot be set"),
+        ("SET a 1", "expected '='"),
+        ("a = 1", "expected SET or REMOVE, not 'a'"),
+        ("SET a = 1 SET b = 2", "expected ';' or the end"),
+        ("SET a = @b", "no value is given for @b; given are: @by"),
+    ],
+)
+def test_an_action_that_cannot_be_is_refused_by_the_place(text: str, told: str) -> None:
+    with pytest.raises(SqlError, match=told):
+        parse_action(text, {"@by": "rule"})
+
+
+def test_a_parameter_stands_for_its_value_whatever_its_case() -> None:
+    assert parse("n = @Most", {"@most": 7}) == parse("n = 7")
+    assert parse("n = @most", {"MOST": 7}) == parse("n = 7")
+
+
+def test_an_action_sets_and_removes() -> None:
+    nothing = Constant(None)
+    assert parse_action("set a = 1; REMOVE user.[b c];") == (
+        Assignment(Property("user", "a"), Constant(1)),
+        Assignment(Property("user", "b c"), nothing),
+    )
+    assert parse_action("") == ()

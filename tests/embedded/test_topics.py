@@ -108,6 +108,22 @@ def test_a_subscription_takes_what_any_of_its_rules_matches_and_once(
     assert [each["n"] for each in contents(bus.entity("events/Subscriptions/some"))] == taken
 
 
+def test_each_matching_rule_with_an_action_gives_a_copy_and_the_others_one_together() -> None:
+    rules = (
+        RuleSpec(name="plain"),
+        RuleSpec(name="again", sql="n > 0"),
+        RuleSpec(name="set", sql="n > 1", action="SET n = n * @k; SET seen = true", action_parameters={"k": 10}),
+        RuleSpec(name="gone", sql="n > 2", action="REMOVE n"),
+    )
+    bus = broker(topic(subscription("some", *rules)))
+    for number in range(1, 4):
+        bus.entity("events").send([message(n=number)])
+    taken = bus.entity("events/Subscriptions/some").take(10)
+    set_twice = {"n": 20, "seen": True}
+    changes = [dict(locked.message.changed_properties) for locked in taken]
+    assert changes == [{}, {}, set_twice, {}, {"n": 30, "seen": True}, {"n": None}]
+
+
 def test_a_subscription_without_rules_takes_nothing_and_new_rules_hold_from_then_on() -> None:
     bus = broker(topic(subscription("some")))
     rules = bus.topic("events").subscriptions[0].rules

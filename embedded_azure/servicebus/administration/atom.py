@@ -16,6 +16,7 @@ SERVICE_BUS: Final = "http://schemas.microsoft.com/netservices/2010/10/servicebu
 COUNTS: Final = "http://schemas.microsoft.com/netservices/2011/06/servicebus"
 INSTANCE: Final = "http://www.w3.org/2001/XMLSchema-instance"
 SCHEMA: Final = "http://www.w3.org/2001/XMLSchema"
+COUNTS_PREFIX: Final = "d2p1"
 CONTENT_TYPE: Final = "application/atom+xml;type=entry;charset=utf-8"
 FEED_TYPE: Final = "application/atom+xml;type=feed;charset=utf-8"
 ERROR_TYPE: Final = "application/xml; charset=utf-8"
@@ -103,8 +104,29 @@ def make_error(code: int, detail: str) -> bytes:
 
 
 def write(element: Element) -> bytes:
-    written: bytes = tostring(element, encoding="utf-8", xml_declaration=False)
+    """With default namespaces: the SDK for JavaScript looks for names as they are written, without prefixes."""
+    written: bytes = tostring(_plain(element, ""), encoding="utf-8", xml_declaration=False)
     return written
+
+
+def _plain(element: Element, above: str) -> Element:
+    """A copy whose names have the prefixes that Azure's answers have. `above` is the default namespace there."""
+    namespace, _, name = element.tag.rpartition("}")
+    namespace = namespace.removeprefix("{")
+    attributes = dict(element.attrib)
+    kind = attributes.pop(f"{{{INSTANCE}}}type", None)
+    if namespace == COUNTS:
+        name, namespace = f"{COUNTS_PREFIX}:{name}", above
+    elif namespace != above:
+        attributes["xmlns"] = namespace
+    if kind is not None:
+        attributes |= {"i:type": kind, "xmlns:i": INSTANCE}
+    plain = Element(name, attributes)
+    plain.text = element.text
+    if any(child.tag.startswith(f"{{{COUNTS}}}") for child in element):
+        plain.set(f"xmlns:{COUNTS_PREFIX}", COUNTS)
+    plain.extend(_plain(child, namespace) for child in element)
+    return plain
 
 
 def description_of(name: str, children: Sequence[Element] = ()) -> Element:

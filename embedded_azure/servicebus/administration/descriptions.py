@@ -5,10 +5,10 @@ What the broker has no notion of (metadata, partitioning and the like) is kept a
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Final
+from typing import Any, Final, cast, get_args
 from xml.etree.ElementTree import Element
 
-from embedded_azure.config import QueueSpec, SubscriptionSpec, TopicSpec
+from embedded_azure.config import EntityStatus, QueueSpec, SubscriptionSpec, TopicSpec
 from embedded_azure.servicebus.administration.atom import COUNTS, SERVICE_BUS, add_text, child_text, description_of
 from embedded_azure.servicebus.administration.values import (
     read_bool,
@@ -76,10 +76,15 @@ class Fields:
         _, separator, rest = text.partition("://")
         return (rest.partition("/")[2] if separator else text).strip("/") or None
 
+    def status(self) -> EntityStatus:
+        found = self.text("Status") or "Active"
+        for status in get_args(EntityStatus):
+            if found == status:
+                return cast(EntityStatus, status)
+        known = ", ".join(get_args(EntityStatus))
+        raise BrokerError(ARGUMENT_ERROR, f"Status is one of {known}, not {found[:40]!r}")
+
     def kept(self) -> dict[str, str]:
-        status = self.text("Status") or "Active"
-        if status != "Active":
-            raise BrokerError(ARGUMENT_ERROR, f"Status {status[:40]!r} is not offered here; 'Active' is")
         given = {name: self.text(name) for name in (*_KEPT, "UserMetadata")}
         return {name: value for name, value in given.items() if value is not None}
 
@@ -100,7 +105,8 @@ def read_topic(name: str, description: Element) -> tuple[TopicSpec, dict[str, st
     """Without subscriptions. Raises as `read_queue`."""
     given = Fields(description)
     ttl = given.duration("DefaultMessageTimeToLive", None)
-    return TopicSpec(name=name, default_time_to_live=ttl, **_sending(given)), given.kept()
+    spec = TopicSpec(name=name, default_time_to_live=ttl, status=given.status(), **_sending(given))
+    return spec, given.kept()
 
 
 def read_subscription(name: str, description: Element) -> tuple[SubscriptionSpec, dict[str, str]]:
@@ -123,6 +129,7 @@ def _receiving(given: Fields) -> dict[str, Any]:
         "default_time_to_live": given.duration("DefaultMessageTimeToLive", None),
         "forward_to": given.path("ForwardTo"),
         "forward_dead_letters_to": given.path("ForwardDeadLetteredMessagesTo"),
+        "status": given.status(),
     }
 
 
@@ -143,7 +150,7 @@ def describe_queue(queue: Queue, record: Record) -> Element:
     _add_sending(element, spec)
     add_text(element, "SizeInBytes", queue.size_in_bytes)
     add_text(element, "MessageCount", _total(counts))
-    _add_common(element, record, counts)
+    _add_common(element, record, counts, spec.status)
     return element
 
 
@@ -153,7 +160,7 @@ def describe_topic(topic: Topic, record: Record) -> Element:
     _add_sending(element, topic.spec)
     sizes = (each.queue.size_in_bytes for each in topic.subscriptions)
     add_text(element, "SizeInBytes", topic.size_in_bytes + sum(sizes))
-    _add_common(element, record, topic.counts())
+    _add_common(element, record, topic.counts(), topic.spec.status)
     add_text(element, "SubscriptionCount", len(topic.subscriptions))
     return element
 
@@ -165,7 +172,7 @@ def describe_subscription(subscription: Subscription, record: Record) -> Element
     on_filter = subscription.spec.dead_letter_on_filter_error
     add_text(element, "DeadLetteringOnFilterEvaluationExceptions", on_filter)
     add_text(element, "MessageCount", _total(counts))
-    _add_common(element, record, counts)
+    _add_common(element, record, counts, subscription.queue.spec.status)
     return element
 
 
@@ -189,10 +196,10 @@ def _add_sending(element: Element, spec: QueueSpec) -> None:
     add_text(element, "MaxMessageSizeInKilobytes", spec.max_message_bytes // 1024)
 
 
-def _add_common(element: Element, record: Record, counts: Counts) -> None:
+def _add_common(element: Element, record: Record, counts: Counts, status: EntityStatus) -> None:
     for name, value in {**_KEPT, **record.kept}.items():
         add_text(element, name, value)
-    add_text(element, "Status", "Active")
+    add_text(element, "Status", status)
     add_text(element, "EntityAvailabilityStatus", "Available")
     add_text(element, "IsAnonymousAccessible", False)
     for field in ("created", "updated", "accessed"):

@@ -1,6 +1,8 @@
 """Rules of subscriptions as the administration API describes them, and back."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
 from typing import Final
 from xml.etree.ElementTree import Element, SubElement
 
@@ -32,11 +34,20 @@ _CORRELATION: Final[Mapping[str, str]] = {
 Plain = str | int | float | bool
 
 
+class Moment(int):
+    """A date: milliseconds since 1970, as an AMQP timestamp is decoded, so that the two compare."""
+
+
 def read_rule(name: str, description: Element) -> RuleSpec:
     """Raises BrokerError for what there is no such rule of here."""
+    spec = _read_filter(name, description)
     action = description.find(f"{{{SERVICE_BUS}}}Action")
-    if action is not None and _kind(action) not in {"", "EmptyRuleAction"}:
-        raise BrokerError(ARGUMENT_ERROR, f"rule {name!r} has an action, which is not offered here; leave it out")
+    if action is None or _kind(action) != "SqlRuleAction":
+        return spec
+    return replace(spec, action=child_text(action, "SqlExpression"), action_parameters=_pairs(action, "Parameters"))
+
+
+def _read_filter(name: str, description: Element) -> RuleSpec:
     given = description.find(f"{{{SERVICE_BUS}}}Filter")
     if given is None:
         raise BrokerError(ARGUMENT_ERROR, f"rule {name!r} has no Filter")
@@ -58,20 +69,20 @@ def _kind(element: Element) -> str:
 
 
 def _read_sql(name: str, given: Element) -> RuleSpec:
-    parameters = given.find(f"{{{SERVICE_BUS}}}Parameters")
-    if parameters is not None and len(parameters):
-        raise BrokerError(ARGUMENT_ERROR, f"parameters of the SQL filter of rule {name!r} are not offered here")
     expression = child_text(given, "SqlExpression")
     if not expression:
         raise BrokerError(ARGUMENT_ERROR, f"the SQL filter of rule {name!r} has no SqlExpression")
-    return RuleSpec(name=name, sql=expression)
+    return RuleSpec(name=name, sql=expression, parameters=_pairs(given, "Parameters"))
+
+
+def _pairs(parent: Element, name: str) -> dict[str, Plain]:
+    found = parent.find(f"{{{SERVICE_BUS}}}{name}")
+    return {} if found is None else dict(_read_pair(pair) for pair in found)
 
 
 def _read_correlation(given: Element) -> CorrelationSpec:
     system = {field: child_text(given, name) or None for name, field in _CORRELATION.items()}
-    properties = given.find(f"{{{SERVICE_BUS}}}Properties")
-    pairs = [] if properties is None else [_read_pair(pair) for pair in properties]
-    return CorrelationSpec(**system, properties=dict(pairs))
+    return CorrelationSpec(**system, properties=_pairs(given, "Properties"))
 
 
 def _read_pair(pair: Element) -> tuple[str, Plain]:
@@ -89,6 +100,8 @@ def _read_pair(pair: Element) -> tuple[str, Plain]:
                 return key, float(text)
             case "boolean":
                 return key, read_bool(key, text)
+            case "dateTime":
+                return key, Moment(datetime.fromisoformat(text).timestamp() * 1000)
     except ValueError as error:
         raise BrokerError(ARGUMENT_ERROR, f"property {key[:80]!r}: {text[:80]!r} is no {kind}") from error
     raise BrokerError(ARGUMENT_ERROR, f"property {key[:80]!r} is of type {kind[:40]!r}, which is not offered here")
@@ -96,9 +109,19 @@ def _read_pair(pair: Element) -> tuple[str, Plain]:
 
 def describe_rule(rule: Rule) -> Element:
     element = description_of("RuleDescription", [_describe_filter(rule.spec)])
-    SubElement(element, f"{{{SERVICE_BUS}}}Action", {_TYPE: "EmptyRuleAction"})
+    element.append(_describe_action(rule.spec))
     add_text(element, "CreatedAt", write_time(rule.created_at))
     add_text(element, "Name", rule.name)
+    return element
+
+
+def _describe_action(spec: RuleSpec) -> Element:
+    kind = "SqlRuleAction" if spec.action else "EmptyRuleAction"
+    element = Element(f"{{{SERVICE_BUS}}}Action", {_TYPE: kind})
+    if spec.action:
+        add_text(element, "SqlExpression", spec.action)
+        add_text(element, "CompatibilityLevel", 20)
+        _add_pairs(element, "Parameters", spec.action_parameters)
     return element
 
 
@@ -109,6 +132,8 @@ def _describe_filter(spec: RuleSpec) -> Element:
     element = Element(f"{{{SERVICE_BUS}}}Filter", {_TYPE: kinds.get(spec.sql, "SqlFilter")})
     add_text(element, "SqlExpression", spec.sql or "1=1")
     add_text(element, "CompatibilityLevel", 20)
+    if spec.parameters:
+        _add_pairs(element, "Parameters", spec.parameters)
     return element
 
 
@@ -117,19 +142,26 @@ def _describe_correlation(spec: CorrelationSpec) -> Element:
     for name, field in _CORRELATION.items():
         if (value := getattr(spec, field)) is not None:
             add_text(element, name, value)
-    properties = SubElement(element, f"{{{SERVICE_BUS}}}Properties")
-    for key, value in spec.properties.items():
+    _add_pairs(element, "Properties", spec.properties)
+    return element
+
+
+def _add_pairs(element: Element, name: str, values: Mapping[str, Plain]) -> None:
+    properties = SubElement(element, f"{{{SERVICE_BUS}}}{name}")
+    for key, value in values.items():
         pair = SubElement(properties, f"{{{SERVICE_BUS}}}KeyValueOfstringanyType")
         add_text(pair, "Key", key)
         # ElementTree declares the prefixes of names, not those in values
-        add_text(pair, "Value", value).attrib.update({_TYPE: f"d6p1:{_type_of(value)}", "xmlns:d6p1": SCHEMA})
-    return element
+        text = write_time(value / 1000) if isinstance(value, Moment) else value
+        add_text(pair, "Value", text).attrib.update({_TYPE: f"d6p1:{_type_of(value)}", "xmlns:d6p1": SCHEMA})
 
 
 def _type_of(value: Plain) -> str:
     match value:
         case bool():
             return "boolean"
+        case Moment():
+            return "dateTime"
         case int():
             return "int" if -(1 << 31) <= value < 1 << 31 else "long"
         case float():

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 from weakref import WeakKeyDictionary
 from xml.etree.ElementTree import Element
 
@@ -21,6 +21,7 @@ from embedded_azure.servicebus.administration.atom import (
     FEED_TYPE,
     SERVICE_BUS,
     AtomError,
+    child_text,
     make_entry,
     make_error,
     make_feed,
@@ -44,6 +45,7 @@ from embedded_azure.servicebus.broker.messages import ARGUMENT_ERROR, NOT_ALLOWE
 from embedded_azure.servicebus.broker.rules import ALREADY_EXISTS, Rule
 
 _PAGE: Final = 100
+_API_VERSION: Final = "2021-05"
 _SUBSCRIPTION: Final = re.compile(r"(.+)/subscriptions/([^/]+)", re.IGNORECASE)
 _SUBSCRIPTIONS: Final = re.compile(r"(.+)/subscriptions", re.IGNORECASE)
 _RULE: Final = re.compile(r"(.+)/subscriptions/([^/]+)/rules/([^/]+)", re.IGNORECASE)
@@ -160,17 +162,17 @@ class Administration:
             case "$namespaceinfo":
                 name = self._namespace.partition(".")[0]
                 description = describe_namespace(name, self._started)
-                return Reply(status=200, body=write(self._enter(request, name, None, description)))
+                return Reply(status=200, body=write(self._enter("$namespaceinfo", name, None, description)))
             case "$resources/queues":
-                return self._feed(request, "Queues", [self._top_entry(request, queue) for queue in broker.queues])
+                return self._feed(request, "Queues", [self._top_entry(queue) for queue in broker.queues])
             case "$resources/topics":
-                return self._feed(request, "Topics", [self._top_entry(request, topic) for topic in broker.topics])
+                return self._feed(request, "Topics", [self._top_entry(topic) for topic in broker.topics])
         if found := _RULES.fullmatch(request.path):
-            rules = self._subscription(found[1], found[2]).rules.list()
-            return self._feed(request, "Rules", [self._rule_entry(request, rule) for rule in rules])
+            owner = self._subscription(found[1], found[2])
+            return self._feed(request, "Rules", [self._rule_entry(owner, rule) for rule in owner.rules.list()])
         if found := _SUBSCRIPTIONS.fullmatch(request.path):
             subscriptions = broker.topic(found[1]).subscriptions
-            entries = [self._subscription_entry(request, each) for each in subscriptions]
+            entries = [self._subscription_entry(each) for each in subscriptions]
             return self._feed(request, "Subscriptions", entries)
         return None
 
@@ -189,7 +191,7 @@ class Administration:
         if request.method == "GET":
             if not broker.has(path):
                 return self._feed(request, "Publicly Listed Services", [])
-            return Reply(status=200, body=write(self._top_entry(request, broker.entity(path))))
+            return Reply(status=200, body=write(self._top_entry(broker.entity(path))))
         description = read_description(request.body, "QueueDescription", "TopicDescription")
         is_queue = description.tag.endswith("}QueueDescription")
         return (self._put_queue if is_queue else self._put_topic)(request, description)
@@ -202,7 +204,7 @@ class Administration:
             queue = broker.configure(replace(spec, name=known.name))
         else:
             queue = broker.create_queue(spec)
-        return self._stored(request, queue, kept, lambda: self._top_entry(request, queue))
+        return self._stored(request, queue, kept, lambda: self._top_entry(queue))
 
     def _put_topic(self, request: Request, description: Element) -> Reply:
         broker = self._broker()
@@ -218,9 +220,10 @@ class Administration:
                     duplicate_detection_window=spec.duplicate_detection_window,
                     max_message_bytes=spec.max_message_bytes,
                     max_size_bytes=spec.max_size_bytes,
+                    status=spec.status,
                 )
             )
-        return self._stored(request, topic, kept, lambda: self._top_entry(request, topic))
+        return self._stored(request, topic, kept, lambda: self._top_entry(topic))
 
     # Subscriptions and rules
 
@@ -231,13 +234,13 @@ class Administration:
         known = self._subscription(topic, name)
         if request.method == "DELETE":
             return self._delete(known.queue.name)
-        return Reply(status=200, body=write(self._subscription_entry(request, known)))
+        return Reply(status=200, body=write(self._subscription_entry(known)))
 
     def _put_subscription(self, request: Request, topic: str, name: str, description: Element) -> Reply:
         spec, kept = read_subscription(name, description)
         default = description.find(f"{{{SERVICE_BUS}}}DefaultRuleDescription")
         if not request.is_update:
-            rules = (RuleSpec(),) if default is None else (read_rule("$Default", default),)
+            rules = (RuleSpec(),) if default is None else (read_rule(_rule_name(default), default),)
             known = self._broker().create_subscription(topic, replace(spec, rules=rules))
         else:
             known = self._subscription(topic, name)
@@ -251,10 +254,11 @@ class Administration:
                     dead_letter_on_expiry=spec.dead_letter_on_expiry,
                     forward_to=spec.forward_to,
                     forward_dead_letters_to=spec.forward_dead_letters_to,
+                    status=spec.status,
                 )
             )
             known.spec = replace(spec, name=known.name, rules=known.spec.rules)
-        return self._stored(request, known.queue, kept, lambda: self._subscription_entry(request, known))
+        return self._stored(request, known.queue, kept, lambda: self._subscription_entry(known))
 
     def _on_rule(self, request: Request, subscription: Subscription, name: str) -> Reply:
         rules = subscription.rules
@@ -262,11 +266,11 @@ class Administration:
             rules.remove(name)
             return Reply(status=200)
         if request.method == "GET":
-            return Reply(status=200, body=write(self._rule_entry(request, rules.get(name))))
+            return Reply(status=200, body=write(self._rule_entry(subscription, rules.get(name))))
         spec = read_rule(name, read_description(request.body, "RuleDescription"))
         rule = rules.replace(spec) if request.is_update else rules.add(spec)
         status = 200 if request.is_update else 201
-        return Reply(status=status, body=write(self._rule_entry(request, rule)))
+        return Reply(status=status, body=write(self._rule_entry(subscription, rule)))
 
     def _delete(self, path: str) -> Reply:
         self._broker().delete(path)
@@ -289,21 +293,22 @@ class Administration:
         known = self._records.setdefault(queue, Record(created=started, updated=started, accessed=started, kept={}))
         return replace(known, accessed=self._accessed(queue.name.lower()) or known.accessed)
 
-    def _top_entry(self, request: Request, queue: Queue) -> Element:
+    def _top_entry(self, queue: Queue) -> Element:
         record = self._record(queue)
         describe = describe_topic(queue, record) if isinstance(queue, Topic) else describe_queue(queue, record)
-        return self._enter(request, queue.name, record, describe)
+        return self._enter(queue.name, queue.name, record, describe)
 
-    def _subscription_entry(self, request: Request, subscription: Subscription) -> Element:
+    def _subscription_entry(self, subscription: Subscription) -> Element:
         record = self._record(subscription.queue)
-        return self._enter(request, subscription.name, record, describe_subscription(subscription, record))
+        description = describe_subscription(subscription, record)
+        return self._enter(subscription.queue.name, subscription.name, record, description)
 
-    def _rule_entry(self, request: Request, rule: Rule) -> Element:
-        return self._enter(request, rule.name, None, describe_rule(rule))
+    def _rule_entry(self, subscription: Subscription, rule: Rule) -> Element:
+        return self._enter(f"{subscription.queue.name}/Rules/{rule.name}", rule.name, None, describe_rule(rule))
 
-    def _enter(self, request: Request, title: str, record: Record | None, description: Element) -> Element:
+    def _enter(self, path: str, title: str, record: Record | None, description: Element) -> Element:
         return make_entry(
-            url=request.url,
+            url=f"https://{self._namespace}/{quote(path)}?api-version={_API_VERSION}",
             title=title,
             author=self._namespace.partition(".")[0],
             created=write_time(record.created if record else self._started),
@@ -323,3 +328,8 @@ class Administration:
             url=request.url, title=title, updated=write_time(self._clock()), entries=shown, following=following
         )
         return Reply(status=200, body=write(feed), content_type=FEED_TYPE)
+
+
+def _rule_name(description: Element) -> str:
+    """Of a subscription's first rule: as it was given, or Azure's."""
+    return child_text(description, "Name") or "$Default"

@@ -177,7 +177,7 @@ class Broker:
         for name in ("requires_session", "duplicate_detection_window"):
             if getattr(old, name) != getattr(spec, name):
                 raise BrokerError(ARGUMENT_ERROR, f"{name} of {spec.name!r} is fixed when it is created")
-        queue.spec = spec
+        queue.set_terms(spec)
         try:
             self._connect(queue)
         except BrokerError:

@@ -1,11 +1,13 @@
 """What an entity refuses, and how it says so. Every function raises BrokerError or returns the one to raise."""
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Literal
 from uuid import UUID
 
+from embedded_azure.config import EntityStatus
 from embedded_azure.servicebus.broker.messages import (
     ARGUMENT_ERROR,
+    ENTITY_DISABLED,
     MESSAGE_LOCK_LOST,
     MESSAGE_NOT_FOUND,
     MESSAGE_TOO_LARGE,
@@ -33,6 +35,15 @@ def check_message(message: Message, entity: str, most_bytes: int) -> None:
                 f"the {name} {value[:20]!r}... for {entity!r} has {len(value)} characters; at most "
                 f"{LONGEST_ID} are allowed",
             )
+
+
+def check_enabled(entity: str, status: EntityStatus, operation: Literal["Send", "Receive"]) -> None:
+    if status in ("Disabled", f"{operation}Disabled"):
+        raise BrokerError(
+            ENTITY_DISABLED,
+            f"Messaging entity '{entity}' is currently disabled for {operation} operations: its status is "
+            f"{status}. Set it to Active.",
+        )
 
 
 def check_scheduled(messages: Sequence[Message], entity: str) -> None:

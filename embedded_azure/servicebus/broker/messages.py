@@ -4,7 +4,8 @@ A message is decoded only as far as the broker must look; its content stays the 
 whoever speaks AMQP.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum
 from uuid import UUID
 
@@ -16,6 +17,7 @@ ARGUMENT_ERROR = "com.microsoft:argument-error"
 MESSAGE_LOCK_LOST = "com.microsoft:message-lock-lost"
 MESSAGE_NOT_FOUND = "com.microsoft:message-not-found"
 SESSION_LOCK_LOST = "com.microsoft:session-lock-lost"
+ENTITY_DISABLED = "com.microsoft:entity-disabled"
 SESSION_CANNOT_BE_LOCKED = "com.microsoft:session-cannot-be-locked"
 
 
@@ -59,7 +61,7 @@ class Message:
     enqueued_at: float = 0.0
     expires_at: float | None = None
     delivery_count: int = 0
-    """Failed deliveries so far, as on the wire: 0 on the first delivery."""
+    """Deliveries so far that were abandoned, deferred or timed out, as on the wire: 0 on the first delivery."""
     state: MessageState = MessageState.ACTIVE
     lock_token: UUID | None = None
     dead_letter_reason: str | None = None
@@ -68,6 +70,12 @@ class Message:
     """The entity that this dead letter was passed on from."""
     hops: int = 0
     """How often it was passed on from entity to entity."""
+    changed_properties: Mapping[str, object] = field(default_factory=dict)
+    """Application properties set since it was sent, by whoever settled it; None removes one."""
+
+    def change(self, properties: Mapping[str, object]) -> None:
+        if properties:
+            self.changed_properties = {**self.changed_properties, **properties}
 
     def expired(self, now: float) -> bool:
         return self.expires_at is not None and self.expires_at <= now
@@ -86,6 +94,7 @@ class Message:
             dead_letter_description=self.dead_letter_description,
             dead_letter_source=self.dead_letter_source,
             hops=self.hops,
+            changed_properties=self.changed_properties,
         )
 
 

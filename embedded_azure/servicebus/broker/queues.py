@@ -5,9 +5,11 @@ sessions, topics.py gives subscriptions, which are queues that nobody sends to.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
+from types import MappingProxyType
+from typing import Final, Literal
 from uuid import UUID
 
 from embedded_azure.config import QueueSpec
@@ -27,6 +29,7 @@ from embedded_azure.servicebus.broker.session_locks import Session
 
 DEAD_LETTER_SUFFIX = "/$DeadLetterQueue"
 TRANSFER_DEAD_LETTER_SUFFIX = "/$Transfer/$DeadLetterQueue"
+UNCHANGED: Final[Mapping[str, object]] = MappingProxyType({})
 
 
 class Queue(Lives):
@@ -53,6 +56,7 @@ class Queue(Lives):
         resource-limit-exceeded, argument-error, or not-allowed (no entity to send to, session id missing).
         """
         now = self._advance()
+        self.check_enabled("Send")
         for message in messages:
             self._check_sendable(message)
         self._check_room(sum(message.size for message in messages))
@@ -72,10 +76,21 @@ class Queue(Lives):
             self._schedule.drop(message.sequence_number)
             self._remove(message)
 
+    def check_enabled(self, operation: Literal["Send", "Receive"]) -> None:
+        """Raises entity-disabled."""
+        checks.check_enabled(self.name, self.spec.status, operation)
+
+    def set_terms(self, spec: QueueSpec) -> None:
+        """Receivers learn at once that they may not (or may again) receive."""
+        self.spec = spec
+        self._availability.tell()
+
     def arrive(self, message: Message, at: float) -> None:
         """Takes what another entity passes on, at the unix time `at`. Raises as `send` does."""
         if self._timetable.soonest <= at:
             self._catch_up(at)
+        if self.rules is None:  # a subscription takes messages whatever its status
+            self.check_enabled("Send")
         checks.check_message(message, self.name, self.spec.max_message_bytes)
         self._check_own(message)
         self._check_room(message.size)
@@ -85,7 +100,8 @@ class Queue(Lives):
     # -- receiving --------------------------------------------------------------------------------------
 
     def check_receivable(self) -> None:
-        """Raises not-allowed when nothing can ever be received here."""
+        """Raises not-allowed when nothing can ever be received here, entity-disabled when it cannot now."""
+        self.check_enabled("Receive")
         if self.passes_on is not None:
             raise BrokerError(
                 NOT_ALLOWED,
@@ -96,6 +112,7 @@ class Queue(Lives):
     def take(self, count: int, *, session: Session | None = None) -> list[Locked]:
         """Locks up to `count` available messages, oldest first; fewer or none if there are no more."""
         now = self._advance()
+        self.check_enabled("Receive")  # a link may be older than the status
         backlog = self._backlog_for(session)
         taken: list[Locked] = []
         while len(taken) < count and (message := backlog.pop()) is not None:
@@ -105,6 +122,7 @@ class Queue(Lives):
     def take_and_delete(self, count: int, *, session: Session | None = None) -> list[Message]:
         """Receive-and-delete: the messages are gone when this returns."""
         self._advance()
+        self.check_enabled("Receive")
         backlog = self._backlog_for(session)
         taken: list[Message] = []
         while len(taken) < count and (message := backlog.pop()) is not None:
@@ -120,6 +138,7 @@ class Queue(Lives):
         With `delete` the messages are gone and the tokens of the answer open nothing.
         """
         now = self._advance()
+        self.check_enabled("Receive")
         self._backlog_for(session)  # raises as `take` does without the right session
         self._expire_deferred(sequence_numbers, now)
         messages = self._find(sequence_numbers, MessageState.DEFERRED, session)
@@ -143,15 +162,18 @@ class Queue(Lives):
         return list(islice(found, count))
 
     # -- settling; each raises message-lock-lost when the token holds no lock (any more) ------------------
+    # `change` are application properties to set on the message; None removes one.
 
     def complete(self, token: UUID) -> None:
         self._advance()
         self._remove(self._unlock(token))
 
-    def abandon(self, token: UUID) -> None:
+    def abandon(self, token: UUID, change: Mapping[str, object] = UNCHANGED) -> None:
         """A failed delivery. After the last one allowed the message is dead-lettered."""
         now = self._advance()
-        self._fail(self._unlock(token), now)
+        message = self._unlock(token)
+        message.change(change)
+        self._fail(message, now)
         self._availability.tell()
 
     def release(self, token: UUID) -> None:
@@ -160,14 +182,23 @@ class Queue(Lives):
         self._put_back(self._unlock(token), now)
         self._availability.tell()
 
-    def defer(self, token: UUID) -> None:
+    def defer(self, token: UUID, change: Mapping[str, object] = UNCHANGED) -> None:
+        """Counts as a delivery, but never as the last one allowed."""
         self._advance()
         message = self._unlock(token)
+        message.change(change)
+        message.delivery_count += 1
         if message.state is not MessageState.DEFERRED:
             message.state = MessageState.DEFERRED
             self._deferred += 1
 
-    def dead_letter(self, token: UUID, reason: str | None = None, description: str | None = None) -> None:
+    def dead_letter(
+        self,
+        token: UUID,
+        reason: str | None = None,
+        description: str | None = None,
+        change: Mapping[str, object] = UNCHANGED,
+    ) -> None:
         """Raises not-allowed on a dead-letter queue."""
         now = self._advance()
         if self.dead_letters is None:
@@ -175,7 +206,9 @@ class Queue(Lives):
                 NOT_ALLOWED,
                 f"a message of {self.name!r} cannot be dead-lettered again; complete, abandon or defer it",
             )
-        self._bury(self._unlock(token), reason, description, now)
+        message = self._unlock(token)
+        message.change(change)
+        self._bury(message, reason, description, now)
 
     def renew(self, tokens: Sequence[UUID]) -> list[float]:
         """All or nothing: the new end of each lock."""
@@ -256,6 +289,7 @@ class DeadLetterQueue(Queue):
             default_time_to_live=None,
             forward_to=None,
             forward_dead_letters_to=None,
+            status="Active",
         )
         super().__init__(spec, owner._clock, owner)
         self._owner = owner.name

@@ -1,13 +1,15 @@
 """The rules of a subscription: which messages of its topic it takes."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Final, Protocol
 
 from embedded_azure.config import CorrelationSpec, RuleSpec
 from embedded_azure.servicebus.broker.messages import ARGUMENT_ERROR, NOT_FOUND, BrokerError
-from embedded_azure.servicebus.broker.sql import SqlError, parse
-from embedded_azure.servicebus.broker.sql_values import Properties, matches, same_kind
+from embedded_azure.servicebus.broker.sql import SqlError, parse, parse_action
+from embedded_azure.servicebus.broker.sql_tree import Assignment, Value
+from embedded_azure.servicebus.broker.sql_values import Properties, evaluate, matches, same_kind
 
 ALREADY_EXISTS: Final = "com.microsoft:entity-already-exists"
 LONGEST_NAME: Final = 50
@@ -35,6 +37,7 @@ class Rule:
 
     spec: RuleSpec
     filter: Filter
+    action: tuple[Assignment, ...]
     created_at: float
 
     @property
@@ -49,7 +52,14 @@ def compile_rule(spec: RuleSpec, created_at: float) -> Rule:
             ARGUMENT_ERROR,
             f"a rule's name has 1 to {LONGEST_NAME} characters and none of / \\ ? # @; this is {spec.name[:80]!r}",
         )
-    return Rule(spec=spec, filter=_compile(spec), created_at=created_at)
+    return Rule(spec=spec, filter=_compile(spec), action=_compile_action(spec), created_at=created_at)
+
+
+def _compile_action(spec: RuleSpec) -> tuple[Assignment, ...]:
+    try:
+        return parse_action(spec.action or "", spec.action_parameters)
+    except SqlError as error:
+        raise BrokerError(ARGUMENT_ERROR, f"the action of rule {spec.name!r}: {error}") from error
 
 
 def _compile(spec: RuleSpec) -> Filter:
@@ -60,7 +70,7 @@ def _compile(spec: RuleSpec) -> Filter:
     if spec.sql is None:
         return lambda _properties: True
     try:
-        node = parse(spec.sql)
+        node = parse(spec.sql, spec.parameters)
     except SqlError as error:
         raise BrokerError(ARGUMENT_ERROR, f"the SQL filter of rule {spec.name!r}: {error}") from error
     return lambda properties: matches(node, properties)
@@ -126,6 +136,16 @@ class Rules:
         """Raises not-found."""
         del self._rules[self.get(name).name.casefold()]
 
-    def match(self, properties: Properties) -> bool:
-        """Whether any rule does. Raises FilterError if one that cannot be evaluated comes before it."""
-        return any(rule.filter(properties) for rule in self._rules.values())
+    def match(self, properties: Properties) -> Sequence[dict[str, Value]]:
+        """One copy of the message for all rules without an action that match, and one for each with an action: what
+        each changes in the application properties. Raises FilterError if a rule cannot be evaluated."""
+        # without actions the first rule that matches decides
+        matching = (rule for rule in self._rules.values() if rule.filter(properties))
+        if not any(rule.action for rule in self._rules.values()):
+            return [{} for _ in islice(matching, 1)]
+        found = [(rule, self._changes(rule, properties)) for rule in matching]
+        plain = [changes for rule, changes in found if not rule.action][:1]
+        return [*plain, *(changes for rule, changes in found if rule.action)]
+
+    def _changes(self, rule: Rule, properties: Properties) -> dict[str, Value]:
+        return {each.property.name: evaluate(each.value, properties) for each in rule.action}

@@ -6,12 +6,14 @@ predicates and expressions in one hierarchy: OR, AND, NOT, comparisons, sums, pr
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from embedded_azure.servicebus.broker.sql_tree import (
     And,
+    Assignment,
     Chain,
     Comparison,
     Constant,
@@ -26,6 +28,7 @@ from embedded_azure.servicebus.broker.sql_tree import (
     Not,
     Or,
     Property,
+    Value,
 )
 
 LONGEST: Final = 1_024
@@ -44,7 +47,8 @@ _TOKEN = re.compile(
     | (?P<delimited>\[(?:[^\]]|\]\])*\]|"(?:[^"]|"")*")
     | (?P<number>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)
     | (?P<word>[^\W\d_]\w*)
-    | (?P<operator><>|!=|<=|>=|[=<>+\-*/%(),.])
+    | (?P<parameter>@[^\W\d]\w*)
+    | (?P<operator><>|!=|<=|>=|[=<>+\-*/%(),.;])
     | (?P<end>$)
     )""",
     re.VERBOSE,
@@ -63,11 +67,24 @@ class _Token:
         return "the end" if self.kind == "end" else repr(self.text)
 
 
-def parse(text: str) -> Node:
-    """Raises SqlError."""
+NOTHING: Final[Mapping[str, Value]] = MappingProxyType({})
+
+
+def parse(text: str, parameters: Mapping[str, Value] = NOTHING) -> Node:
+    """`parameters` are what `@name` stands for, by name without the @. Raises SqlError."""
+    return _parser(text, parameters).whole()
+
+
+def parse_action(text: str, parameters: Mapping[str, Value] = NOTHING) -> tuple[Assignment, ...]:
+    """`SET name = expression` and `REMOVE name`, with semicolons between them. Raises SqlError."""
+    return _parser(text, parameters).action()
+
+
+def _parser(text: str, parameters: Mapping[str, Value]) -> "_Parser":
     if len(text) > LONGEST:
-        raise SqlError(f"a filter has at most {LONGEST:,} characters, this one has {len(text):,}")
-    return _Parser(list(_tokens(text))).whole()
+        raise SqlError(f"a filter or an action has at most {LONGEST:,} characters, this one has {len(text):,}")
+    named = {name.removeprefix("@").casefold(): value for name, value in parameters.items()}
+    return _Parser(list(_tokens(text)), named)
 
 
 def _tokens(text: str) -> Iterator[_Token]:
@@ -91,8 +108,9 @@ def _tokens(text: str) -> Iterator[_Token]:
 class _Parser:
     """Recursive descent: one method for each level, weakest operator first."""
 
-    def __init__(self, tokens: list[_Token]) -> None:
+    def __init__(self, tokens: list[_Token], parameters: Mapping[str, Value]) -> None:
         self._tokens = tokens
+        self._parameters = parameters
         self._at = 0
         self._depth = 0
 
@@ -101,6 +119,27 @@ class _Parser:
         if self._next.kind != "end":
             raise self._unexpected("an operator or the end")
         return node
+
+    def action(self) -> tuple[Assignment, ...]:
+        found = []
+        while self._next.kind != "end":
+            found.append(self._assignment())
+            if not self._took("operator", ";") and self._next.kind != "end":
+                raise self._unexpected("';' or the end")
+        return tuple(found)
+
+    def _assignment(self) -> Assignment:
+        verb = self._take()
+        if verb.kind != "word" or verb.text.lower() not in ("set", "remove"):
+            raise SqlError(f"at character {verb.at}: expected SET or REMOVE, not {verb}")
+        at = self._next.at
+        target = self._property(self._name_of_property())
+        if target.scope == "sys":
+            raise SqlError(f"at character {at}: system properties cannot be set here; user properties can")
+        if verb.text.lower() == "remove":
+            return Assignment(target, Constant(None))
+        self._need("operator", "=")
+        return Assignment(target, self._or())
 
     def _or(self) -> Node:
         found = [self._and()]
@@ -187,6 +226,8 @@ class _Parser:
                 return Constant({"true": True, "false": False, "null": None}[word])
             case "keyword", "exists":
                 return self._exists()
+            case "parameter", name:
+                return self._parameter(name, token.at)
             case "operator", "(":
                 inside = self._deeper(self._or)
                 self._need("operator", ")")
@@ -195,6 +236,13 @@ class _Parser:
                 return self._property_or_function(token)
         self._at = before
         raise self._unexpected("a value, a property or '('")
+
+    def _parameter(self, name: str, at: int) -> Constant:
+        known = name.removeprefix("@").casefold()
+        if known not in self._parameters:
+            given = ", ".join(f"@{each}" for each in self._parameters) or "none"
+            raise SqlError(f"at character {at}: no value is given for {name}; given are: {given}")
+        return Constant(self._parameters[known])
 
     def _exists(self) -> Node:
         self._need("operator", "(")

@@ -92,6 +92,14 @@ class Or:
     any: tuple["Node", ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """Of an action: what the user property becomes; NULL removes it."""
+
+    property: Property
+    value: "Node"
+
+
 Node = (
     Constant
     | Property

@@ -35,16 +35,18 @@ class Subscription:
     def offer(self, message: Message, properties: Properties, at: float) -> None:
         """Takes a copy of the message if a rule matches, or dead-letters it if that cannot be known."""
         try:
-            if not self.rules.match(properties):
-                return
+            changes = self.rules.match(properties)
         except FilterError as error:
             if self.spec.dead_letter_on_filter_error:
                 self.queue.refuse(message.copied(), "FilterEvaluationException", str(error), at)
             return
-        try:
-            self.queue.arrive(message.copied(), at)
-        except BrokerError as refusal:
-            self.queue.refuse(message.copied(), refusal.condition, refusal.description, at)
+        for change in changes:
+            copy = message.copied()
+            copy.change(change)
+            try:
+                self.queue.arrive(copy, at)
+            except BrokerError as refusal:
+                self.queue.refuse(copy.copied(), refusal.condition, refusal.description, at)
 
 
 class Topic(Queue):
@@ -118,6 +120,7 @@ def _own_spec(spec: TopicSpec) -> QueueSpec:
         default_time_to_live=spec.default_time_to_live,
         max_message_bytes=spec.max_message_bytes,
         max_size_bytes=spec.max_size_bytes,
+        status=spec.status,
     )
 
 
@@ -134,4 +137,5 @@ def _queue_spec(topic: TopicSpec, spec: SubscriptionSpec) -> QueueSpec:
         max_size_bytes=topic.max_size_bytes,
         forward_to=spec.forward_to,
         forward_dead_letters_to=spec.forward_dead_letters_to,
+        status=spec.status,
     )

@@ -36,7 +36,11 @@ Condition = Literal[
 """What azure-servicebus has an exception for, and the one for everything else."""
 
 Entity = Annotated[str, StringConstraints(to_lower=True, strip_whitespace=True)]
-_BUSY = "The request was terminated because the entity is being throttled. Please wait 10 seconds and try again."
+_BUSY = (
+    "The request was terminated because the namespace local is being throttled. Error code : 50009. Please wait 2 "
+    "seconds and try again. To know more visit https://aka.ms/sbResourceMgrExceptions and "
+    "https://aka.ms/ServiceBusThrottling"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

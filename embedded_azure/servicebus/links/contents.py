@@ -7,15 +7,16 @@ the header and the annotations `x-opt-*`.
 import struct
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from embedded_azure.amqp.codec import DecodeError, Long, Symbol, Timestamp, encode
+from embedded_azure.amqp.codec import DecodeError, Int, Long, Symbol, Timestamp, ULong, encode
 from embedded_azure.amqp.messages import (
     BATCH_FORMAT,
     EncodedMessage,
-    add_application_properties,
     add_delivery_annotations,
+    add_message_id,
+    change_application_properties,
     decode_application_properties,
     decode_message,
     decode_properties,
@@ -25,7 +26,7 @@ from embedded_azure.amqp.messages import (
     pairs_without,
     read_batch,
 )
-from embedded_azure.servicebus.broker.messages import Locked, Message
+from embedded_azure.servicebus.broker.messages import ARGUMENT_ERROR, BrokerError, Locked, Message
 from embedded_azure.servicebus.broker.sql_tree import Value
 
 SEQUENCE_NUMBER: Final = "x-opt-sequence-number"
@@ -80,10 +81,14 @@ def read_messages(payload: bytes, message_format: int) -> list[Message]:
 def read_message(payload: bytes) -> Message:
     """Raises DecodeError."""
     encoded = decode_message(payload)
+    message_id = _identifier(encoded.message_id)
+    if message_id is None:  # Service Bus gives it one; some clients cannot settle a message without
+        message_id = uuid.uuid4().hex
+        encoded = replace(encoded, raw_properties=add_message_id(encoded.raw_properties, message_id))
     return Message(
         sections=_content(encoded),
         size=len(payload),
-        message_id=_identifier(encoded.message_id),
+        message_id=message_id,
         session_id=_text(encoded.group_id, "group-id"),
         partition_key=_text(encoded.annotations.get(PARTITION_KEY), PARTITION_KEY),
         time_to_live=None if encoded.ttl is None else encoded.ttl / 1000,
@@ -195,17 +200,34 @@ def _rare_annotations(message: Message) -> Mapping[Symbol, Any]:
 
 
 def _application_properties(message: Message, content: Content) -> bytes:
-    added = {
-        name: value
-        for name, value in (
-            (DEAD_LETTER_REASON, message.dead_letter_reason),
-            (DEAD_LETTER_DESCRIPTION, message.dead_letter_description),
-        )
-        if value is not None
+    dead_letter = {
+        DEAD_LETTER_REASON: message.dead_letter_reason,
+        DEAD_LETTER_DESCRIPTION: message.dead_letter_description,
     }
-    if not added:
-        return content.application_properties
-    return add_application_properties(content.application_properties, added)
+    said = {name: text for name, text in dead_letter.items() if text is not None}
+    changed = {name: _simple(name, value) for name, value in {**message.changed_properties, **said}.items()}
+    return change_application_properties(content.application_properties, changed)
+
+
+def properties_of(given: Mapping[Any, Any] | None) -> dict[str, object]:
+    """What a client gives for a message's application properties. Their names are strings there, not symbols.
+
+    Raises BrokerError for a value that is not of a simple type (3.2.5).
+    """
+    return {str(name): _simple(str(name), value) for name, value in (given or {}).items()}
+
+
+def _simple(name: str, value: Any) -> object:
+    """How an integer was encoded is not known any more: it becomes an int, or what is wide enough."""
+    if type(value) is int:
+        return Int(value) if -(1 << 31) <= value < 1 << 31 else Long(value) if value < 1 << 63 else ULong(value)
+    if value is None or isinstance(value, str | bytes | int | float | uuid.UUID):
+        return value
+    raise BrokerError(
+        ARGUMENT_ERROR,
+        f"the property {name[:80]!r} is a {type(value).__name__}; allowed are text, binary, a number, a boolean, "
+        "a UUID, or null",
+    )
 
 
 def milliseconds(at: float) -> Timestamp:
@@ -242,8 +264,13 @@ class ContentProperties:
 
     def _all_user(self) -> Mapping[str, Value]:
         if self._user is None:
-            properties = decode_application_properties(self._content.application_properties)
-            self._user = {str(name).casefold(): _value(value) for name, value in properties.items()}
+            properties = {
+                **decode_application_properties(self._content.application_properties),
+                **self._message.changed_properties,
+            }
+            self._user = {
+                str(name).casefold(): _value(value) for name, value in properties.items() if value is not None
+            }
         return self._user
 
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from datetime import timedelta
 
 from embedded_azure.amqp.links import IncomingLink, OutgoingLink
 from embedded_azure.amqp.performatives import Error
@@ -49,7 +50,7 @@ class IdleWatch:
         now = self._loop.time()
         for link in tuple(self._links()):
             if link.used_at + self._times.link <= now:
-                link.detach(_idle_link(link.name, self._times.link))
+                link.detach(_idle_link(link, self._times.link))
         if links := self._links():
             self._set_timer(min(link.used_at for link in links) + self._times.link)
         elif self._unused_since + self._patience <= now:
@@ -62,7 +63,14 @@ class IdleWatch:
         self._timer = self._loop.call_at(at, self._look)
 
 
-def _idle_link(name: str, seconds: float) -> Error:
+def _idle_link(link: IncomingLink | OutgoingLink, seconds: float) -> Error:
+    name = link.name
+    if isinstance(link, IncomingLink):  # Azure has other words for the link of a sender
+        return Error(
+            condition="amqp:link:detach-forced",
+            description=f"The link '{name}' is force detached. Code: publisher(link{link.handle}). Details: "
+            f"AmqpMessagePublisher.IdleTimerExpired: Idle timeout: {timedelta(seconds=round(seconds))!s:0>8}.",
+        )
     return Error(
         condition="amqp:link:detach-forced",
         description=f"The link '{name}' is force detached by the broker because it was idle for more than the "

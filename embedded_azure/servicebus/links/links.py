@@ -30,6 +30,7 @@ from embedded_azure.servicebus.links.contents import (
     DEAD_LETTER_REASON,
     encode_delivery,
     encode_locked,
+    properties_of,
     read_messages,
 )
 from embedded_azure.servicebus.links.session_links import SessionWait, error_of
@@ -39,6 +40,7 @@ LOSS_NOTICE: Final = 1.0
 """Seconds between the end of a session's lock and the end of the link, if its holder asks for nothing meanwhile.
 The lock is lost at once. Tests of the SDK wait as long as the lock lasts and expect not to be told."""
 _CHUNK: Final = 100
+_REASONS: Final = (DEAD_LETTER_REASON, DEAD_LETTER_DESCRIPTION)
 
 
 class Inlet:
@@ -176,28 +178,31 @@ def _settle(queue: Queue, token: UUID, state: DeliveryState | None) -> Outcome:
         match state:
             case Accepted():
                 queue.complete(token)
-            case Modified(undeliverable_here=True):
-                queue.defer(token)
-            case Modified(delivery_failed=True):
-                queue.abandon(token)
+            case Modified(undeliverable_here=True, message_annotations=change):
+                queue.defer(token, properties_of(change))
+            case Modified(message_annotations=change):
+                # counted without `delivery-failed` too, which not every client sets: else a poison message
+                # would come back for ever
+                queue.abandon(token, properties_of(change))
             case Rejected(error=error):
-                reason, description = _dead_letter_reason(error)
-                queue.dead_letter(token, reason, description)
+                info = properties_of(error.info if error is not None else None)
+                reason, description = (_text(info.pop(name, None)) for name in _REASONS)
+                queue.dead_letter(token, reason, description, info)
                 return Rejected()
             case _:
                 queue.release(token)
     except BrokerError as refusal:
         return Rejected(error=error_of(refusal))
-    return state if isinstance(state, Outcome) else Released()
+    match state:
+        case Modified():
+            return Modified(delivery_failed=state.delivery_failed, undeliverable_here=state.undeliverable_here)
+        case Accepted() | Released():
+            return state
+    return Released()
 
 
-def _dead_letter_reason(error: Error | None) -> tuple[str | None, str | None]:
-    info = (error and error.info) or {}
-    reason, description = info.get(DEAD_LETTER_REASON), info.get(DEAD_LETTER_DESCRIPTION)
-    return (
-        reason if isinstance(reason, str) else None,
-        description if isinstance(description, str) else None,
-    )
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 class Dispatch:

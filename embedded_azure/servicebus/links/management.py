@@ -25,7 +25,13 @@ from embedded_azure.servicebus.broker.messages import (
     SESSION_LOCK_LOST,
 )
 from embedded_azure.servicebus.broker.rules import ALREADY_EXISTS, Rules
-from embedded_azure.servicebus.links.contents import encode_delivery, encode_locked, milliseconds, read_message
+from embedded_azure.servicebus.links.contents import (
+    encode_delivery,
+    encode_locked,
+    milliseconds,
+    properties_of,
+    read_message,
+)
 from embedded_azure.servicebus.links.requests import Response
 from embedded_azure.servicebus.links.rule_terms import describe_rule, read_rule
 
@@ -203,17 +209,18 @@ def _update_disposition(desk: Desk, arguments: Arguments) -> Answer:
 
 
 def _settlement(queue: Queue, arguments: Arguments) -> Callable[[UUID], None]:
+    change = properties_of(arguments.optional("properties-to-modify", dict))
     match arguments.get("disposition-status", str):
         case "completed":
             return queue.complete
         case "abandoned":
-            return queue.abandon
+            return lambda token: queue.abandon(token, change)
         case "defered":  # so spelt on the wire
-            return queue.defer
+            return lambda token: queue.defer(token, change)
         case "suspended":
             reason = arguments.optional("deadletter-reason", str)
             description = arguments.optional("deadletter-description", str)
-            return lambda token: queue.dead_letter(token, reason, description)
+            return lambda token: queue.dead_letter(token, reason, description, change)
         case other:
             raise _bad_argument(
                 f"'disposition-status' must be completed, abandoned, defered or suspended, not {other!r}"

@@ -14,6 +14,7 @@ from embedded_azure.servicebus.broker.rules import Rule
 
 _RULE: Final = ULong(0x13700000004)
 _NO_ACTION: Final = ULong(0x13700000005)
+_SQL_ACTION: Final = ULong(0x13700000006)
 _SQL_FILTER: Final = ULong(0x1370000006)
 _TRUE_FILTER: Final = ULong(0x1370000007)
 _FALSE_FILTER: Final = ULong(0x1370000008)
@@ -24,14 +25,14 @@ _CORRELATION_FIELDS: Final = tuple(each.name for each in fields(CorrelationSpec)
 
 def read_rule(name: str, description: Mapping[Any, Any]) -> RuleSpec:
     """Raises argument-error for what describes no rule that there can be."""
-    action = description.get("sql-rule-action")
-    if isinstance(action, dict) and action.get("expression"):
-        raise BrokerError(ARGUMENT_ERROR, f"rule {name!r} has an action; actions are not carried out here")
+    found = description.get("sql-rule-action")
+    expression = found.get("expression") if isinstance(found, dict) else None
+    action = expression if isinstance(expression, str) and expression else None
     match description:
         case {"sql-filter": {"expression": str() as expression}}:
-            return RuleSpec(name=name, sql=expression)
+            return RuleSpec(name=name, sql=expression, action=action)
         case {"correlation-filter": dict() as correlation}:
-            return RuleSpec(name=name, correlation=_read_correlation(name, correlation))
+            return RuleSpec(name=name, correlation=_read_correlation(name, correlation), action=action)
     raise BrokerError(
         ARGUMENT_ERROR,
         f"the description of rule {name!r} needs 'sql-filter' with a text as 'expression', or 'correlation-filter'",
@@ -55,7 +56,7 @@ def describe_rule(rule: Rule) -> Described:
         _RULE,
         [
             _describe_filter(rule.spec),
-            Described(_NO_ACTION, []),
+            Described(_SQL_ACTION, [rule.spec.action]) if rule.spec.action else Described(_NO_ACTION, []),
             rule.name,
             Timestamp(int(rule.created_at * 1000)),
         ],

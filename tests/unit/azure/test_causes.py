@@ -145,6 +145,11 @@ def token_refused(status: int, words: str) -> Exception:
 
 LISTEN = "Unauthorized access. 'Listen' claim(s) are required to perform this operation. Resource: 'sb://b/jobs'."
 IP = "Ip has been prevented to connect to the endpoint. For more information see: https://aka.ms/sbnetwork"
+BUSY = "The request was terminated because the namespace b is being throttled. Error code : 50009. Please wait."
+DISABLED = "Messaging entity 'b:Queue:jobs' is currently disabled for Send operations."
+IDLE_RECEIVER = "The link 'a' is force detached by the broker because it was idle. Detach origin: IdleTimerExpired."
+IDLE_SENDER = "The link 'a' is force detached. Code: publisher(1). Details: AmqpMessagePublisher.IdleTimerExpired."
+WRONG_AUDIENCE = "InvalidAudience: The authorization header contains a token with a wrong audience."
 SESSIONS = "It is not possible for an entity that requires sessions to create a non-sessionful message receiver."
 
 
@@ -158,10 +163,16 @@ SESSIONS = "It is not possible for an entity that requires sessions to create a 
         (AMQPLinkError(ErrorCondition.NotAllowed, description=SESSIONS), Cause.SESSIONS_REQUIRED),
         (AMQPLinkError(ErrorCondition.NotAllowed, description="a name in use"), None),
         (AMQPLinkError(b"com.microsoft:entity-disabled", description="off"), Cause.DISABLED),
+        (AMQPLinkError(b"com.microsoft:entity-disabled", description=DISABLED), Cause.DISABLED),
         (AMQPLinkError(b"com.microsoft:server-busy", description="wait 2 seconds"), None),
+        (AMQPLinkError(b"com.microsoft:server-busy", description=BUSY), None),
+        (AMQPLinkError(b"amqp:link:detach-forced", description=IDLE_RECEIVER), Cause.UNREACHABLE),
+        (AMQPLinkError(b"amqp:link:detach-forced", description=IDLE_SENDER), Cause.UNREACHABLE),
         (token_refused(404, "The messaging entity 'sb://b/jobs' could not be found."), Cause.MISSING),
         (token_refused(401, "InvalidIssuer: Token issuer is invalid."), Cause.WRONG_TENANT),
         (token_refused(401, "InvalidAudience: The audience is invalid."), Cause.TOKEN_REFUSED),
+        (token_refused(401, "InvalidAudience: Invalid authorization token audience."), Cause.TOKEN_REFUSED),
+        (token_refused(401, WRONG_AUDIENCE), Cause.TOKEN_REFUSED),
         (token_refused(401, "ExpiredToken: The token is expired."), Cause.TOKEN_REFUSED),
         (token_refused(401, IP), Cause.NETWORK_CLOSED),
         (AMQPConnectionError(ErrorCondition.SocketError, description="Connection not open."), Cause.UNREACHABLE),

@@ -55,9 +55,9 @@ def test_every_alert_has_one_section_in_the_runbooks_and_no_section_is_for_none(
 
 
 @pytest.mark.parametrize("alert", NAMES)
-def test_a_runbook_says_what_it_means_what_to_look_at_and_how_to_mend_it(alert: str) -> None:
+def test_a_runbook_says_what_it_means_what_to_look_at_and_how_to_fix_it(alert: str) -> None:
     section = RUNBOOKS.read_text().split(f"## {alert}\n")[1].split("\n## ")[0]
-    assert re.findall(r"^\*\*(\w+)[^*]*\*\*", section, flags=re.MULTILINE) == ["Means", "Look", "Mend"]
+    assert re.findall(r"^\*\*(\w+)[^*]*\*\*", section, flags=re.MULTILINE) == ["Means", "Look", "Fix"]
 
 
 def test_names_are_unique() -> None:

@@ -175,7 +175,7 @@ async def test_a_missing_queue_is_named_with_the_command_that_creates_it(cloud: 
     assert command[command.index("-n") + 1] == "absent"
     assert "--enable-session" not in command
     assert "--enable-session" in checked.command("queue gone")
-    assert "could not be found" in checked.wrong()["queue gone"]["detail"]
+    assert "InvalidAudience" in checked.wrong()["queue gone"]["detail"], "as Azure says it to who has no role there"
 
 
 async def test_a_missing_deployment_is_named_with_the_command_that_lists_them(cloud: Azure) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from embedded_azure.config import Deployment
+from embedded_azure.config import Deployment, default_config
 from tests.support.processes import azure, command, config_for_tests, results_in, worker
 
 CHAT, INSTRUCT, VECTORS = "gpt-4o-mini", "gpt-35-turbo-instruct", "text-embedding-3-small"
@@ -56,7 +56,7 @@ def said_in(kind: str, body: dict[str, Any]) -> str:
 
 
 async def test_a_file_that_mixes_all_operations_has_one_right_result_each(tmp_path: Path) -> None:
-    config = replace(config_for_tests(), deployments=DEPLOYMENTS)
+    config = replace(config_for_tests(), deployments=DEPLOYMENTS, queues=default_config().queues)
     batch = write_mixed_batch(tmp_path / "in.jsonl")
     async with azure(tmp_path, config) as cloud, worker(cloud, models=MODELS, responses_store="true"):
         code, output = await command(cloud, "submit", str(batch), "--batch", "mixed")

@@ -210,6 +210,7 @@ def test_the_cause_of_a_refusal_decides_what_is_suggested(cause: Cause, beginnin
     ("cause", "place", "beginning"),
     [
         (Cause.MISSING, JOBS, "az servicebus queue create"),
+        (Cause.TOKEN_REFUSED, JOBS, "az servicebus queue create"),
         (Cause.SESSIONS_REQUIRED, JOBS, "az servicebus queue show"),
         (Cause.DISABLED, JOBS, "az servicebus queue update"),
         (Cause.NETWORK_CLOSED, JOBS, "az servicebus namespace network-rule-set list"),

@@ -146,6 +146,9 @@ def suggest(cause: Cause | None, place: Refusing, principal: Principal) -> str |
             return "see first what is wrong with the token: without one nothing can be tried"
         case Cause.TOKEN_REFUSED, Target():
             return f"{resource.show_tenant}\n{_TENANT}, and AOAI_WORKER_OPENAI_SCOPE the audience of that endpoint"
+        case Cause.TOKEN_REFUSED, Queue():
+            # Service Bus tells only who has a role there that a queue is missing; to others its audience is invalid
+            return f"{resource.create}\nor, if it is there: {resource.show_tenant}\n{_TENANT}"
         case Cause.TOKEN_REFUSED | Cause.WRONG_TENANT, _:
             return f"{resource.show_tenant}\n{_TENANT}"
         case Cause.ROLE_MISSING | Cause.ROLE_SPREADING, Target():

@@ -1,4 +1,4 @@
-# `make demo` shows it working; `make test` proves it. Both need Python 3.11+; the tests use Node.js 20+ where it is.
+# `make demo` shows it working; `make test` proves it. Both need Python 3.11+; with Node.js 20+ more is compared: Azurite, the JavaScript SDK.
 .PHONY: help environment demo azurite chart test-deploy test-rules image dashboard dashboard-picture test-monitoring unit test test-embedded foreign fuzz lint bench format lock clean
 .DEFAULT_GOAL := help
 

@@ -158,8 +158,10 @@ class Admission:
     def route(self, model: str) -> Route | None:
         """The gates that can carry a model, None if it is not allowed here. It may make way for another once it is
         idle, so nobody may keep it."""
-        route = self.state.routes.of(model, loop_time())
-        if Closure.SETUP in self.closures:
+        routes = self.state.routes
+        is_new = not routes.has(model)
+        route = routes.of(model, loop_time())
+        if is_new and route is not None:
             self._note_setup()  # what was wrong may have been a route that made way
         return route
 

@@ -181,6 +181,9 @@ class Routes:
         """Each once, however many models it serves."""
         return list({gate.target: gate for route in self.all for gate in route.gates}.values())
 
+    def has(self, model: str) -> bool:
+        return model in self._routes
+
     def of(self, model: str, now: float) -> Route | None:
         """The gates that can carry a model, None if it is not allowed here."""
         return self._bring_in(model, now) if self._is_passthrough else self._routes.get(model)

@@ -836,10 +836,8 @@ async def test_a_job_that_comes_back_after_its_route_made_way_for_others_waits_w
         permit.observe(throttled(600))
     with pytest.raises(HandedBack):
         await admission.admit("model", COST, until=loop_time() + 5)
-    for number in range(64):
+    for number in range(4):
         await admission.admit(f"other-{number}", COST)
-        if number == 3:
-            break
     with pytest.raises(HandedBack):
         await admission.admit("other-4", COST, until=loop_time() + 5)
     assert loop_time() == 5, "all four slots are calling"

@@ -825,3 +825,21 @@ async def test_a_job_whose_deadline_passes_while_it_waits_for_memory_is_not_call
     error: Any = bench.sink.results["batch/b"]["error"]
     assert error["code"] == "expired"
     assert bench.model.calls == [("a", "mini")]
+
+
+async def test_a_job_whose_route_makes_way_while_it_backs_off_still_ends_by_its_deadline() -> None:
+    async def fails_then_throttles(job: Job, target: Target) -> Response:
+        if target.deployment != "first":
+            return await answers(job, target)
+        if loop_time() < 0.5:
+            raise Unavailable("gone")
+        raise Throttled("429", status=429, retry_after=600)
+
+    bench = Bench(fails_then_throttles, slots=200, passthrough=True, max_age=100)
+    bench.queue.send(job_line("a", model="first"), message_id="batch/a")
+    for number in range(64):
+        bench.queue.send(job_line(f"q-{number}", model=f"other-{number}"), message_id=f"batch/q-{number}")
+    await bench.work()
+    error: Any = bench.sink.results["batch/a"]["error"]
+    assert error["code"] == "expired"
+    assert loop_time() < 110

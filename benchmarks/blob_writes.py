@@ -27,7 +27,8 @@ from embedded_azure.certificates import make_server_identity
 from worker.azure.blob.container import BlobContainer
 from worker.azure.blob.results import BlobResults
 from worker.azure.network import trust
-from worker.jobs.job import Job, JobLine, Operation, Result
+from worker.jobs.job import Job, JobLine, Operation
+from worker.jobs.results import Result
 
 ROUNDS, WRITES, AT_ONCE = 5, 3_000, 32
 CREATED = b'HTTP/1.1 201 Created\r\nContent-Length: 0\r\nETag: "0x8DC"\r\nx-ms-version: 2023-11-03\r\n\r\n'

@@ -9,8 +9,9 @@ from typing import Protocol
 
 from worker.errors import Cause
 from worker.jobs.copies import Copy
-from worker.jobs.job import Claim, Envelope, Job, Result
+from worker.jobs.job import Claim, Envelope, Job
 from worker.jobs.outcomes import Outcome, Response, Settlement, Usage
+from worker.jobs.results import Result
 from worker.rate_limits import ThrottleKind
 
 

@@ -15,8 +15,9 @@ import orjson
 from worker.errors import ClaimUnavailable, LockLost, ResultTooLarge, SinkUnavailable, SourceUnavailable
 from worker.interfaces import AnswerMemory, Delivery, Event, Forward, Target
 from worker.jobs.claims import invalid_claim, make_claim
-from worker.jobs.job import Claim, Envelope, Job, Result, result_id
+from worker.jobs.job import Claim, Envelope, Job
 from worker.jobs.outcomes import Abandon, Complete, DeadLetter, Release, Response, Settlement, Usage
+from worker.jobs.results import Result, result_id
 from worker.waits import Bell, loop_time
 
 

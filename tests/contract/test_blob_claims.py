@@ -17,7 +17,8 @@ from worker.azure.blob.container import BlobContainer, BlobFailed
 from worker.errors import ClaimUnavailable, DeadLetterReason, NotAJob, ResultTooLarge, SinkUnavailable
 from worker.interfaces import Claims
 from worker.jobs.claims import make_claim
-from worker.jobs.job import CLAIM_TYPE, Claim, Job, Result, parse_claim
+from worker.jobs.job import CLAIM_TYPE, Claim, Job, parse_claim
+from worker.jobs.results import Result
 from worker.testing import FakeClaims, job_line, result_of
 
 LARGEST = 1 << 20

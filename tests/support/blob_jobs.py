@@ -3,7 +3,8 @@
 import json
 from typing import Any
 
-from worker.jobs.job import Job, JobLine, Operation, Result
+from worker.jobs.job import Job, JobLine, Operation
+from worker.jobs.results import Result
 
 
 def make_job(name: str = "a", *, batch_id: str = "b1", replay: int = 0, job_id: str | None = None) -> Job:

@@ -7,7 +7,8 @@ from typing import Protocol
 import orjson
 
 from worker.errors import WorkerError
-from worker.jobs.job import BATCH_ID, Manifest
+from worker.jobs.job import BATCH_ID
+from worker.jobs.results import Manifest
 from worker.waits import backoff
 
 FOLLOW_TIMEOUT = 900.0

@@ -22,7 +22,7 @@ from worker.client.batches import (
 )
 from worker.client.result_files import ResultOutput
 from worker.errors import WorkerError
-from worker.jobs.job import Manifest, ResultLine, decode_manifest, decode_result, encode_manifest
+from worker.jobs.results import Manifest, ResultLine, decode_manifest, decode_result, encode_manifest
 from worker.waits import backoff
 
 LARGEST_RESULT = 256 << 20

@@ -42,14 +42,8 @@ from worker.client.result_session import (
 )
 from worker.errors import NotAJob, WorkerError
 from worker.interfaces import Claims
-from worker.jobs.job import (
-    Manifest,
-    ResultLine,
-    decode_manifest,
-    decode_result,
-    parse_claim,
-    rfc3339,
-)
+from worker.jobs.job import parse_claim, rfc3339
+from worker.jobs.results import Manifest, ResultLine, decode_manifest, decode_result
 from worker.roles import SERVICE_BUS_DATA_RECEIVER
 
 SETTLED_AFTER = 60.0

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol, Self
 
 from worker.errors import WorkerError
-from worker.jobs.job import ResultLine, decode_result, result_rank
+from worker.jobs.results import ResultLine, decode_result, result_rank
 
 PARTIAL, REWRITTEN = ".partial", ".partial.new"
 """Suffixes of a file that grows, and of what replaces it where lines are left out."""

@@ -25,7 +25,8 @@ from worker.client.result_session import MANIFEST_SUBJECT
 from worker.errors import WorkerError
 from worker.jobs.claims import encode_claim
 from worker.jobs.copies import CHECK_RESULT, MODEL_PROPERTY
-from worker.jobs.job import CLAIM_TYPE, Manifest, encode_manifest, make_job_id, manifest_id, rfc3339
+from worker.jobs.job import CLAIM_TYPE, make_job_id, rfc3339
+from worker.jobs.results import Manifest, encode_manifest, manifest_id
 
 READ_AHEAD = 8 << 20
 """Bytes of lines that are read, sorted by their queues, and where they are too large put into Blob storage,

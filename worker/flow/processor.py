@@ -40,7 +40,7 @@ from worker.interfaces import (
     SuspectMet,
 )
 from worker.jobs.copies import CHECK_RESULT
-from worker.jobs.job import Claim, Envelope, Job, Record, Result, claim_of, decode, encode_result
+from worker.jobs.job import Claim, Envelope, Job, claim_of, decode
 from worker.jobs.outcomes import (
     AlreadyDone,
     Answered,
@@ -58,6 +58,7 @@ from worker.jobs.outcomes import (
     settlement_of,
     without_body,
 )
+from worker.jobs.results import Record, Result, encode_result
 from worker.waits import Interrupt, loop_time, release_frames
 
 

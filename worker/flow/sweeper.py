@@ -15,8 +15,9 @@ from worker.admission.admission import Admission
 from worker.errors import NotAJob, ResultTooLarge
 from worker.flow.dead_letters import Pass, pages
 from worker.interfaces import Claims, DeadLetters, DeadLetterSwept, Delivery, Observer, Sink, SweepFailed
-from worker.jobs.job import Envelope, Job, Record, Result, claim_of, decode, encode_result
+from worker.jobs.job import Envelope, Job, claim_of, decode
 from worker.jobs.outcomes import Failed, FailureCode
+from worker.jobs.results import Record, Result, encode_result
 from worker.waits import loop_time
 
 CODES = {

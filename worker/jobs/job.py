@@ -18,9 +18,7 @@ import orjson
 from worker.errors import DeadLetterReason, NotAJob
 from worker.jobs.copies import ENQUEUED_AT
 from worker.jobs.model_names import MODEL, MODEL_ALPHABET
-from worker.jobs.outcomes import Answered, Concluded, Failed, Refused, Usage
 
-RESULT_SCHEMA = 1
 UNBATCHED = "unbatched"
 BATCH_ID = re.compile(r"[A-Za-z0-9._-]{1,48}")
 REPLAYED = re.compile(r"~r(\d{1,4})$")
@@ -111,29 +109,6 @@ class Job:
     replay: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """What the worker adds to a result: who did the job, when and at what cost. Times are Unix seconds."""
-
-    attempts: int
-    deployment: str | None
-    endpoint: str | None
-    started: float
-    finished: float
-    call_seconds: float
-    pod: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
-    """What a batch consists of, told to its collector. `sha256` is of the submitted lines in order."""
-
-    batch_id: str
-    total: int
-    sha256: str
-    submitted_at: str
-
-
 def parse_line(raw: bytes) -> JobLine:
     """Raises NotAJob with what is wrong and how to fix it."""
     document = _parse_object(raw)
@@ -216,66 +191,6 @@ def make_job_id(batch_id: str, custom_id: str) -> str:
     return f"{batch_id}/{HASHED}{hashlib.sha256(custom_id.encode()).hexdigest()[:32]}"
 
 
-def result_id(job: Job) -> str:
-    """The message-id of the job's result: no other job's, whatever their batches, as one queue takes the results of
-    all and its duplicate detection looks at nothing else. One for each replay, as its result supersedes the last.
-    """
-    replay = f"~r{job.replay}" if job.replay else ""
-    # no batch id has a colon, so what follows one is never taken for the rest of an id that begins with its batch
-    plain = job.id if job.id.startswith(f"{job.batch_id}/") else f"{job.batch_id}:{job.id}"
-    is_fit = plain.isascii() and plain.isprintable() and len(plain + replay) <= MAX_ID_LENGTH
-    is_taken = plain == manifest_id(job.batch_id) or job.id.startswith(HASHED) or REPLAYED.search(plain)
-    if is_fit and not is_taken:
-        return f"{plain}{replay}"
-    return f"{job.batch_id}:{HASHED}{hashlib.sha256(job.id.encode()).hexdigest()}{replay}"
-
-
-def manifest_id(batch_id: str) -> str:
-    """The message-id of the batch's manifest, which lies in the queue of results."""
-    return f"{batch_id}/manifest"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """What a sink writes of a job: its line, and whether it failed (refused, or never answered)."""
-
-    job: Job
-    line: bytes
-    failed: bool
-
-
-def encode_result(job: Job, outcome: Concluded, record: Record) -> bytes:
-    """One line of a Batch output file, without the newline. The service's body is kept byte for byte."""
-    response, error, usage = _verdict(outcome)
-    return orjson.dumps(
-        {
-            "id": f"batch_req_{hashlib.sha256(job.id.encode()).hexdigest()[:24]}",
-            "custom_id": job.line.custom_id,
-            "response": response,
-            "error": error,
-            "worker": _worker_block(job, record, usage),
-        }
-    )
-
-
-def encode_manifest(manifest: Manifest) -> bytes:
-    return orjson.dumps(manifest)
-
-
-def decode_manifest(raw: bytes) -> Manifest:
-    """Raises ValueError when this is not a manifest."""
-    document = orjson.loads(raw)
-    try:
-        return Manifest(
-            batch_id=str(document["batch_id"]),
-            total=int(document["total"]),
-            sha256=str(document["sha256"]),
-            submitted_at=str(document["submitted_at"]),
-        )
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"not a batch manifest: {error}") from error
-
-
 def rfc3339(moment: float) -> str:
     """Unix seconds as UTC with milliseconds."""
     return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -288,40 +203,6 @@ def moment_of(text: str) -> float | None:
     except ValueError:
         return None
     return moment.timestamp() if moment.tzinfo else None
-
-
-def _verdict(outcome: Concluded) -> tuple[JsonObject | None, JsonObject | None, Usage | None]:
-    match outcome:
-        case Answered(response=response) | Refused(response=response):
-            body = {
-                "status_code": response.status,
-                "request_id": response.request_id,
-                "body": orjson.Fragment(response.body),
-            }
-            return body, None, response.usage
-        case Failed(code=code, message=message):
-            return None, {"code": code, "message": message}, None
-
-
-def _worker_block(job: Job, record: Record, usage: Usage | None) -> JsonObject:
-    block: JsonObject = {
-        "schema": RESULT_SCHEMA,
-        "job_id": job.id,
-        "batch_id": job.batch_id,
-        "attempts": record.attempts,
-        "deployment": record.deployment,
-        "endpoint": record.endpoint,
-        "queued": rfc3339(job.enqueued_at),
-        "started": rfc3339(record.started),
-        "finished": rfc3339(record.finished),
-        "wait_seconds": round(max(0.0, record.started - job.enqueued_at), 3),
-        "call_seconds": round(record.call_seconds, 3),
-        "usage": usage,
-        "pod": record.pod,
-    }
-    if job.replay:
-        block["replay"] = job.replay
-    return block
 
 
 def _parse_object(raw: bytes) -> JsonObject:
@@ -506,55 +387,6 @@ def _described(value: object) -> str:
             return f"an array of {len(value):,}"
         case _:
             return _shown(value)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResultLine:
-    """What a collector reads of a result. `raw` is the line itself, without its newline.
-
-    `failed`: a call that was never answered, or answered with a status from 400.
-    """
-
-    job_id: str
-    batch_id: str
-    replay: int
-    failed: bool
-    raw: bytes
-
-    @property
-    def rank(self) -> tuple[int, bool]:
-        return result_rank(self.replay, self.failed)
-
-
-def result_rank(replay: int, failed: bool) -> tuple[int, bool]:
-    """Of a job's results the one of the highest rank counts: the latest replay, of it the answer before the error;
-    of equals the first."""
-    return replay, not failed
-
-
-def decode_result(raw: bytes) -> ResultLine:
-    """Raises ValueError when this is not a result of a worker."""
-    document = orjson.loads(raw)
-    try:
-        worker, response = document["worker"], document["response"]
-        failed = document["error"] is not None or response is None or _is_failed(response)
-        return ResultLine(
-            job_id=str(worker["job_id"]),
-            batch_id=str(worker["batch_id"]),
-            replay=int(worker.get("replay", 0)),
-            failed=failed,
-            raw=on_one_line(raw),
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"not a result of a worker: {error!r}") from error
-
-
-def _is_failed(response: JsonObject) -> bool:
-    """An error status, or an object of `/v1/responses` that failed, which comes with a 200."""
-    if int(response["status_code"]) >= 400:
-        return True
-    body = response["body"]
-    return isinstance(body, dict) and body.get("object") == "response" and body.get("status") == "failed"
 
 
 def without_numbers(raw: bytes) -> bytes:

@@ -23,7 +23,7 @@ from worker.azure.blob.container import refusal
 from worker.cli.commands import _Lines, app
 from worker.cli.terminal import Heartbeat, parse_seconds
 from worker.client import BatchStatus, Collection, CollectionRecord, OtherBatch, Progress, Submission
-from worker.jobs.job import Manifest
+from worker.jobs.results import Manifest
 
 GOOD_LINE = (
     '{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m", "messages": []}}\n'

@@ -21,7 +21,7 @@ from worker.client.blob_collector import (
     put_manifest,
 )
 from worker.client.result_files import ResultFiles
-from worker.jobs.job import Manifest, encode_manifest, result_rank
+from worker.jobs.results import Manifest, encode_manifest, result_rank
 from worker.waits import loop_time
 
 

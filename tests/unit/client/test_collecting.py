@@ -39,7 +39,7 @@ from worker.client.result_files import (
     output_of,
 )
 from worker.client.result_session import Received, find_last
-from worker.jobs.job import Manifest, decode_result, encode_manifest
+from worker.jobs.results import Manifest, decode_result, encode_manifest
 from worker.waits import loop_time
 
 

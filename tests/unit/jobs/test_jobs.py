@@ -25,21 +25,23 @@ from worker.jobs.job import (
     Envelope,
     Job,
     JobLine,
-    Manifest,
     Operation,
-    Record,
     decode,
+    make_job_id,
+    parse_line,
+    rfc3339,
+)
+from worker.jobs.outcomes import Answered, Failed, FailureCode, Refused, Response, Usage
+from worker.jobs.results import (
+    Manifest,
+    Record,
     decode_manifest,
     decode_result,
     encode_manifest,
     encode_result,
-    make_job_id,
     manifest_id,
-    parse_line,
     result_id,
-    rfc3339,
 )
-from worker.jobs.outcomes import Answered, Failed, FailureCode, Refused, Response, Usage
 
 DAY = 86_400.0
 ENQUEUED = 1_800_000_000.0

@@ -13,7 +13,8 @@ from worker.azure.blob.container import BlobContainer, BlobFailed
 from worker.azure.blob.names import CLAIMS, batch_folder
 from worker.errors import ClaimUnavailable, ResultTooLarge, SinkUnavailable
 from worker.jobs.claims import encode_claim, invalid_claim, make_claim
-from worker.jobs.job import CLAIM_TYPE, Claim, Job, Result
+from worker.jobs.job import CLAIM_TYPE, Claim, Job
+from worker.jobs.results import Result
 from worker.waits import release_frames
 
 _PLAIN_NAME = re.compile(r"(?:(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+/)*(?!\.{1,2}$)[A-Za-z0-9._~-]+")

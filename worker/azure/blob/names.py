@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from worker.jobs.job import Job, result_rank
+from worker.jobs.job import Job
+from worker.jobs.results import result_rank
 
 CLAIMS = "claims"
 """The folder of bodies that claims stand for, in whatever container they are."""

@@ -6,7 +6,8 @@ A name says whose result it is and whether it failed, so a batch's state is a li
 from worker.azure.blob.container import LARGEST_PUT, BlobContainer, BlobFailed
 from worker.azure.blob.names import job_prefix, parse_result_name, result_name
 from worker.errors import ResultTooLarge, SinkUnavailable
-from worker.jobs.job import Job, Result
+from worker.jobs.job import Job
+from worker.jobs.results import Result
 
 
 class BlobResults:

@@ -25,7 +25,8 @@ from azure.servicebus.exceptions import (
 from worker.azure.servicebus.faults import FAULTS, cause_of_fault, describe_fault
 from worker.azure.servicebus.packing import pack
 from worker.errors import ResultTooLarge, SinkUnavailable
-from worker.jobs.job import Job, Result, result_id
+from worker.jobs.job import Job
+from worker.jobs.results import Result, result_id
 
 SEND_TIMEOUTS = (5.0, 30.0)
 """Seconds for the first and the second attempt at a batch of results. A confirmation that was lost is noticed soon,

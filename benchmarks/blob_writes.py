@@ -28,7 +28,7 @@ from worker.azure.blob.container import BlobContainer
 from worker.azure.blob.results import BlobResults
 from worker.azure.network import trust
 from worker.jobs.job import Job, JobLine, Operation
-from worker.jobs.results import Result
+from worker.testing import result_of
 
 ROUNDS, WRITES, AT_ONCE = 5, 3_000, 32
 CREATED = b'HTTP/1.1 201 Created\r\nContent-Length: 0\r\nETag: "0x8DC"\r\nx-ms-version: 2023-11-03\r\n\r\n'
@@ -121,7 +121,7 @@ async def cost_of_the_sink(account: str, ca_file: Path) -> float:
         results = BlobResults(container)
 
         async def write(number: int) -> None:
-            await results.write(Result(job=make_job(number), line=make_line(number), failed=False))
+            await results.write(result_of(make_job(number), make_line(number)))
 
         return await cost(write)
 

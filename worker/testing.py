@@ -17,7 +17,7 @@ from worker.interfaces import AnswerMemory, Delivery, Event, Forward, Target
 from worker.jobs.claims import invalid_claim, make_claim
 from worker.jobs.job import Claim, Envelope, Job
 from worker.jobs.outcomes import Abandon, Complete, DeadLetter, Release, Response, Settlement, Usage
-from worker.jobs.results import Result, result_id
+from worker.jobs.results import Result, ResultSummary, result_id
 from worker.waits import Bell, loop_time
 
 
@@ -343,4 +343,5 @@ def _redelivered(envelope: Envelope, more: int) -> Envelope:
 
 def result_of(job: Job, line: bytes, *, failed: bool = False) -> Result:
     """What a sink is given."""
-    return Result(job=job, line=line, failed=failed)
+    summary = ResultSummary(code="500" if failed else "200", model=job.line.model, finished=0.0)
+    return Result(job=job, line=line, failed=failed, summary=summary)

@@ -1,8 +1,10 @@
 """The blob sink: one set of promises for the fake, ours and Azurite, and what only a container can do."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 from aiohttp import web
@@ -12,11 +14,13 @@ from embedded_azure.config import default_config
 from tests.support.blob_jobs import make_job, make_line, make_result
 from tests.support.blob_service import BlobService
 from tests.support.local_azure import Authority, SignedCredential
-from worker.azure.blob.container import LARGEST_PUT, PIECE, BlobContainer
+from worker.azure.blob.container import LARGEST_PUT, PIECE, BlobContainer, BlobFailed
 from worker.azure.blob.names import batch_folder, counting
 from worker.azure.blob.results import BlobResults
 from worker.errors import Cause, ResultTooLarge, SinkUnavailable, TokenUnavailable
 from worker.interfaces import Sink
+from worker.jobs.outcomes import Usage
+from worker.jobs.results import ResultSummary, decode_summary
 from worker.testing import FakeSink, result_of
 
 PREFIX = "results"
@@ -28,6 +32,12 @@ def sink(request: pytest.FixtureRequest) -> Sink:
         return FakeSink(knows=True)
     container: BlobContainer = request.getfixturevalue(request.param)
     return BlobResults(container, prefix=PREFIX)
+
+
+@pytest.fixture(params=["container", "azurite_container"])
+def either(request: pytest.FixtureRequest) -> BlobContainer:
+    container: BlobContainer = request.getfixturevalue(request.param)
+    return container
 
 
 @pytest.fixture
@@ -346,3 +356,42 @@ async def test_connections_are_bounded_and_used_again(authority: Authority) -> N
         jobs = [make_job(str(number)) for number in range(30)]
         await asyncio.gather(*[BlobResults(container).write(make_result(job)) for job in jobs])
     assert (len(peers), most) == (3, 3)
+
+
+async def test_a_listing_tells_of_each_result_what_it_was_and_cost(either: BlobContainer) -> None:
+    summary = ResultSummary(
+        code="429", model="org/model:v1@x+y", finished=1_790_000_000.125, usage=Usage(prompt=7, completion=1_000)
+    )
+    result = make_result(make_job("a"), failed=True)
+    await BlobResults(either, prefix=PREFIX).write(replace(result, summary=summary))
+    [blob] = [blob async for page in either.blobs(batch_folder(PREFIX, "b1")) for blob in page]
+    assert decode_summary(blob.metadata) == summary
+    assert abs(blob.modified - time.time()) < 600
+
+
+async def test_a_blob_is_replaced_and_removed_whatever_was_there(either: BlobContainer) -> None:
+    for body in (b"one", b"two"):
+        await either.replace("reports/a.json", body)
+        assert await either.read("reports/a.json", at_most=10) == body
+    for _ in range(2):
+        await either.delete("reports/a.json")
+    assert [name async for page in either.names("") for name in page] == []
+
+
+async def test_folders_are_listed_once_however_many_blobs_lie_in_them(either: BlobContainer) -> None:
+    for name in ("results/a/1", "results/a/2", "results/b~/1", "results/file", "other/c/1"):
+        await either.replace(name, b"")
+    assert [name async for page in either.folders("results/") for name in page] == ["results/a/", "results/b~/"]
+
+
+async def test_a_listing_that_is_not_xml_is_a_failure_that_says_so(authority: Authority) -> None:
+    async def greet(request: web.Request) -> web.Response:
+        return web.Response(text="<html>Sign in<br>")
+
+    async with (
+        service(authority, greet) as url,
+        BlobContainer(url, credential(authority), ca_file=authority.ca_file) as container,
+    ):
+        with pytest.raises(BlobFailed, match="its listing is not XML") as raised:
+            await anext(aiter(container.names("results/")))
+    assert raised.value.code == "InvalidXml"

@@ -5,6 +5,7 @@ from typing import Any
 
 from worker.jobs.job import Job, JobLine, Operation
 from worker.jobs.results import Result
+from worker.testing import result_of
 
 
 def make_job(name: str = "a", *, batch_id: str = "b1", replay: int = 0, job_id: str | None = None) -> Job:
@@ -38,4 +39,4 @@ def make_line(job: Job, *, failed: bool = False, said: str = "yes") -> bytes:
 
 def make_result(job: Job, *, failed: bool = False, said: str = "yes") -> Result:
     """What a worker gives its sink for the job."""
-    return Result(job=job, line=make_line(job, failed=failed, said=said), failed=failed)
+    return result_of(job, make_line(job, failed=failed, said=said), failed=failed)

@@ -43,7 +43,6 @@ from worker.jobs.copies import CHECK_RESULT
 from worker.jobs.job import Claim, Envelope, Job, claim_of, decode
 from worker.jobs.outcomes import (
     AlreadyDone,
-    Answered,
     Concluded,
     Failed,
     FailureCode,
@@ -58,7 +57,7 @@ from worker.jobs.outcomes import (
     settlement_of,
     without_body,
 )
-from worker.jobs.results import Record, Result, encode_result
+from worker.jobs.results import Record, Result, make_result
 from worker.waits import Interrupt, loop_time, release_frames
 
 
@@ -237,8 +236,7 @@ class Processor:
             call_seconds=progress.call_seconds,
             pod=self.pod,
         )
-        line = encode_result(job, outcome, record)
-        return Result(job=job, line=line, failed=not isinstance(outcome, Answered))
+        return make_result(job, outcome, record)
 
     def _report(self, delivery: Delivery, outcome: Outcome, progress: JobProgress) -> None:
         envelope = delivery.envelope

@@ -17,7 +17,7 @@ from worker.flow.dead_letters import Pass, pages
 from worker.interfaces import Claims, DeadLetters, DeadLetterSwept, Delivery, Observer, Sink, SweepFailed
 from worker.jobs.job import Envelope, Job, claim_of, decode
 from worker.jobs.outcomes import Failed, FailureCode
-from worker.jobs.results import Record, Result, encode_result
+from worker.jobs.results import Record, Result, make_result
 from worker.waits import loop_time
 
 CODES = {
@@ -104,8 +104,7 @@ class Sweeper:
             call_seconds=0.0,
             pod=self.pod,
         )
-        line = encode_result(job, Failed(code=code, message=explain(code, envelope)), record)
-        return Result(job=job, line=line, failed=True)
+        return make_result(job, Failed(code=code, message=explain(code, envelope)), record)
 
 
 def _is_sweepable(envelope: Envelope) -> bool:

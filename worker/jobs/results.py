@@ -4,6 +4,7 @@ Everything from outside is parsed here into a type that the rest trusts. `docs/j
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import orjson
@@ -57,12 +58,64 @@ def manifest_id(batch_id: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ResultSummary:
+    """What can be told of a result without reading its line. `code`: the HTTP status, or why there is none
+    (`FailureCode`). `finished`: Unix seconds."""
+
+    code: str
+    model: str
+    finished: float
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What a sink writes of a job: its line, and whether it failed (refused, or never answered)."""
+    """What a sink writes of a job. `failed`: refused, or never answered."""
 
     job: Job
     line: bytes
     failed: bool
+    summary: ResultSummary
+
+
+def make_result(job: Job, outcome: Concluded, record: Record) -> Result:
+    summary = ResultSummary(
+        code=outcome.code.value if isinstance(outcome, Failed) else str(outcome.response.status),
+        model=job.line.model,
+        finished=record.finished,
+        usage=None if isinstance(outcome, Failed) else outcome.response.usage,
+    )
+    line = encode_result(job, outcome, record)
+    return Result(job=job, line=line, failed=not isinstance(outcome, Answered), summary=summary)
+
+
+def encode_summary(summary: ResultSummary) -> dict[str, str]:
+    """As metadata of the result's blob: ASCII, and no name without a value."""
+    usage = summary.usage or Usage()
+    tokens = {"prompt": usage.prompt, "completion": usage.completion, "cached": usage.cached}
+    return {
+        "code": summary.code,
+        "model": summary.model,
+        "finished": f"{summary.finished:.3f}",
+        **{name: str(count) for name, count in tokens.items() if count},
+    }
+
+
+def decode_summary(metadata: Mapping[str, str]) -> ResultSummary | None:
+    """None where there is none, as of results of a version that wrote no metadata, or it is somebody else's."""
+    try:
+        return ResultSummary(
+            code=metadata["code"],
+            model=metadata["model"],
+            finished=float(metadata["finished"]),
+            usage=Usage(
+                prompt=int(metadata.get("prompt", 0)),
+                completion=int(metadata.get("completion", 0)),
+                cached=int(metadata.get("cached", 0)),
+            ),
+        )
+    except (KeyError, ValueError):
+        return None
 
 
 def encode_result(job: Job, outcome: Concluded, record: Record) -> bytes:

@@ -1,24 +1,27 @@
 """A container of Blob storage, and the few requests that results and claims need of it.
 
-Blobs are written and read by plain requests through azure-core's pipeline, under the clients of azure-storage-blob:
-an upload by those costs three times the CPU (benchmarks/blob_writes.py). Listing, which is rare, is the
-client's. Nothing is retried here: who asked knows how long to be patient.
+Plain requests through azure-core's pipeline. An upload by azure-storage-blob's clients costs three times the CPU
+(benchmarks/blob_writes.py), a listing with metadata six times: 186 us a blob, 30 us here. Nothing is retried here:
+who asked knows how long to be patient.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, Self, runtime_checkable
+from xml.etree import ElementTree
 
 import aiohttp
 from azure.core import AsyncPipelineClient
 from azure.core.credentials_async import AsyncTokenCredential
-from azure.core.exceptions import AzureError, HttpResponseError
+from azure.core.exceptions import AzureError
 from azure.core.pipeline import PipelineRequest, PipelineResponse
 from azure.core.pipeline.policies import AsyncBearerTokenCredentialPolicy, HeadersPolicy
 from azure.core.pipeline.transport import AioHttpTransport
 from azure.core.rest import AsyncHttpResponse, HttpRequest
-from azure.storage.blob.aio import ContainerClient
 
 from worker.azure.network import find_cause, has_proxy, trust
 from worker.errors import Cause, TokenUnavailable, WorkerError
@@ -26,7 +29,7 @@ from worker.roles import BLOB_DATA_CONTRIBUTOR
 
 STORAGE_SCOPE = "https://storage.azure.com/.default"
 API_VERSION = "2023-11-03"
-"""Of the requests made here and by the client alike: old enough for every cloud and for Azurite."""
+"""Old enough for every cloud and for Azurite."""
 CONNECT_TIMEOUT = 10.0
 REQUEST_TIMEOUT = 60.0
 """Seconds for one request, waiting for a connection included."""
@@ -39,6 +42,9 @@ LARGEST_PUT = 5_000 << 20
 PIECE = 256 << 10
 """Bytes of a large body that are handed to TLS at once."""
 
+
+LARGEST_PAGE = 64 << 20
+"""Bytes of one answer of a listing that are read: PAGE blobs with all the metadata that results have take 5 MB."""
 
 FAULTS = (AzureError, TokenUnavailable, aiohttp.ClientError, OSError, TimeoutError)
 """What a request may end with instead of an answer."""
@@ -61,6 +67,20 @@ class BlobFailed(WorkerError):
     def is_passing(self) -> bool:
         """Whether waiting may fix it, rather than somebody."""
         return self.status is None or self.status in (408, 429) or self.status >= 500
+
+
+@dataclass(frozen=True, slots=True)
+class ListedBlob:
+    """A blob as a listing tells of it. `metadata` is empty unless it was asked for."""
+
+    name: str
+    last_modified: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def modified(self) -> float:
+        """Unix seconds, by the clock of the service."""
+        return parsedate_to_datetime(self.last_modified).timestamp()
 
 
 class BlobContainer:
@@ -86,7 +106,6 @@ class BlobContainer:
         self._timeout = timeout
         self._session: aiohttp.ClientSession | None = None
         self._requests: AsyncPipelineClient[HttpRequest, AsyncHttpResponse] | None = None
-        self._lists: ContainerClient | None = None
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
@@ -95,19 +114,15 @@ class BlobContainer:
             trust_env=has_proxy(),
             auto_decompress=False,  # a body is what was put there, whatever its Content-Encoding claims
         )
-        # one for each: the pipeline and the client close theirs, and the session is closed here
         self._requests = AsyncPipelineClient(
             self.url,
             policies=[HeadersPolicy({"x-ms-version": API_VERSION}), _Bearer(self._credential)],
-            transport=self._transport(),
-        )
-        self._lists = ContainerClient.from_container_url(
-            self.url,
-            credential=self._credential,
-            transport=self._transport(),
-            api_version=API_VERSION,
-            retry_total=0,
-            permit_redirects=False,
+            transport=AioHttpTransport(
+                session=self._session,
+                session_owner=False,
+                connection_timeout=CONNECT_TIMEOUT,
+                read_timeout=self._timeout,
+            ),
         )
         return self
 
@@ -116,24 +131,53 @@ class BlobContainer:
         if session is not None:
             await session.close()
 
-    async def create(self, name: str, body: bytes) -> str | None:
-        """Write a blob that is not there yet. Returns its ETag, or None where one of this name is there."""
-        headers = {"x-ms-blob-type": "BlockBlob", "content-type": "application/json", "if-none-match": "*"}
-        content: bytes | _Pieces = body
-        if len(body) > PIECE:
-            content, headers["content-length"] = _Pieces(body), str(len(body))
-        response = await self._send(HttpRequest("PUT", self._url(name), content=content, headers=headers))
+    async def create(
+        self, name: str, body: bytes, metadata: Mapping[str, str] = MappingProxyType({})
+    ) -> str | None:
+        """Write a blob that is not there yet. Returns its ETag, or None where one of this name is there.
+
+        The names in `metadata` are letters, digits and underscores, the values ASCII.
+        """
+        response = await self._put(name, body, {"if-none-match": "*"}, metadata)
         if response.status_code == 201:
             return response.headers["etag"]
         if _error_code(response) in ("BlobAlreadyExists", "ConditionNotMet", "BlobImmutableDueToPolicy"):
             return None
         raise self._failure(response)
 
+    async def replace(self, name: str, body: bytes) -> None:
+        """Write a blob, whatever was there."""
+        response = await self._put(name, body, {}, {})
+        if response.status_code != 201:
+            raise self._failure(response)
+
+    async def delete(self, name: str) -> None:
+        """Remove a blob, if there is one."""
+        response = await self._send(HttpRequest("DELETE", self._url(name)))
+        if response.status_code not in (202, 404):
+            raise self._failure(response)
+
+    async def _put(
+        self, name: str, body: bytes, condition: Mapping[str, str], metadata: Mapping[str, str]
+    ) -> AsyncHttpResponse:
+        headers = {
+            "x-ms-blob-type": "BlockBlob",
+            "content-type": "application/json",
+            **condition,
+            **{f"x-ms-meta-{key}": value for key, value in metadata.items()},
+        }
+        content: bytes | _Pieces = body
+        if len(body) > PIECE:
+            content, headers["content-length"] = _Pieces(body), str(len(body))
+        return await self._send(HttpRequest("PUT", self._url(name), content=content, headers=headers))
+
     async def read(self, name: str, *, at_most: int, etag: str | None = None) -> bytes:
         """The whole blob. BlobFailed has the code `TooLarge` beyond `at_most` bytes, the status 412 where the
         ETag is not `etag`."""
         headers = {"if-match": etag} if etag else {}
-        request = HttpRequest("GET", self._url(name), headers=headers)
+        return await self._get(self._url(name), HttpRequest("GET", self._url(name), headers=headers), at_most)
+
+    async def _get(self, url: str, request: HttpRequest, at_most: int) -> bytes:
         try:
             async with asyncio.timeout(self._timeout):
                 response = await self._open_requests.send_request(request, stream=True)
@@ -141,7 +185,7 @@ class BlobContainer:
                     if response.status_code != 200:
                         await response.read()
                         raise self._failure(response)
-                    return await self._body(name, response, at_most)
+                    return await _body(url, response, at_most)
         except FAULTS as error:
             raise self._unreachable(error) from error
 
@@ -156,17 +200,34 @@ class BlobContainer:
 
     async def names(self, prefix: str) -> AsyncIterator[Sequence[str]]:
         """Every name with this prefix, in alphabetical order and a page at a time; one request for each page."""
-        pages = self._open_lists.list_blob_names(name_starts_with=prefix, results_per_page=PAGE).by_page()
+        async for page in self.blobs(prefix, metadata=False):
+            yield [blob.name for blob in page]
+
+    async def blobs(self, prefix: str, *, metadata: bool = True) -> AsyncIterator[Sequence[ListedBlob]]:
+        """Every blob with this prefix, in alphabetical order and a page at a time; one request for each page."""
+        async for page in self._pages({"prefix": prefix} | ({"include": "metadata"} if metadata else {})):
+            yield [_listed(blob) for blob in page.iterfind("Blobs/Blob")]
+
+    async def folders(self, prefix: str) -> AsyncIterator[Sequence[str]]:
+        """Every beginning of a name that goes on behind `prefix` to the next slash, that included."""
+        async for page in self._pages({"prefix": prefix, "delimiter": "/"}):
+            yield [name.text or "" for name in page.iterfind("Blobs/BlobPrefix/Name")]
+
+    async def _pages(self, question: Mapping[str, str]) -> AsyncIterator[ElementTree.Element]:
+        parameters = {"restype": "container", "comp": "list", "maxresults": str(PAGE), **question}
         while True:
+            request = HttpRequest("GET", self.url, params=parameters)
+            body = await self._get(self.url, request, LARGEST_PAGE)
             try:
-                async with asyncio.timeout(self._timeout):
-                    page = await anext(pages, None)
-                    names = [name async for name in page] if page is not None else None
-            except FAULTS as error:
-                raise self._unreachable(error) from error
-            if names is None:
+                page = ElementTree.fromstring(body)
+            except ElementTree.ParseError as error:
+                detail = f"its listing is not XML: {error}. Check that AOAI_WORKER_BLOB_CONTAINER is Blob storage"
+                raise BlobFailed(detail, status=200, code="InvalidXml", subject=f"container {self.url}") from error
+            yield page
+            marker = page.findtext("NextMarker")
+            if not marker:
                 return
-            yield names
+            parameters["marker"] = marker
 
     async def prove(self, prefix: str) -> None:
         """Prove that the container is there and that we may list it and write to it. Nothing is written: the
@@ -185,24 +246,6 @@ class BlobContainer:
         except FAULTS as error:
             raise self._unreachable(error) from error
 
-    async def _body(self, name: str, response: AsyncHttpResponse, at_most: int) -> bytes:
-        chunks, size = [], 0
-        async for chunk in response.iter_raw():
-            size += len(chunk)
-            if size > at_most:
-                message = f"{self._url(name)} has more than the {at_most:,} bytes that are read"
-                raise BlobFailed(message, status=200, code="TooLarge")
-            chunks.append(chunk)
-        return b"".join(chunks)
-
-    def _transport(self) -> AioHttpTransport:
-        return AioHttpTransport(
-            session=self._session,
-            session_owner=False,
-            connection_timeout=CONNECT_TIMEOUT,
-            read_timeout=self._timeout,
-        )
-
     def _url(self, name: str) -> str:
         return f"{self.url}/{name}"
 
@@ -210,10 +253,6 @@ class BlobContainer:
         return refusal(self.url, response.status_code, _error_code(response))
 
     def _unreachable(self, error: BaseException) -> BlobFailed:
-        if isinstance(error, BlobFailed):
-            return error
-        if isinstance(error, HttpResponseError) and error.response is not None:
-            return self._failure(error.response)
         detail, cause = describe_silence(error), find_cause(error)
         return BlobFailed(detail, status=None, code="none", subject=f"container {self.url}", cause=cause)
 
@@ -223,11 +262,25 @@ class BlobContainer:
             raise RuntimeError(f"the container {self.url} is not open: async with BlobContainer(...)")
         return self._requests
 
-    @property
-    def _open_lists(self) -> ContainerClient:
-        if self._lists is None:
-            raise RuntimeError(f"the container {self.url} is not open: async with BlobContainer(...)")
-        return self._lists
+
+async def _body(url: str, response: AsyncHttpResponse, at_most: int) -> bytes:
+    chunks, size = [], 0
+    async for chunk in response.iter_raw():
+        size += len(chunk)
+        if size > at_most:
+            message = f"{url} has more than the {at_most:,} bytes that are read"
+            raise BlobFailed(message, status=200, code="TooLarge")
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _listed(blob: ElementTree.Element) -> ListedBlob:
+    metadata = blob.find("Metadata")
+    return ListedBlob(
+        name=blob.findtext("Name", ""),
+        last_modified=blob.findtext("Properties/Last-Modified", ""),
+        metadata={item.tag: item.text or "" for item in metadata} if metadata is not None else {},
+    )
 
 
 class _Pieces:

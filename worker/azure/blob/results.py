@@ -7,7 +7,7 @@ from worker.azure.blob.container import LARGEST_PUT, BlobContainer, BlobFailed
 from worker.azure.blob.names import job_prefix, parse_result_name, result_name
 from worker.errors import ResultTooLarge, SinkUnavailable
 from worker.jobs.job import Job
-from worker.jobs.results import Result
+from worker.jobs.results import Result, encode_summary
 
 
 class BlobResults:
@@ -34,7 +34,7 @@ class BlobResults:
             raise ResultTooLarge(size=len(result.line), allowed=LARGEST_PUT)
         name = result_name(self._prefix, result.job, failed=result.failed)
         try:
-            return await self._container.create(name, result.line) is not None
+            return await self._container.create(name, result.line, encode_summary(result.summary)) is not None
         except BlobFailed as error:
             raise SinkUnavailable.from_error(error) from error
 

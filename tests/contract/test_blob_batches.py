@@ -26,7 +26,7 @@ from worker.client import (
     make_batch_id,
     read_batch_file,
 )
-from worker.client.batches import BatchStatus, Progress
+from worker.client.batches import BatchDetail, BatchStatus, Progress
 from worker.jobs.claims import encode_claim
 from worker.jobs.job import CLAIM_TYPE, make_job_id, parse_claim
 from worker.settings import ConnectionSettings
@@ -163,7 +163,7 @@ async def test_a_line_too_large_for_anything_is_refused_before_anything_is_sent(
 async def test_status_counts_each_job_once_and_stays(
     client: JobClient, container: BlobContainer, tmp_path: Path
 ) -> None:
-    assert await client.status("b1") == BatchStatus(batch_id="b1", stays=True)
+    assert await client.status("b1") == BatchStatus(batch_id="b1", detail=BatchDetail())
     await client.submit(read_batch_file(small_batch(tmp_path / "jobs.jsonl", ["a", "b", "c"])), batch_id="b1")
     await answer(container, "a", "b", failed=True)
     await answer(container, "b")
@@ -278,7 +278,7 @@ async def test_a_result_that_the_queue_has_a_claim_of_is_counted_and_collected(
         await client.submit(read_batch_file(small_batch(tmp_path / "jobs.jsonl", ["a"])), batch_id="b1")
         line = await claimed_result(bus, container, "a")
         status = await client.status("b1")
-        assert (status.succeeded, status.complete, status.stays) == (1, True, False)
+        assert (status.succeeded, status.complete, status.detail) == (1, True, None)
         assert (await client.collect("b1", tmp_path / "out")).complete
     assert (tmp_path / "out").read_bytes() == line + b"\n"
 

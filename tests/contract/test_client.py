@@ -34,7 +34,7 @@ from worker.client import (
     read_batch_file,
 )
 from worker.client.queue_collector import announce
-from worker.jobs.results import Manifest, decode_manifest
+from worker.jobs.batch_records import Manifest, decode_manifest
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from pydantic_core import PydanticUndefined
 from worker.admission.admission import Admission
 from worker.admission.closures import Closure
 from worker.errors import Cause, DeadLetterReason
+from worker.jobs.batch_records import Manifest
 from worker.jobs.outcomes import FailureCode
-from worker.jobs.results import Manifest
 from worker.settings import CONNECTION_STRINGS, PREFIX, SMUGGLED_KEYS, ConnectionSettings, WorkerSettings
 from worker.telemetry.logs import LEVELS, event_name
 from worker.telemetry.metrics import OUTCOMES, Metrics

@@ -333,7 +333,7 @@ def describe(status: "BatchStatus") -> str:
             f"{status.batch_id}: collected at {record.collected_at} into {record.out}, "
             f"{counted(done, 'result')} {counts}" + _describe_later(status.later)
         )
-    wait = "" if status.stays else " to be collected"
+    wait = "" if status.detail else " to be collected"
     if status.total is None:
         return f"{status.batch_id}: {counted(done, 'result')}{wait} {counts}; no manifest, so the total is unknown"
     if status.complete:

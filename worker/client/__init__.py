@@ -3,15 +3,18 @@
 from worker.client.batch_files import BatchFile, InvalidBatch, LineProblem, read_batch_file
 from worker.client.batches import (
     AlreadyCollected,
+    BatchDetail,
     BatchStatus,
     Collection,
     CollectionRecord,
     InvalidBatchId,
+    NeedsBlob,
     OtherBatch,
     Progress,
     Submission,
+    UnknownBatch,
 )
-from worker.client.blob_collector import UnusableBlob
+from worker.client.blob_batches import UnusableBlob
 from worker.client.job_client import JobClient, make_batch_id
 from worker.client.queue_collector import ClaimsNotConfigured, UncheckedBatch
 from worker.client.result_files import OutputGone, UnusableOutput, UnwritableOutput
@@ -20,6 +23,7 @@ from worker.client.submission import SubmissionInterrupted
 
 __all__ = [
     "AlreadyCollected",
+    "BatchDetail",
     "BatchFile",
     "BatchStatus",
     "BeingCollected",
@@ -30,12 +34,14 @@ __all__ = [
     "InvalidBatchId",
     "JobClient",
     "LineProblem",
+    "NeedsBlob",
     "OtherBatch",
     "OutputGone",
     "Progress",
     "Submission",
     "SubmissionInterrupted",
     "UncheckedBatch",
+    "UnknownBatch",
     "UnusableBlob",
     "UnusableOutput",
     "UnwritableOutput",

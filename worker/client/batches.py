@@ -1,14 +1,15 @@
 """What a producer is told of a batch: how much was sent, how far it is, what was collected."""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
 import orjson
 
 from worker.errors import WorkerError
+from worker.jobs.batch_records import Manifest, PodReport
 from worker.jobs.job import BATCH_ID
-from worker.jobs.results import Manifest
+from worker.jobs.outcomes import Usage
 from worker.waits import backoff
 
 FOLLOW_TIMEOUT = 900.0
@@ -63,6 +64,27 @@ def decode_record(raw: bytes) -> CollectionRecord:
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"not a collection record: {error}") from error
+
+
+class UnknownBatch(WorkerError):
+    """Nothing was submitted under this id."""
+
+    def __init__(self, batch_id: str) -> None:
+        super().__init__(
+            f"batch {batch_id}: there is no manifest of such a batch. Next: check the id, which submit printed "
+            "(`aoai-worker list` shows the newest), and that the settings are those of submit"
+        )
+
+
+class NeedsBlob(WorkerError):
+    """Results are in a queue, which cannot tell this."""
+
+    def __init__(self, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the results in Blob storage; here they go to a queue (AOAI_WORKER_SINK=queue), which "
+            "only tells what is there to be collected. Next: AOAI_WORKER_SINK=blob and AOAI_WORKER_BLOB_CONTAINER, "
+            "for workers and producers alike"
+        )
 
 
 class OtherBatch(WorkerError):
@@ -148,12 +170,38 @@ class Submission:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BatchDetail:
+    """What Blob storage tells more of a batch. Times are RFC 3339.
+
+    `running`: calls under way, as the pods tell every 10 s; `cancelled`: jobs that will not be called.
+    `failures`: jobs by HTTP status or failure code, the most frequent first. `usage`: tokens by model.
+    `rate`: results a second, of the last 5 minutes. `pods`: those that told of themselves within a minute,
+    whatever batches they work on.
+    """
+
+    submitted_at: str | None = None
+    cancelled_at: str | None = None
+    cancelled: int = 0
+    running: int = 0
+    queued: int = 0
+    failures: Mapping[str, int] = field(default_factory=dict)
+    usage: Mapping[str, Usage] = field(default_factory=dict)
+    rate: float = 0.0
+    pods: Sequence[PodReport] = ()
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the present rate; None where nothing has come lately."""
+        return (self.running + self.queued) / self.rate if self.rate else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BatchStatus:
     """What of a batch is there to be collected.
 
-    With the queue sink what an unfinished collection took is no longer counted; with the blob sink, `stays`, all
-    is. Of a batch that was `collected` from the queue the counts are those of the collection, and `later` results
-    have come since. `total` is None where there is no manifest.
+    With the queue sink what an unfinished collection took is no longer counted; with the blob sink, which gives a
+    `detail`, all is. Of a batch that was `collected` from the queue the counts are those of the collection, and
+    `later` results have come since. `total` is None where there is no manifest.
     While another process collects from the queue nobody else can look: `being_collected_by_other`, and no counts.
     """
 
@@ -162,13 +210,14 @@ class BatchStatus:
     succeeded: int = 0
     failed: int = 0
     being_collected_by_other: bool = False
-    stays: bool = False
+    detail: BatchDetail | None = None
     collected: CollectionRecord | None = None
     later: int = 0
 
     @property
     def complete(self) -> bool:
-        return is_whole(self.succeeded + self.failed, self.total)
+        cancelled = self.detail.cancelled if self.detail else 0
+        return is_whole(self.succeeded + self.failed + cancelled, self.total)
 
     @property
     def is_unknown(self) -> bool:
@@ -182,6 +231,7 @@ class Collection:
     """`complete`: the files have their own names; else they are `.partial` and the next collection goes on.
 
     `total` is None where no manifest has come yet. `timed_out`: following ended because nothing new came.
+    `cancelled`: jobs of a cancelled batch that have no result and will get none.
     """
 
     batch_id: str
@@ -190,10 +240,11 @@ class Collection:
     failed: int
     complete: bool
     timed_out: bool = False
+    cancelled: int = 0
 
     @property
     def missing(self) -> int | None:
-        return None if self.total is None else max(0, self.total - self.succeeded - self.failed)
+        return None if self.total is None else max(0, self.total - self.succeeded - self.failed - self.cancelled)
 
 
 OnProgress = Callable[[Progress], None]

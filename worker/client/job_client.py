@@ -10,7 +10,7 @@ sink is, gets what comes out, and `result_files.py` keeps it.
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -26,7 +26,7 @@ from worker.azure.identity import open_broker
 from worker.azure.servicebus.jobs_queue import SERVICEBUS_SCOPE, connect
 from worker.azure.servicebus.packing import largest_body
 from worker.azure.servicebus.sending import RetryingSender
-from worker.client import blob_collector, queue_collector
+from worker.client import queue_collector
 from worker.client.batch_files import (
     BatchFile,
     check_sizes,
@@ -36,16 +36,21 @@ from worker.client.batches import (
     FOLLOW_TIMEOUT,
     BatchStatus,
     Collection,
+    NeedsBlob,
     OnProgress,
     Submission,
     require_batch_id,
     require_timeout,
 )
-from worker.client.blob_collector import BlobCollector, put_manifest
+from worker.client.blob_batches import BlobBatches
+from worker.client.blob_collector import BlobCollector
 from worker.client.queue_collector import QueueCollector
 from worker.client.result_files import ResultOutput, output_of
 from worker.client.submission import JobQueues, Stamp, make_manifest, send_jobs, send_manifest
 from worker.settings import ConnectionSettings, load
+
+NEWEST = 20
+"""Batches that are listed: each is counted anew."""
 
 CLOSE_TIMEOUT = 10.0
 """Seconds for closing all connections. Each waits up to a second for the SDK's keep-alive task."""
@@ -59,6 +64,8 @@ class _Links:
     senders: ServiceBusClient
     sessions: ServiceBusClient
     storage: Storage
+    batches: BlobBatches | None
+    """None with the queue sink."""
 
 
 class JobClient:
@@ -135,11 +142,30 @@ class JobClient:
         """Look at what is there to be collected. Nothing is taken away."""
         require_batch_id(batch_id)
         links, settings = self._open_links, self._settings
-        if links.storage.results:
-            return await blob_collector.count_results(links.storage.results, settings.blob_prefix, batch_id)
+        if links.batches:
+            return await links.batches.status(batch_id)
         return await queue_collector.count_waiting(
             links.sessions, settings.results_queue, batch_id, links.storage.claims
         )
+
+    async def newest(self, limit: int = NEWEST) -> Sequence[BatchStatus]:
+        """The batches that were submitted last, the newest first. Raises NeedsBlob, BlobFailed or UnusableBlob."""
+        return await self._blob_batches("list").newest(limit)
+
+    async def cancel(self, batch_id: str) -> BatchStatus:
+        """No job of the batch is called any more; within 10 s that holds on every pod. Calls under way end, and
+        their results come. Cancelling again is harmless.
+
+        Raises NeedsBlob, UnknownBatch, BlobFailed or UnusableBlob.
+        """
+        batches = self._blob_batches("cancel")
+        await batches.cancel(require_batch_id(batch_id))
+        return await batches.status(batch_id)
+
+    def _blob_batches(self, purpose: str) -> BlobBatches:
+        if self._open_links.batches is None:
+            raise NeedsBlob(purpose)
+        return self._open_links.batches
 
     async def collect(
         self,
@@ -175,8 +201,9 @@ class JobClient:
                 total=len(files) if files.published else collector.total,
                 succeeded=len(files) - files.failed,
                 failed=files.failed,
-                complete=files.published,
+                complete=collector.complete,
                 timed_out=collector.timed_out,
+                cancelled=collector.cancelled,
             )
 
     async def _collect_into(
@@ -189,8 +216,8 @@ class JobClient:
         waiting: Callable[[str], None],
     ) -> BlobCollector | QueueCollector:
         links, settings = self._open_links, self._settings
-        if links.storage.results:
-            blobs = BlobCollector(links.storage.results, settings.blob_prefix, batch_id, files, report, waiting)
+        if links.batches:
+            blobs = BlobCollector(links.batches, batch_id, files, report, waiting)
             await blobs.gather(follow=follow, timeout=timeout)
             return blobs
         queue = QueueCollector(files, follow=follow, timeout=timeout, report=report, claims=links.storage.claims)
@@ -201,10 +228,10 @@ class JobClient:
         """When the batch was submitted before. Raises OtherBatch, AlreadyCollected or UncheckedBatch."""
         links, settings = self._open_links, self._settings
         manifest = make_manifest(batch, batch_id)
-        place = "Blob storage" if links.storage.results else f"queue {settings.results_queue!r}"
+        place = "Blob storage" if links.batches else f"queue {settings.results_queue!r}"
         waiting(f"{place} to tell whether batch id {batch_id} is taken")
-        if links.storage.results:
-            return await put_manifest(links.storage.results, settings.blob_prefix, manifest)
+        if links.batches:
+            return await links.batches.announce(manifest)
         async with RetryingSender(links.senders, settings.results_queue, waiting) as sender:
             return await queue_collector.announce(
                 links.sessions,
@@ -223,10 +250,12 @@ class JobClient:
 
     async def _connect(self, stack: AsyncExitStack, credential: AsyncTokenCredential) -> _Links:
         settings = self._settings
+        storage = await stack.enter_async_context(open_storage(settings, credential))
         return _Links(
             senders=await stack.enter_async_context(connect(settings, credential, retries=0)),
             sessions=await stack.enter_async_context(connect(settings, credential, retries=0)),
-            storage=await stack.enter_async_context(open_storage(settings, credential)),
+            storage=storage,
+            batches=BlobBatches(storage.results, settings.blob_prefix) if storage.results else None,
         )
 
     @property

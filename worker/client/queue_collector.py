@@ -42,8 +42,9 @@ from worker.client.result_session import (
 )
 from worker.errors import NotAJob, WorkerError
 from worker.interfaces import Claims
+from worker.jobs.batch_records import Manifest, decode_manifest
 from worker.jobs.job import parse_claim, rfc3339
-from worker.jobs.results import Manifest, ResultLine, decode_manifest, decode_result
+from worker.jobs.results import ResultLine, decode_result
 from worker.roles import SERVICE_BUS_DATA_RECEIVER
 
 SETTLED_AFTER = 60.0
@@ -203,6 +204,7 @@ class QueueCollector:
         self.follow = follow
         self.manifest: Manifest | None = None
         self.timed_out = False
+        self.cancelled = 0
         self._timeout = timeout
         self._clock = asyncio.get_running_loop().time
         self._news_at = self._clock()
@@ -214,6 +216,10 @@ class QueueCollector:
     @property
     def total(self) -> int | None:
         return self.manifest.total if self.manifest else None
+
+    @property
+    def complete(self) -> bool:
+        return self._files.published
 
     def is_overdue(self) -> bool:
         """Whether neither a manifest nor a new result has come for the timeout."""

@@ -23,10 +23,10 @@ from worker.client.batch_files import BatchFile, FileJob, InvalidBatch, read_job
 from worker.client.batches import OnProgress, Progress
 from worker.client.result_session import MANIFEST_SUBJECT
 from worker.errors import WorkerError
+from worker.jobs.batch_records import Manifest, encode_manifest, manifest_id
 from worker.jobs.claims import encode_claim
 from worker.jobs.copies import CHECK_RESULT, MODEL_PROPERTY
 from worker.jobs.job import CLAIM_TYPE, make_job_id, rfc3339
-from worker.jobs.results import Manifest, encode_manifest, manifest_id
 
 READ_AHEAD = 8 << 20
 """Bytes of lines that are read, sorted by their queues, and where they are too large put into Blob storage,

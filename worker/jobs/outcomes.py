@@ -40,6 +40,13 @@ class Usage:
     completion: int = 0
     cached: int = 0
 
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            prompt=self.prompt + other.prompt,
+            completion=self.completion + other.completion,
+            cached=self.cached + other.cached,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:

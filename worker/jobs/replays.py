@@ -11,11 +11,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from worker.errors import WorkerError
+from worker.jobs.batch_records import FIRST_RETRY
 from worker.jobs.copies import CHECK_RESULT, ENQUEUED_AT, Copy
 from worker.jobs.job import HASHED, MAX_ID_LENGTH, REPLAYED, Envelope, moment_of, rfc3339
 
-MOST_REPLAYS = 9_999
-"""The number of a replay has 1 to 4 digits."""
+MOST_REPLAYS = FIRST_RETRY - 1
 
 NOT_THE_PRODUCERS = ("DeadLetterReason", "DeadLetterErrorDescription", ENQUEUED_AT, CHECK_RESULT)
 """Application properties that dead-lettering and sorting add. A replay begins anew, and so does its deadline."""

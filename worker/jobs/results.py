@@ -1,4 +1,4 @@
-"""A job's result on the wire: one line of a Batch output file, and the manifest that tells how many come.
+"""A job's result on the wire: one line of a Batch output file.
 
 Everything from outside is parsed here into a type that the rest trusts. `docs/job-format.md` is the contract.
 """
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import orjson
 
+from worker.jobs.batch_records import manifest_id
 from worker.jobs.job import HASHED, MAX_ID_LENGTH, REPLAYED, Job, JsonObject, on_one_line, rfc3339
 from worker.jobs.outcomes import Answered, Concluded, Failed, Refused, Usage
 
@@ -28,16 +29,6 @@ class Record:
     pod: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
-    """What a batch consists of, told to its collector. `sha256` is of the submitted lines in order."""
-
-    batch_id: str
-    total: int
-    sha256: str
-    submitted_at: str
-
-
 def result_id(job: Job) -> str:
     """The message-id of the job's result: no other job's, whatever their batches, as one queue takes the results of
     all and its duplicate detection looks at nothing else. One for each replay, as its result supersedes the last.
@@ -50,11 +41,6 @@ def result_id(job: Job) -> str:
     if is_fit and not is_taken:
         return f"{plain}{replay}"
     return f"{job.batch_id}:{HASHED}{hashlib.sha256(job.id.encode()).hexdigest()}{replay}"
-
-
-def manifest_id(batch_id: str) -> str:
-    """The message-id of the batch's manifest, which lies in the queue of results."""
-    return f"{batch_id}/manifest"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,24 +116,6 @@ def encode_result(job: Job, outcome: Concluded, record: Record) -> bytes:
             "worker": _worker_block(job, record, usage),
         }
     )
-
-
-def encode_manifest(manifest: Manifest) -> bytes:
-    return orjson.dumps(manifest)
-
-
-def decode_manifest(raw: bytes) -> Manifest:
-    """Raises ValueError when this is not a manifest."""
-    document = orjson.loads(raw)
-    try:
-        return Manifest(
-            batch_id=str(document["batch_id"]),
-            total=int(document["total"]),
-            sha256=str(document["sha256"]),
-            submitted_at=str(document["submitted_at"]),
-        )
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"not a batch manifest: {error}") from error
 
 
 def _verdict(outcome: Concluded) -> tuple[JsonObject | None, JsonObject | None, Usage | None]:

@@ -22,8 +22,8 @@ import worker.client
 from worker.azure.blob.container import refusal
 from worker.cli.commands import _Lines, app
 from worker.cli.terminal import Heartbeat, parse_seconds
-from worker.client import BatchStatus, Collection, CollectionRecord, OtherBatch, Progress, Submission
-from worker.jobs.results import Manifest
+from worker.client import BatchDetail, BatchStatus, Collection, CollectionRecord, OtherBatch, Progress, Submission
+from worker.jobs.batch_records import Manifest
 
 GOOD_LINE = (
     '{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m", "messages": []}}\n'
@@ -230,6 +230,7 @@ def test_a_key_in_the_environment_is_refused_without_being_shown(monkeypatch: py
     assert "very-secret" not in result.output
 
 
+DETAIL = BatchDetail()
 RECORD = CollectionRecord(
     total=3,
     sha256="0" * 64,
@@ -249,11 +250,11 @@ def test_a_batch_that_was_submitted_before_is_said_to_be(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
-@pytest.mark.parametrize("stays", [False, True], ids=["queue", "blob"])
+@pytest.mark.parametrize("detail", [None, BatchDetail()], ids=["queue", "blob"])
 def test_the_status_of_an_unknown_batch_is_exit_code_1(
-    monkeypatch: pytest.MonkeyPatch, options: list[str], stays: bool
+    monkeypatch: pytest.MonkeyPatch, options: list[str], detail: BatchDetail | None
 ) -> None:
-    answer_with(monkeypatch, BatchStatus(batch_id="b1", stays=stays))
+    answer_with(monkeypatch, BatchStatus(batch_id="b1", detail=detail))
     result = call("status", "b1", *options)
     assert result.exit_code == 1
     assert options or "b1: unknown." in result.stdout
@@ -291,8 +292,11 @@ def test_status_as_json_is_one_object_on_standard_output(monkeypatch: pytest.Mon
             "collected at 2026-11-23T19:00:00Z into out.jsonl, 3 results (2 succeeded, 1 failed); 1 later result",
         ),
         (BatchStatus(batch_id="b1", being_collected_by_other=True), "being collected by another process"),
-        (BatchStatus(batch_id="b1", total=3, succeeded=1, failed=1, stays=True), "2 of 3 results (1 succeeded"),
-        (BatchStatus(batch_id="b1", total=1, failed=1, stays=True), "complete, 1 result (0 succeeded"),
+        (
+            BatchStatus(batch_id="b1", total=3, succeeded=1, failed=1, detail=DETAIL),
+            "2 of 3 results (1 succeeded",
+        ),
+        (BatchStatus(batch_id="b1", total=1, failed=1, detail=DETAIL), "complete, 1 result (0 succeeded"),
     ],
 )
 def test_status_is_told_in_words(monkeypatch: pytest.MonkeyPatch, status: BatchStatus, told: str) -> None:

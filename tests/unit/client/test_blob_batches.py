@@ -1,73 +1,34 @@
 """Collecting from a container: each job's counting result once, whatever is listed when; and how long is waited."""
 
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.blob_jobs import make_job, make_line
-from worker.azure.blob.container import BlobFailed
-from worker.azure.blob.names import manifest_name, result_name
-from worker.client.batches import Progress
+from tests.support.blob_jobs import make_job
+from tests.support.memory_container import MemoryContainer
+from worker.azure.blob.container import BlobFailed, ListedBlob
+from worker.azure.blob.names import result_name
+from worker.client.batches import OtherBatch, Progress
+from worker.client.blob_batches import BlobBatches
 from worker.client.blob_collector import (
     LONGEST_PAUSE,
     SHORTEST_PAUSE,
     BlobCollector,
-    count_results,
     pause_after,
-    put_manifest,
 )
 from worker.client.result_files import ResultFiles
-from worker.jobs.results import Manifest, encode_manifest, result_rank
+from worker.jobs.batch_records import Manifest
+from worker.jobs.results import result_rank
 from worker.waits import loop_time
 
 
-class FakeContainer:
-    """Blobs in memory, listed by `page` at a time. Each listing first runs `before_listing`."""
-
-    def __init__(self, *, page: int = 5_000) -> None:
-        self.blobs: dict[str, bytes] = {}
-        self.failures: list[BlobFailed] = []
-        self.listed: list[float] = []
-        self.read_names: list[str] = []
-        self.before_listing: Callable[[int], None] = lambda number: None
-        self._page = page
-
-    async def create(self, name: str, body: bytes) -> str | None:
-        if name in self.blobs:
-            return None
-        self.blobs[name] = body
-        return '"0x1"'
-
-    async def read(self, name: str, *, at_most: int) -> bytes:
-        self.read_names.append(name)
-        if name not in self.blobs:
-            raise BlobFailed("not there", status=404, code="BlobNotFound")
-        return self.blobs[name]
-
-    async def names(self, prefix: str) -> AsyncIterator[Sequence[str]]:
-        self.listed.append(loop_time())
-        self.before_listing(len(self.listed))
-        if self.failures:
-            raise self.failures.pop(0)
-        names = sorted(name for name in self.blobs if name.startswith(prefix))
-        for start in range(0, len(names), self._page):
-            yield names[start : start + self._page]
-
-    def put(self, name: str, *, replay: int = 0, failed: bool = False) -> None:
-        job = make_job(name, replay=replay)
-        self.blobs.setdefault(result_name("results", job, failed=failed), make_line(job, failed=failed))
-
-    def announce(self, total: int) -> None:
-        manifest = Manifest(batch_id="b1", total=total, sha256="0" * 64, submitted_at="")
-        self.blobs[manifest_name("results", "b1")] = encode_manifest(manifest)
-
-
 async def collect(
-    container: FakeContainer,
+    container: MemoryContainer,
     folder: Path,
     *,
     follow: bool = False,
@@ -77,7 +38,7 @@ async def collect(
     with ResultFiles("b1", folder / "out", folder / "err") as files:
         report = (lambda _: None) if told is None else told.append
         waiting = (lambda _: None) if waited_for is None else waited_for.append
-        await BlobCollector(container, "results", "b1", files, report, waiting).gather(follow=follow)
+        await BlobCollector(BlobBatches(container, "results"), "b1", files, report, waiting).gather(follow=follow)
     return files
 
 
@@ -101,7 +62,7 @@ async def test_in_any_order_and_over_any_pages_the_counting_result_of_each_job_i
     page: int,
 ) -> None:
     folder = tmp_path_factory.mktemp("gather")
-    container = FakeContainer(page=page)
+    container = MemoryContainer(page=page)
     counts: dict[str, tuple[int, bool]] = {}
     container.announce(len({name for name, _, _ in first + later}))
     files = await collect(container, folder)
@@ -111,7 +72,7 @@ async def test_in_any_order_and_over_any_pages_the_counting_result_of_each_job_i
             rank = result_rank(replay, failed)
             counts[name] = max(counts.get(name, rank), rank)
         files = await collect(container, folder)
-        status = await count_results(container, "results", "b1")
+        status = await BlobBatches(container, "results").status("b1")
         assert len(files) == len(counts) == status.succeeded + status.failed
         assert files.failed == status.failed == sum(not is_answer for _, is_answer in counts.values())
     assert files.published
@@ -120,13 +81,13 @@ async def test_in_any_order_and_over_any_pages_the_counting_result_of_each_job_i
 
 
 async def test_only_what_counts_and_is_not_here_yet_is_read(tmp_path: Path) -> None:
-    container = FakeContainer()
+    container = MemoryContainer()
     container.put("a", failed=True)
     container.put("a")
     await collect(container, tmp_path)
     container.put("b")
     await collect(container, tmp_path)
-    read = [name for name in container.read_names if not name.endswith("manifest.json")]
+    read = [name for name in container.read_names if not name.endswith(("manifest.json", "cancelled.json"))]
     assert read == [
         result_name("results", make_job("a"), failed=False),
         result_name("results", make_job("b"), failed=False),
@@ -138,7 +99,7 @@ async def test_only_what_counts_and_is_not_here_yet_is_read(tmp_path: Path) -> N
 async def test_following_ends_when_nothing_new_has_come_for_the_timeout(
     tmp_path: Path, announced: bool, ends_at: float
 ) -> None:
-    container = FakeContainer()
+    container = MemoryContainer()
 
     def arrive(listing: int) -> None:
         if loop_time() >= 20 and announced:
@@ -146,7 +107,7 @@ async def test_following_ends_when_nothing_new_has_come_for_the_timeout(
 
     container.before_listing = arrive
     with ResultFiles("b1", tmp_path / "out", None) as files:
-        collector = BlobCollector(container, "results", "b1", files, lambda _: None, lambda _: None)
+        collector = BlobCollector(BlobBatches(container, "results"), "b1", files, lambda _: None, lambda _: None)
         await collector.gather(follow=True)
     assert (collector.timed_out, collector.total, files.published) == (True, 3 if announced else None, False)
     assert ends_at <= loop_time() < ends_at + (60 if announced else 1)
@@ -154,7 +115,7 @@ async def test_following_ends_when_nothing_new_has_come_for_the_timeout(
 
 @pytest.mark.looptime
 async def test_following_looks_again_after_pauses_that_grow_while_nothing_comes(tmp_path: Path) -> None:
-    container = FakeContainer()
+    container = MemoryContainer()
     container.announce(2)
 
     def arrive(listing: int) -> None:
@@ -172,7 +133,7 @@ async def test_following_looks_again_after_pauses_that_grow_while_nothing_comes(
 
 @pytest.mark.looptime
 async def test_following_shows_what_is_here_and_waits_for_the_manifest(tmp_path: Path) -> None:
-    container = FakeContainer()
+    container = MemoryContainer()
     container.put("a")
     container.before_listing = lambda listing: container.announce(1) if listing == 2 else None
     told: list[Progress] = []
@@ -187,7 +148,7 @@ def down() -> BlobFailed:
 
 @pytest.mark.looptime
 async def test_a_service_that_fails_for_a_while_is_waited_for_once_it_has_worked(tmp_path: Path) -> None:
-    container = FakeContainer()
+    container = MemoryContainer()
     container.announce(1)
 
     def fail(listing: int) -> None:
@@ -212,7 +173,7 @@ async def test_a_service_that_fails_for_a_while_is_waited_for_once_it_has_worked
 
 @pytest.mark.looptime
 async def test_a_service_that_never_worked_is_told_at_once(tmp_path: Path) -> None:
-    container = FakeContainer()
+    container = MemoryContainer()
     container.failures = [down()]
     with pytest.raises(BlobFailed, match="the service failed"):
         await collect(container, tmp_path, follow=True)
@@ -221,7 +182,7 @@ async def test_a_service_that_never_worked_is_told_at_once(tmp_path: Path) -> No
 
 @pytest.mark.looptime
 async def test_a_service_that_stays_down_is_given_up(tmp_path: Path) -> None:
-    container = FakeContainer()
+    container = MemoryContainer()
     container.put("a")
     container.before_listing = lambda listing: container.failures.append(down()) if listing > 1 else None
     with pytest.raises(BlobFailed):
@@ -232,7 +193,7 @@ async def test_a_service_that_stays_down_is_given_up(tmp_path: Path) -> None:
 
 @pytest.mark.looptime
 async def test_a_role_that_is_taken_away_is_not_waited_for(tmp_path: Path) -> None:
-    container = FakeContainer()
+    container = MemoryContainer()
     refusal = BlobFailed("no role", status=403, code="AuthorizationPermissionMismatch")
     container.before_listing = lambda listing: container.failures.append(refusal) if listing == 2 else None
     with pytest.raises(BlobFailed, match="no role"):
@@ -240,12 +201,13 @@ async def test_a_role_that_is_taken_away_is_not_waited_for(tmp_path: Path) -> No
     assert len(container.listed) == 2
 
 
-class ListsWhatIsGone(FakeContainer):
+class ListsWhatIsGone(MemoryContainer):
     """Its listing has one more result than there is."""
 
-    async def names(self, prefix: str) -> AsyncIterator[Sequence[str]]:
-        async for page in super().names(prefix):
-            yield sorted([*page, result_name("results", make_job("gone"), failed=False)])
+    async def blobs(self, prefix: str, *, metadata: bool = True) -> AsyncIterator[Sequence[ListedBlob]]:
+        async for page in super().blobs(prefix, metadata=metadata):
+            gone = ListedBlob(result_name("results", make_job("gone"), failed=False), "")
+            yield sorted([*page, gone], key=lambda blob: blob.name)
 
 
 async def test_a_result_that_vanishes_between_listing_and_reading_is_left_out(tmp_path: Path) -> None:
@@ -257,11 +219,14 @@ async def test_a_result_that_vanishes_between_listing_and_reading_is_left_out(tm
 
 
 async def test_the_same_manifest_may_be_put_again_but_not_another() -> None:
-    container = FakeContainer()
+    container = MemoryContainer()
     manifest = Manifest(batch_id="b1", total=1, sha256="0" * 64, submitted_at="then")
-    await put_manifest(container, "results", manifest)
-    await put_manifest(container, "results", Manifest(batch_id="b1", total=1, sha256="0" * 64, submitted_at="now"))
-    assert len(container.blobs) == 1
+    batches = BlobBatches(container, "results")
+    assert await batches.announce(manifest) is None
+    assert await batches.announce(replace(manifest, submitted_at="now")) == "then"
+    with pytest.raises(OtherBatch):
+        await batches.announce(replace(manifest, total=2))
+    assert len(container.stored) == 1
 
 
 @given(listing=st.floats(0, 1_000), idle=st.integers(0, 10_000))

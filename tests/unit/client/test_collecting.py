@@ -39,7 +39,8 @@ from worker.client.result_files import (
     output_of,
 )
 from worker.client.result_session import Received, find_last
-from worker.jobs.results import Manifest, decode_result, encode_manifest
+from worker.jobs.batch_records import Manifest, encode_manifest
+from worker.jobs.results import decode_result
 from worker.waits import loop_time
 
 

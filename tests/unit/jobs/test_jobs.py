@@ -17,6 +17,7 @@ from worker.azure.openai.answers import read_answer
 from worker.azure.openai.refusals import Exchange
 from worker.errors import DeadLetterReason, NotAJob
 from worker.interfaces import Target
+from worker.jobs.batch_records import Manifest, decode_manifest, encode_manifest, manifest_id
 from worker.jobs.job import (
     BATCH_ID,
     MAX_ID_LENGTH,
@@ -32,16 +33,7 @@ from worker.jobs.job import (
     rfc3339,
 )
 from worker.jobs.outcomes import Answered, Failed, FailureCode, Refused, Response, Usage
-from worker.jobs.results import (
-    Manifest,
-    Record,
-    decode_manifest,
-    decode_result,
-    encode_manifest,
-    encode_result,
-    manifest_id,
-    result_id,
-)
+from worker.jobs.results import Record, decode_result, encode_result, result_id
 
 DAY = 86_400.0
 ENQUEUED = 1_800_000_000.0

@@ -1,23 +1,33 @@
 """How blobs are called: a batch's folder, a result's name, and which of a job's results counts.
 
     <prefix>/<batch>/manifest.json
+    <prefix>/<batch>/cancelled.json
+    <prefix>/<batch>/retries/<replay>.json
     <prefix>/<batch>/<hash of the job id>[.r<replay>].ok.json | .err.json
+    <prefix>/~fleet/<pod>.json
 
 All that is known of a job lies together in a listing, and what a listing shows is enough to count by.
 """
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import groupby
+from types import MappingProxyType
 
-from worker.jobs.job import Job
+from worker.jobs.job import BATCH_ID, Job
 from worker.jobs.results import result_rank
 
 CLAIMS = "claims"
 """The folder of bodies that claims stand for, in whatever container they are."""
 
+FLEET = "~fleet"
+"""Where pods tell what they do: no batch id has a `~`."""
+LONGEST_POD = 253
+"""Characters, as of a host name."""
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 _RESULT = re.compile(r"([0-9a-f]{32})(?:\.r([1-9]\d{0,3}))?\.(ok|err)\.json")
 
 
@@ -29,6 +39,7 @@ class ResultName:
     key: str
     replay: int
     failed: bool
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def rank(self) -> tuple[int, bool]:
@@ -48,6 +59,34 @@ def manifest_name(prefix: str, batch_id: str) -> str:
     return f"{batch_folder(prefix, batch_id)}manifest.json"
 
 
+def cancellation_name(prefix: str, batch_id: str) -> str:
+    return f"{batch_folder(prefix, batch_id)}cancelled.json"
+
+
+def retries_folder(prefix: str, batch_id: str) -> str:
+    return f"{batch_folder(prefix, batch_id)}retries/"
+
+
+def retry_name(prefix: str, batch_id: str, number: int) -> str:
+    return f"{retries_folder(prefix, batch_id)}{number}.json"
+
+
+def fleet_folder(prefix: str) -> str:
+    return f"{prefix}/{FLEET}/"
+
+
+def report_name(prefix: str, pod: str) -> str:
+    """A pod's name may be anything that somebody set."""
+    return f"{fleet_folder(prefix)}{_UNSAFE.sub('_', pod)[:LONGEST_POD]}.json"
+
+
+def batch_of_folder(folder: str) -> str | None:
+    """The batch id that `batch_folder` made this of; None where it is no batch's."""
+    name = folder.removesuffix("/").rpartition("/")[2]
+    batch_id = name.removesuffix("~")
+    return batch_id if BATCH_ID.fullmatch(batch_id) and (name != batch_id) == batch_id.endswith(".") else None
+
+
 def job_prefix(prefix: str, job: Job) -> str:
     """What the names of all results of the job begin with, and no other job's."""
     return f"{batch_folder(prefix, job.batch_id)}{job_key(job.id)}."
@@ -58,17 +97,16 @@ def result_name(prefix: str, job: Job, *, failed: bool) -> str:
     return f"{job_prefix(prefix, job)}{replay}{'err' if failed else 'ok'}.json"
 
 
-def parse_result_name(name: str) -> ResultName | None:
+def parse_result_name(name: str, metadata: Mapping[str, str] = MappingProxyType({})) -> ResultName | None:
     """None where this is not the name of a result."""
     found = _RESULT.fullmatch(name.rpartition("/")[2])
     if found is None:
         return None
     key, replay, verdict = found.groups()
-    return ResultName(name=name, key=key, replay=int(replay or 0), failed=verdict == "err")
+    return ResultName(name=name, key=key, replay=int(replay or 0), failed=verdict == "err", metadata=metadata)
 
 
-def counting(names: Iterable[str]) -> Iterator[ResultName]:
-    """Of each job the result that counts; `names` as a listing has them, in alphabetical order."""
-    results = (result for name in names if (result := parse_result_name(name)))
+def counting(results: Iterable[ResultName]) -> Iterator[ResultName]:
+    """Of each job the result that counts; `results` as a listing has them, in alphabetical order."""
     for _, of_job in groupby(results, key=lambda result: result.key):
         yield max(of_job, key=lambda result: result.rank)

@@ -12,6 +12,7 @@ from azure.servicebus.aio import ServiceBusClient
 
 from worker.azure.blob.claims import BlobClaims, ClaimedResults
 from worker.azure.blob.container import STORAGE_SCOPE
+from worker.azure.blob.fleet import BlobFleet
 from worker.azure.blob.results import BlobResults
 from worker.azure.blob.storage import Storage, open_storage
 from worker.azure.identity import TokenBroker, open_broker
@@ -34,6 +35,7 @@ class Connections:
     entry: JobsQueue | None
     senders: Mapping[str, ForwardingSender]
     sink: Sink
+    fleet: BlobFleet | None
     claims: BlobClaims | None
     model: AzureOpenAI
     checks: Sequence[Check]
@@ -103,6 +105,7 @@ async def open_connections(
             entry=entry,
             senders=senders,
             sink=sink,
+            fleet=_fleet(settings, storage),
             claims=storage.claims,
             model=model,
             checks=[
@@ -124,6 +127,12 @@ async def open_connections(
                 ],
             ],
         )
+
+
+def _fleet(settings: WorkerSettings, storage: Storage) -> BlobFleet | None:
+    if storage.results is None:
+        return None
+    return BlobFleet(storage.results, prefix=settings.blob_prefix, pod=settings.pod)
 
 
 def _model(settings: WorkerSettings, tokens: TokenBroker) -> AzureOpenAI:

@@ -17,6 +17,7 @@
     ├── ResultTooLarge           the sink can never take this line
     ├── SourceUnavailable        the job queue cannot be reached or read now
     └── Interrupted              the job is ended from outside
+        ├── BatchCancelled       its producer wants no more calls for its batch
         ├── LockLost             another holder decides
         └── HandedBack           the message goes back to the queue
 
@@ -205,6 +206,13 @@ class SourceUnavailable(WorkerError):
 
 class Interrupted(WorkerError):
     """The job was ended from outside before it had an outcome."""
+
+
+class BatchCancelled(Interrupted):
+    """The job's producer wants no more calls for the batch."""
+
+    def __init__(self, batch_id: str) -> None:
+        super().__init__(f"batch {batch_id} was cancelled before this job was answered. Next: `aoai-worker retry`")
 
 
 class LockLost(Interrupted):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from worker.errors import Cause
+from worker.jobs.batch_records import PodReport
 from worker.jobs.copies import Copy
 from worker.jobs.job import Claim, Envelope, Job
 from worker.jobs.outcomes import Outcome, Response, Settlement, Usage
@@ -139,6 +140,19 @@ class Sink(Protocol):
     async def has(self, job: Job) -> bool:
         """Whether a result of this job is there, so that it need not be paid for again. False where the sink
         cannot tell. Raises SinkUnavailable."""
+
+
+class Fleet(Protocol):
+    """What pods and producers tell each other beside the results. All raise SinkUnavailable."""
+
+    async def cancelled_up_to(self, batch_id: str) -> int | None:
+        """The last replay of the batch for which no new call is to be made; None where it is not cancelled."""
+
+    async def report(self, report: PodReport) -> None:
+        """In place of the pod's last one."""
+
+    async def withdraw(self) -> None:
+        """The pod has nothing to tell any more."""
 
 
 class Claims(Protocol):

@@ -14,6 +14,7 @@ import orjson
 
 from worker.errors import ClaimUnavailable, LockLost, ResultTooLarge, SinkUnavailable, SourceUnavailable
 from worker.interfaces import AnswerMemory, Delivery, Event, Forward, Target
+from worker.jobs.batch_records import PodReport
 from worker.jobs.claims import invalid_claim, make_claim
 from worker.jobs.job import Claim, Envelope, Job
 from worker.jobs.outcomes import Abandon, Complete, DeadLetter, Release, Response, Settlement, Usage
@@ -219,6 +220,35 @@ class FakeSender:
             properties=copy.apply(envelope.properties),
             time_to_live=copy.time_to_live,
         )
+
+
+class FakeFleet:
+    """A `Fleet` in memory. `cancelled`: batches by id, each with the last replay that is. `down`: it raises
+    SinkUnavailable. `looks` are the batch ids that were asked for."""
+
+    def __init__(self) -> None:
+        self.cancelled: dict[str, int] = {}
+        self.looks: list[str] = []
+        self.reports: list[PodReport] = []
+        self.withdrawn = False
+        self.down = False
+
+    async def cancelled_up_to(self, batch_id: str) -> int | None:
+        self.looks.append(batch_id)
+        self._require_up()
+        return self.cancelled.get(batch_id)
+
+    async def report(self, report: PodReport) -> None:
+        self._require_up()
+        self.reports.append(report)
+
+    async def withdraw(self) -> None:
+        self._require_up()
+        self.withdrawn = True
+
+    def _require_up(self) -> None:
+        if self.down:
+            raise SinkUnavailable("the fake fleet is down")
 
 
 class FakeSink:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from worker.admission.admission import Admission
 from worker.flow.core import Conduct, JobSource, build_core
 from worker.flow.rollouts import Rollouts
-from worker.interfaces import Claims, DeadLetters, EntryQueue, JobSender, Observer, Target
+from worker.interfaces import Claims, DeadLetters, EntryQueue, Fleet, JobSender, Observer, Target
 from worker.jobs.job import Job
 from worker.jobs.outcomes import Response
 from worker.testing import EventList, FakeModel, FakeQueue, FakeSink, answer
@@ -49,6 +49,7 @@ class Bench:
         queue: FakeQueue | None = None,
         source: JobSource | None = None,
         sink: FakeSink | None = None,
+        fleet: Fleet | None = None,
         claims: Claims | None = None,
         entry: EntryQueue | None = None,
         senders: Mapping[str, JobSender] | None = None,
@@ -58,6 +59,7 @@ class Bench:
         self.queue = FakeQueue(clock=wall_clock) if queue is None else queue  # an empty one is false
         self.sink = sink or FakeSink()
         self.model = FakeModel(behaviour or answers)
+        self.fleet = fleet
         self.claims = claims
         self.sources: Sequence[JobSource] = [source or self.queue]
         self.entry = entry

@@ -12,7 +12,17 @@ from dataclasses import dataclass, field
 from worker.admission.admission import Admission, Permit, Slot
 from worker.admission.costs import Cost, answer_bytes, estimate
 from worker.admission.intake import QueueIntake
-from worker.errors import AnswerTooLarge, CallFailed, Expired, HandedBack, RefusedByService, Throttled, Unavailable
+from worker.errors import (
+    AnswerTooLarge,
+    BatchCancelled,
+    CallFailed,
+    Expired,
+    HandedBack,
+    RefusedByService,
+    Throttled,
+    Unavailable,
+)
+from worker.flow.batches import Batches, Membership
 from worker.flow.retry import JobProgress, Retrier, RetryPolicy
 from worker.flow.rollouts import Rollouts
 from worker.interfaces import BackedOff, CallEnded, Model, Observer, Target
@@ -34,6 +44,7 @@ class Caller:
     parking: float = 900.0
     observer: Observer
     rollouts: Rollouts = field(default_factory=lambda: Rollouts(0.0))
+    batches: Batches = field(default_factory=Batches)
     models: Mapping[str, frozenset[str] | None] = field(default_factory=dict)
     """Of each queue, the models that its jobs should ask for: those of others are answered too. None, and a queue
     that is not named: any. Where there are none the queue is drained, and its jobs are refused."""
@@ -46,11 +57,18 @@ class Caller:
 
     async def answer(self, job: Job, slot: Slot, progress: JobProgress) -> Concluded:
         """Call until there is a last word. Raises HandedBack."""
+        try:
+            async with self.batches.join(job) as batch:
+                return await self._answer(job, slot, batch, progress)
+        except BatchCancelled as error:
+            return Failed(code=FailureCode.BATCH_CANCELLED, message=str(error))
+
+    async def _answer(self, job: Job, slot: Slot, batch: Membership, progress: JobProgress) -> Concluded:
         if self._is_drained(job.queue):
             return self._not_allowed(job)
         if self.admission.route(job.line.model) is None:
             return await self._wait_for_rollout(job, slot)
-        attempts = _Attempts(self, job, slot, estimate(job), progress)
+        attempts = _Attempts(self, job, slot, batch, estimate(job), progress)
         try:
             return Answered(response=await self._retrier.run(attempts))
         except Expired as error:
@@ -76,10 +94,12 @@ class Caller:
         models = self.models.get(queue)
         return models is not None and not models
 
-    async def _attempt(self, job: Job, slot: Slot, cost: Cost, progress: JobProgress) -> Response:
+    async def _attempt(
+        self, job: Job, slot: Slot, batch: Membership, cost: Cost, progress: JobProgress
+    ) -> Response:
         """One call, once there is memory for its answer and a gate lets it through.
 
-        Raises CallFailed, HandedBack or Expired.
+        Raises CallFailed, HandedBack, BatchCancelled or Expired.
         """
         left = job.deadline - self.clock()
         if left <= 0:
@@ -88,7 +108,15 @@ class Caller:
             deadline = loop_time() + left
             await self._reserve(slot, answer_bytes(job, cost), progress, deadline)
             with await self._admit(job.line.model, slot.intake, cost, progress, deadline) as permit:
-                return await self._call(job, permit, slot, progress)
+                batch.is_calling = True
+                try:
+                    return await self._call(job, permit, slot, progress)
+                finally:
+                    batch.is_calling = False
+        except CallFailed:
+            slot.memory.unreserve()
+            batch.require_live()  # what is not called again need not wait for that
+            raise
         except BaseException:
             slot.memory.unreserve()  # a job that waits for its next attempt holds no room
             raise
@@ -183,11 +211,12 @@ class _Attempts:
     caller: Caller
     job: Job
     slot: Slot
+    batch: Membership
     cost: Cost
     progress: JobProgress
 
     async def make(self) -> Response:
-        return await self.caller._attempt(self.job, self.slot, self.cost, self.progress)
+        return await self.caller._attempt(self.job, self.slot, self.batch, self.cost, self.progress)
 
     def left(self) -> float:
         return self.job.deadline - self.caller.clock()

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from worker.admission.admission import Admission
 from worker.admission.intake import QueueIntake
+from worker.flow.batches import Batches
 from worker.flow.caller import Caller
 from worker.flow.consumer import Consumer, Receiver
 from worker.flow.processor import Processor
@@ -19,7 +20,7 @@ from worker.flow.retry import RetryPolicy
 from worker.flow.rollouts import Rollouts
 from worker.flow.sorter import Sorter
 from worker.flow.sweeper import Sweeper
-from worker.interfaces import Claims, DeadLetters, EntryQueue, JobSender, Model, Observer, Sink, Source
+from worker.interfaces import Claims, DeadLetters, EntryQueue, Fleet, JobSender, Model, Observer, Sink, Source
 
 
 class JobSource(Source, Protocol):
@@ -36,6 +37,10 @@ class Ports(Protocol):
     def model(self) -> Model: ...
     @property
     def sink(self) -> Sink: ...
+    @property
+    def fleet(self) -> Fleet | None:
+        """None where results do not lie in Blob storage."""
+
     @property
     def claims(self) -> Claims | None: ...
     @property
@@ -76,9 +81,16 @@ class Core:
     consumer: Consumer
     sorter: Sorter | None
     sweepers: Sequence[Sweeper]
+    batches: Batches
 
     async def run(self) -> None:
         """Until it is stopped and everything held is settled."""
+        async with asyncio.TaskGroup() as around:
+            watching = around.create_task(self.batches.run(), name="batches")
+            await self._work()
+            watching.cancel()
+
+    async def _work(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.admission.run(), name="admission")
             tasks.create_task(self.consumer.run(), name="consumer")
@@ -99,12 +111,14 @@ def build_core(
     chance: Callable[[], float] = random.random,
 ) -> Core:
     """`clock` is Unix time, `chance` draws from [0, 1) for jitter."""
+    batches = Batches(ports.fleet, conduct.pod, waits_for=admission.waits, clock=clock)
     caller = Caller(
         model=ports.model,
         admission=admission,
         policy=RetryPolicy(attempts=conduct.attempts),
         parking=conduct.parking,
         rollouts=rollouts,
+        batches=batches,
         observer=observer,
         models=conduct.models,
         clock=clock,
@@ -152,7 +166,14 @@ def build_core(
             source.queue for source in [*ports.sources, *([ports.entry] if ports.entry else [])]
         )
     ]
-    return Core(admission=admission, processor=processor, consumer=consumer, sorter=sorter, sweepers=sweepers)
+    return Core(
+        admission=admission,
+        processor=processor,
+        consumer=consumer,
+        sorter=sorter,
+        sweepers=sweepers,
+        batches=batches,
+    )
 
 
 def _build_sorter(

@@ -20,6 +20,7 @@ class FailureCode(StrEnum):
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"
     ANSWER_TOO_LARGE = "answer_too_large"
     MAX_DELIVERIES = "max_deliveries"
+    BATCH_CANCELLED = "batch_cancelled"
 
 
 class HandBackReason(StrEnum):

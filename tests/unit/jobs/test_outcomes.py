@@ -41,6 +41,7 @@ TABLE: list[tuple[Outcome, Settlement, str]] = [
     (Failed(code=FailureCode.ATTEMPTS_EXHAUSTED, message=""), Complete(), "attempts_exhausted"),
     (Failed(code=FailureCode.ANSWER_TOO_LARGE, message=""), Complete(), "answer_too_large"),
     (Failed(code=FailureCode.MAX_DELIVERIES, message=""), Complete(), "max_deliveries"),
+    (Failed(code=FailureCode.BATCH_CANCELLED, message=""), Complete(), "batch_cancelled"),
     (
         Unreadable(reason=DeadLetterReason.INVALID_JSON, description="fix it"),
         DeadLetter(reason=DeadLetterReason.INVALID_JSON, description="fix it"),

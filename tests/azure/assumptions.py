@@ -1,0 +1,366 @@
+"""What we assume of Azure and nobody here has seen: each once, by name, with the probe that decides it.
+
+The page docs/azure-assumptions.md is made from this list. An assumption is one sentence that can be false.
+`relied_on` is where a false one would hurt; `evidence` is what others have seen, and is no proof.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tests.azure import blob, entra, openai, servicebus
+from tests.azure.probing import Probe
+
+Service = Literal["Azure OpenAI", "Service Bus", "Blob storage", "Entra"]
+LIKELY = "likely, unproven"
+DOCUMENTED = "Azure's documentation"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assumption:
+    name: str
+    service: Service
+    sentence: str
+    relied_on: str
+    evidence: str
+    probe: Probe
+
+
+ASSUMPTIONS = (
+    Assumption(
+        name="openai-answers",
+        service="Azure OpenAI",
+        sentence="A chat with `max_completion_tokens` is answered on the v1 surface under an Entra token.",
+        relied_on="worker/azure/openai/model.py",
+        evidence=DOCUMENTED,
+        probe=openai.a_call_is_answered,
+    ),
+    Assumption(
+        name="openai-no-token",
+        service="Azure OpenAI",
+        sentence="A call without a token is refused with 401 and the code `401`.",
+        relied_on="embedded_azure/openai/refusals.py",
+        evidence="none kept",
+        probe=openai.no_token,
+    ),
+    Assumption(
+        name="openai-bad-token",
+        service="Azure OpenAI",
+        sentence="A token that is none is refused with 401 and a body without an `error` envelope.",
+        relied_on="worker/azure/openai/refusals.py",
+        evidence="pasted in zotero-gpt#412",
+        probe=openai.bad_token,
+    ),
+    Assumption(
+        name="openai-wrong-audience",
+        service="Azure OpenAI",
+        sentence="A token of another audience is refused as a bad token is.",
+        relied_on="worker/azure/openai/refusals.py, AOAI_WORKER_OPENAI_SCOPE",
+        evidence="pasted in zotero-gpt#412",
+        probe=openai.wrong_audience,
+    ),
+    Assumption(
+        name="openai-missing-role",
+        service="Azure OpenAI",
+        sentence="A caller without a role is refused with 401 and the code `PermissionDenied`.",
+        relied_on="worker/azure/openai/refusals.py",
+        evidence="pasted in public issues; while a role spreads the wording alternates",
+        probe=openai.missing_role,
+    ),
+    Assumption(
+        name="openai-identity-before-name",
+        service="Azure OpenAI",
+        sentence="A caller without a role learns nothing of whether a deployment exists: 401, not 404.",
+        relied_on="worker/flow/startup.py, aoai-worker check",
+        evidence=LIKELY,
+        probe=openai.identity_before_name,
+    ),
+    Assumption(
+        name="openai-identity-before-body",
+        service="Azure OpenAI",
+        sentence="A caller without a role is refused with 401 whatever the body.",
+        relied_on="worker/flow/startup.py, aoai-worker check",
+        evidence=LIKELY,
+        probe=openai.identity_before_body,
+    ),
+    Assumption(
+        name="openai-name-before-body",
+        service="Azure OpenAI",
+        sentence="An unknown deployment is 404 even where the body is wrong as well.",
+        relied_on="worker/flow/startup.py, aoai-worker check",
+        evidence=LIKELY,
+        probe=openai.name_before_body,
+    ),
+    Assumption(
+        name="openai-empty-messages",
+        service="Azure OpenAI",
+        sentence="A chat with empty `messages` is refused with 400 and costs nothing.",
+        relied_on="worker/azure/openai/model.py, which proves deployments so",
+        evidence=LIKELY,
+        probe=openai.empty_messages,
+    ),
+    Assumption(
+        name="openai-network-closed",
+        service="Azure OpenAI",
+        sentence="An account that is closed to the caller's network answers with 403.",
+        relied_on="worker/azure/openai/refusals.py",
+        evidence="two wordings pasted in public issues",
+        probe=openai.network_closed,
+    ),
+    Assumption(
+        name="openai-unknown-deployment-v1",
+        service="Azure OpenAI",
+        sentence="An unknown deployment is 404 `DeploymentNotFound` on the v1 surface.",
+        relied_on="worker/azure/openai/refusals.py",
+        evidence="pasted in public issues",
+        probe=openai.unknown_on_v1,
+    ),
+    Assumption(
+        name="openai-unknown-deployment-dated",
+        service="Azure OpenAI",
+        sentence="An unknown deployment is 404 `DeploymentNotFound` on the surface with `api-version`.",
+        relied_on="embedded_azure/openai/app.py",
+        evidence="pasted in public issues",
+        probe=openai.unknown_on_dated,
+    ),
+    Assumption(
+        name="openai-rate-limit-headers",
+        service="Azure OpenAI",
+        sentence="A success carries `x-ratelimit-remaining-requests` and `x-ratelimit-remaining-tokens`.",
+        relied_on="worker/rate_limits.py",
+        evidence="openai-dotnet#838, where they are -1 at times",
+        probe=openai.rate_limit_headers,
+    ),
+    Assumption(
+        name="openai-own-quota",
+        service="Azure OpenAI",
+        sentence="A 429 of one's own quota has the code `RateLimitReached` and `retry-after`.",
+        relied_on="worker/azure/openai/refusals.py, worker/admission/gate.py",
+        evidence="pasted in dyad#1849; responses without retry-after in openai-dotnet#838",
+        probe=openai.own_quota,
+    ),
+    Assumption(
+        name="openai-capacity",
+        service="Azure OpenAI",
+        sentence="A 429 of missing capacity is worded otherwise than one of the quota.",
+        relied_on="worker/azure/openai/refusals.py",
+        evidence="pasted in pollinations#6260",
+        probe=openai.capacity,
+    ),
+    Assumption(
+        name="openai-provisioned-utilisation",
+        service="Azure OpenAI",
+        sentence="A provisioned deployment tells its utilisation in a header.",
+        relied_on="worker/rate_limits.py",
+        evidence=f"{DOCUMENTED}; the body of its 429 is unknown",
+        probe=openai.provisioned_utilisation,
+    ),
+    Assumption(
+        name="openai-spillover",
+        service="Azure OpenAI",
+        sentence="A success that spilled over names both deployments in its headers.",
+        relied_on="worker/azure/openai/answers.py",
+        evidence=DOCUMENTED,
+        probe=openai.spillover,
+    ),
+    Assumption(
+        name="openai-reasoning-max-tokens",
+        service="Azure OpenAI",
+        sentence="A reasoning model refuses `max_tokens` with 400 `unsupported_parameter`.",
+        relied_on="docs/job-format.md",
+        evidence="its models want other parameters; the code is unproven",
+        probe=openai.max_tokens_of_reasoning,
+    ),
+    Assumption(
+        name="servicebus-released",
+        service="Service Bus",
+        sentence="A released message keeps its delivery count.",
+        relied_on="docs/decisions/006-hand-back-by-release.md",
+        evidence="its team in amqpnetlite#342; azure-sdk-for-python#47999 relies on it",
+        probe=servicebus.released,
+    ),
+    Assumption(
+        name="servicebus-modified",
+        service="Service Bus",
+        sentence="A message that is modified without delivery-failed counts one delivery more.",
+        relied_on="embedded_azure/servicebus/broker/lives.py",
+        evidence="live tests of the SDK for JavaScript",
+        probe=servicebus.modified_without_failure,
+    ),
+    Assumption(
+        name="servicebus-abandoned",
+        service="Service Bus",
+        sentence="A message that is modified with delivery-failed counts one delivery more.",
+        relied_on="worker/azure/servicebus/private.py",
+        evidence=DOCUMENTED,
+        probe=servicebus.modified_with_failure,
+    ),
+    Assumption(
+        name="servicebus-first-delivery",
+        service="Service Bus",
+        sentence="The delivery-count of a first delivery is 0.",
+        relied_on="worker/azure/servicebus/messages.py",
+        evidence="azure-sdk-for-java#11845",
+        probe=servicebus.first_delivery,
+    ),
+    Assumption(
+        name="servicebus-dead-letter-count",
+        service="Service Bus",
+        sentence="A dead letter keeps its delivery count.",
+        relied_on="aoai-worker dlq",
+        evidence="azure-sdk-for-net#53437",
+        probe=servicebus.dead_letter_count,
+    ),
+    Assumption(
+        name="servicebus-message-id",
+        service="Service Bus",
+        sentence="A message that is sent without a message-id gets one.",
+        relied_on="embedded_azure/servicebus/broker",
+        evidence="azure-service-bus-java#69, azure-sdk-for-java#24537",
+        probe=servicebus.assigned_message_id,
+    ),
+    Assumption(
+        name="servicebus-duplicates",
+        service="Service Bus",
+        sentence="Duplicate detection drops a message with the same message-id, and the sender is not told.",
+        relied_on="worker/azure/servicebus/results_queue.py, worker/client/submission.py",
+        evidence=DOCUMENTED,
+        probe=servicebus.duplicates,
+    ),
+    Assumption(
+        name="servicebus-locks-in-one-request",
+        service="Service Bus",
+        sentence="One request to `$management` renews many locks.",
+        relied_on="worker/azure/servicebus/private.py",
+        evidence=f"{DOCUMENTED} of the operation, whose parameter is an array",
+        probe=servicebus.locks_in_one_request,
+    ),
+    Assumption(
+        name="servicebus-drain",
+        service="Service Bus",
+        sentence="A flow with `drain=true` is answered by one with `drain=true`.",
+        relied_on="embedded_azure/amqp/links.py",
+        evidence="AMQP 1.0, 2.6.7",
+        probe=servicebus.drain,
+    ),
+    Assumption(
+        name="servicebus-unknown-entity",
+        service="Service Bus",
+        sentence="put-token for an unknown entity is 401 to a caller without a right there.",
+        relied_on="worker/operations/check/suggestions.py",
+        evidence="azure-sdk-for-net#44734; 404 with a right, azure-service-bus#304",
+        probe=servicebus.unknown_entity,
+    ),
+    Assumption(
+        name="servicebus-missing-role",
+        service="Service Bus",
+        sentence="A receiver without a role is refused as unauthorized.",
+        relied_on="worker/azure/servicebus/faults.py",
+        evidence=DOCUMENTED,
+        probe=servicebus.missing_role,
+    ),
+    Assumption(
+        name="servicebus-too-large",
+        service="Service Bus",
+        sentence="A message of 300,000 bytes is refused with `amqp:link:message-size-exceeded` (Standard).",
+        relied_on="worker/azure/servicebus/packing.py",
+        evidence=DOCUMENTED,
+        probe=servicebus.too_large,
+    ),
+    Assumption(
+        name="blob-put-if-absent",
+        service="Blob storage",
+        sentence="A put with `If-None-Match: *` on a blob that is there is 409 `BlobAlreadyExists`.",
+        relied_on="worker/azure/blob/container.py",
+        evidence=DOCUMENTED,
+        probe=blob.put_if_absent,
+    ),
+    Assumption(
+        name="blob-put-if-match",
+        service="Blob storage",
+        sentence="A put whose `If-Match` does not hold is 412 `ConditionNotMet`.",
+        relied_on="embedded_azure/blob/conditions.py",
+        evidence=DOCUMENTED,
+        probe=blob.put_if_match,
+    ),
+    Assumption(
+        name="blob-role-before-condition",
+        service="Blob storage",
+        sentence="The role is looked at before the condition: 403, not 409 or 412.",
+        relied_on="worker/azure/blob/container.py, which proves containers so",
+        evidence=LIKELY,
+        probe=blob.role_before_condition,
+    ),
+    Assumption(
+        name="blob-absent",
+        service="Blob storage",
+        sentence="A blob that is not there is 404 `BlobNotFound`.",
+        relied_on="worker/azure/blob/claims.py",
+        evidence=DOCUMENTED,
+        probe=blob.absent_blob,
+    ),
+    Assumption(
+        name="blob-no-token",
+        service="Blob storage",
+        sentence="A request without a token is 401 with a challenge.",
+        relied_on="worker/azure/blob/container.py",
+        evidence=DOCUMENTED,
+        probe=blob.no_token,
+    ),
+    Assumption(
+        name="blob-metadata-in-listing",
+        service="Blob storage",
+        sentence="A listing with `include=metadata` has each blob's metadata.",
+        relied_on="worker/client/blob_collector.py",
+        evidence=DOCUMENTED,
+        probe=blob.metadata_in_listing,
+    ),
+    Assumption(
+        name="entra-wrong-client-id",
+        service="Entra",
+        sentence="An unknown client id is refused with AADSTS700016.",
+        relied_on="worker/azure/identity.py",
+        evidence=DOCUMENTED,
+        probe=entra.wrong_client_id,
+    ),
+    Assumption(
+        name="entra-wrong-issuer",
+        service="Entra",
+        sentence="An assertion of an issuer without a federated credential is refused with AADSTS700211.",
+        relied_on="worker/azure/identity.py",
+        evidence="azwi#1200",
+        probe=entra.wrong_issuer,
+    ),
+    Assumption(
+        name="entra-signature-before-subject",
+        service="Entra",
+        sentence="An assertion with a wrong signature and a wrong subject is refused for the signature, "
+        "with AADSTS700027, and not with AADSTS700213.",
+        relied_on="embedded_azure/entra/assertions.py",
+        evidence="none",
+        probe=entra.signature_before_subject,
+    ),
+    Assumption(
+        name="entra-not-an-assertion",
+        service="Entra",
+        sentence="An assertion that is no JWT is refused with AADSTS50027.",
+        relied_on="embedded_azure/entra/assertions.py",
+        evidence=DOCUMENTED,
+        probe=entra.not_an_assertion,
+    ),
+    Assumption(
+        name="entra-expires-in",
+        service="Entra",
+        sentence="A token response tells `expires_in` as a number.",
+        relied_on="worker/azure/identity.py",
+        evidence=DOCUMENTED,
+        probe=entra.lifetime,
+    ),
+    Assumption(
+        name="entra-refresh-in",
+        service="Entra",
+        sentence="The token response of a managed identity tells `refresh_in`.",
+        relied_on="worker/azure/identity.py",
+        evidence="azure-core reads it",
+        probe=entra.refresh_in,
+    ),
+)

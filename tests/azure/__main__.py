@@ -21,6 +21,7 @@ from tests.azure.embedded import embedded_target
 from tests.azure.openai import MOST_CALLS, OUTPUT_TOKENS
 from tests.azure.page import PAGE, embedded_words, make_page
 from tests.azure.probing import Result, Target, run
+from tests.azure.product import JOBS
 from tests.azure.recordings import FOLDER, differences, read_all, recording_of, write
 from tests.azure.redaction import Redactor
 from tests.azure.resources import AzureCli, ResourcesError, resources
@@ -110,7 +111,7 @@ async def probe_all(open_target: Callable[[], Opened]) -> list[Result]:
 
 def cost_estimate(wanted: Wanted) -> str:
     """An estimate from above: every paid call is counted as if it were answered to the full."""
-    calls = 2 * MOST_CALLS + len(ASSUMPTIONS)
+    calls = 2 * MOST_CALLS + 2 * JOBS + len(ASSUMPTIONS)
     model = wanted.model.name
     return (
         "This makes a Service Bus namespace (Standard, billed by the hour), a storage account, three Azure OpenAI\n"

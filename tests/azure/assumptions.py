@@ -7,10 +7,10 @@ The page docs/azure-assumptions.md is made from this list. An assumption is one 
 from dataclasses import dataclass
 from typing import Literal
 
-from tests.azure import blob, entra, openai, servicebus
+from tests.azure import blob, entra, openai, product, servicebus
 from tests.azure.probing import Probe
 
-Service = Literal["Azure OpenAI", "Service Bus", "Blob storage", "Entra"]
+Service = Literal["Azure OpenAI", "Service Bus", "Blob storage", "Entra", "The product"]
 LIKELY = "likely, unproven"
 DOCUMENTED = "Azure's documentation"
 
@@ -362,5 +362,37 @@ ASSUMPTIONS = (
         relied_on="worker/azure/identity.py",
         evidence="azure-core reads it",
         probe=entra.refresh_in,
+    ),
+    Assumption(
+        name="product-check",
+        service="The product",
+        sentence="`aoai-worker check` finds nothing wrong with a good set-up.",
+        relied_on="worker/operations/check",
+        evidence="none",
+        probe=product.check,
+    ),
+    Assumption(
+        name="product-check-absent-deployment",
+        service="The product",
+        sentence="`aoai-worker check` says that a deployment does not exist.",
+        relied_on="worker/operations/check",
+        evidence="none",
+        probe=product.check_of_absent_deployment,
+    ),
+    Assumption(
+        name="product-batch-to-queue",
+        service="The product",
+        sentence="A batch is answered and collected from the results queue, each job once.",
+        relied_on="worker/app.py, worker/client/queue_collector.py",
+        evidence="none",
+        probe=product.batch_to_queue,
+    ),
+    Assumption(
+        name="product-batch-to-blob",
+        service="The product",
+        sentence="A batch is answered and collected from Blob storage, each job once.",
+        relied_on="worker/app.py, worker/client/blob_collector.py",
+        evidence="none",
+        probe=product.batch_to_blob,
     ),
 )

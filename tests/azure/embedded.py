@@ -11,7 +11,7 @@ from pathlib import Path
 from aiohttp import ClientSession, TCPConnector
 from azure.identity.aio import WorkloadIdentityCredential
 
-from embedded_azure.config import Config, Deployment, QueueSpec, RoleAssignment, default_config
+from embedded_azure.config import Config, Deployment, QueueSpec, Role, RoleAssignment, default_config
 from embedded_azure.state import StateDirectory
 from tests.azure.probing import Provisioned, Target
 from tests.azure.redaction import Redactor
@@ -20,7 +20,8 @@ from worker.azure.network import trust
 
 _ACCOUNT, _CLOSED, _PRIVATE = "default", "closed", "private"
 _SMALL, _REASONING, _PROVISIONED = "probe-small", "probe-reasoning", "probe-provisioned"
-_QUEUE, _CLOSED_QUEUE = "probes", "closed"
+_QUEUE, _CLOSED_QUEUE, _JOBS, _RESULTS = "probes", "closed", "jobs", "results"
+SERVICE_BUS_ROLES: tuple[Role, ...] = ("Azure Service Bus Data Receiver", "Azure Service Bus Data Sender")
 _CONTAINER, _CLOSED_CONTAINER = "probes", "closed"
 
 
@@ -32,14 +33,20 @@ def config_for_probes() -> Config:
     roles = (
         RoleAssignment(object_id=worker, role="Cognitive Services OpenAI User", scope=f"openai/{_ACCOUNT}"),
         RoleAssignment(object_id=worker, role="Cognitive Services OpenAI User", scope=f"openai/{_PRIVATE}"),
-        RoleAssignment(object_id=worker, role="Azure Service Bus Data Receiver", scope=f"servicebus/{_QUEUE}"),
-        RoleAssignment(object_id=worker, role="Azure Service Bus Data Sender", scope=f"servicebus/{_QUEUE}"),
+        *[
+            RoleAssignment(object_id=worker, role=role, scope=f"servicebus/{queue}")
+            for queue in (_QUEUE, _JOBS, _RESULTS)
+            for role in SERVICE_BUS_ROLES
+        ],
         RoleAssignment(object_id=worker, role="Storage Blob Data Contributor", scope=f"blob/{_CONTAINER}"),
     )
     return replace(
         config,
         role_assignments=roles,
-        queues=(QueueSpec(name=_QUEUE), QueueSpec(name=_CLOSED_QUEUE)),
+        queues=(
+            *[QueueSpec(name=queue) for queue in (_QUEUE, _CLOSED_QUEUE, _JOBS)],
+            QueueSpec(name=_RESULTS, requires_session=True),
+        ),
         containers=(_CONTAINER, _CLOSED_CONTAINER),
         deployments=(
             first,
@@ -104,6 +111,7 @@ def _target(
         issuer=config.issuer,
         subject=identity.subject,
         assertion_file=StateDirectory(running.state).projected_token(identity.name),
+        worker_environment=environment,
         ca_file=ca_file,
     )
 

@@ -19,8 +19,8 @@ from tests.azure.probing import (
 
 V1 = "/openai/v1/chat/completions"
 UNKNOWN_DEPLOYMENT = "no-such-deployment"
-OUTPUT_TOKENS = 16
-"""At most of a paid call."""
+OUTPUT_TOKENS = 512
+"""At most of a paid call: a model that reasons refuses a budget in which it cannot finish."""
 MOST_CALLS = 20
 """Until a limit that is looked for is given up."""
 DATED = "2024-10-21"
@@ -46,6 +46,8 @@ async def chat(
 
 async def a_call_is_answered(target: Target) -> Observation:
     answer = await chat(target, "a chat")
+    if answer.status == 429:
+        return undecided("throttled", answer)
     return decide(answer.status == 200, answer)
 
 
@@ -136,6 +138,8 @@ async def unknown_on_dated(target: Target) -> Observation:
 
 async def rate_limit_headers(target: Target) -> Observation:
     answer = await chat(target, "a chat, for its headers")
+    if answer.status != 200:
+        return undecided("it was not answered", answer)
     wanted = {"x-ratelimit-remaining-requests", "x-ratelimit-remaining-tokens"}
     found = sorted(wanted & set(answer.headers))
     return decide(wanted == set(found), answer, seen=", ".join(found) or "neither header")

@@ -21,8 +21,10 @@ from tests.azure.resources import (
     CONTAINER,
     DEPLOYMENT,
     ISSUER,
+    JOBS_QUEUE,
     QUEUE,
     REASONING_DEPLOYMENT,
+    RESULTS_QUEUE,
     SMALL_DEPLOYMENT,
     SUBJECT,
     AzureCli,
@@ -163,6 +165,15 @@ def _target(
         issuer=ISSUER,
         subject=SUBJECT,
         assertion_file=None,
+        worker_environment={
+            **{name: value for name, value in os.environ.items() if not name.startswith(("AOAI_", "OPENAI_"))},
+            "AZURE_OPENAI_ENDPOINT": endpoints["open"],
+            "AOAI_WORKER_CREDENTIAL": "cli",
+            "AOAI_WORKER_SERVICEBUS_NAMESPACE": f"{made.namespace}.servicebus.windows.net",
+            "AOAI_WORKER_JOBS_QUEUE": JOBS_QUEUE,
+            "AOAI_WORKER_RESULTS_QUEUE": RESULTS_QUEUE,
+            "AOAI_WORKER_BLOB_CONTAINER": f"{containers}/{CONTAINER}",
+        },
     )
 
 

@@ -50,7 +50,7 @@ def test_everything_is_made_before_the_probes_and_deleted_after_them(met: Met) -
     verbs = [" ".join(call[:3]) for call in calls]
     assert verbs[1] == "group create -n"
     assert verbs[-4:] == ["group delete -n", *["cognitiveservices account purge"] * 3]
-    assert verbs.count("role assignment create") == 4
+    assert verbs.count("role assignment create") == 8
 
 
 def test_the_page_is_what_the_code_makes(met: Met) -> None:

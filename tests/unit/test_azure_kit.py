@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.azure import blob, entra, openai, servicebus, stand_in
+from tests.azure import blob, entra, openai, product, servicebus, stand_in
 from tests.azure.__main__ import cost_estimate, main
 from tests.azure.assumptions import ASSUMPTIONS
 from tests.azure.page import make_page
@@ -44,11 +44,11 @@ def test_every_assumption_is_listed_once_and_has_a_probe_of_its_own() -> None:
 def test_every_probe_belongs_to_an_assumption() -> None:
     probes = {
         function
-        for module in (openai, servicebus, blob, entra)
+        for module in (openai, servicebus, blob, entra, product)
         for name, function in inspect.getmembers(module, inspect.iscoroutinefunction)
         if function.__module__ == module.__name__
         and inspect.signature(function).return_annotation is Observation
-        and name != "_counts_after"
+        and not name.startswith("_")
     }
     assert probes == {assumption.probe for assumption in ASSUMPTIONS}
 
@@ -168,7 +168,7 @@ def test_local_authentication_is_off_on_all_that_is_made() -> None:
 
 def test_no_role_is_given_on_what_is_called_closed_nor_above_it() -> None:
     scopes = [command[-1] for command in creation(MADE) if command[:3] == ("role", "assignment", "create")]
-    assert len(scopes) == 4
+    assert len(scopes) == 8
     assert all("/providers/" in scope and not scope.endswith("closed") for scope in scopes)
     assert [scope for scope in scopes if scope.endswith((MADE.namespace, MADE.storage))] == []
 

@@ -102,11 +102,19 @@ def run_embedded(folder: Path) -> tuple[list[list[str]], list[Result]]:
 
 
 async def probe_all(open_target: Callable[[], Opened]) -> list[Result]:
-    """One after the other: the probes of Service Bus share a queue, and those of the quota a minute."""
+    """The services side by side, and the probes of each one after the other, as they share its queue or quota."""
     async with open_target() as (target, redact):
         if refused := await roles_have_spread(target, redact):
             say(f"Roles have not spread, or a first call fails otherwise: {', '.join(refused)}. Probing anyway.")
-        return [await run(assumption.name, assumption.probe, target, redact) for assumption in ASSUMPTIONS]
+
+        async def probe_service(service: str) -> list[Result]:
+            of_service = [assumption for assumption in ASSUMPTIONS if assumption.service == service]
+            return [await run(assumption.name, assumption.probe, target, redact) for assumption in of_service]
+
+        services = dict.fromkeys(assumption.service for assumption in ASSUMPTIONS)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(probe_service(service)) for service in services]
+        return [result for task in tasks for result in task.result()]
 
 
 def cost_estimate(wanted: Wanted) -> str:

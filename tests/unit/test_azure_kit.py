@@ -7,6 +7,7 @@ import inspect
 import re
 import string
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,8 @@ from tests.azure import blob, entra, openai, product, servicebus, stand_in
 from tests.azure.__main__ import cost_estimate, main
 from tests.azure.assumptions import ASSUMPTIONS
 from tests.azure.page import make_page
-from tests.azure.probing import Observation, Verdict, decide, run
-from tests.azure.recordings import shape
+from tests.azure.probing import Exchange, Observation, Verdict, decide, run
+from tests.azure.recordings import differences, shape
 from tests.azure.redaction import PUBLIC_HOSTS, Redactor
 from tests.azure.resources import AzureCli, Model, Resources, ResourcesError, creation, removal, resources
 from tests.azure.subscription import NotNamed, read_environment, subscription_target
@@ -154,6 +155,40 @@ def test_a_shape_has_names_and_kinds_only() -> None:
         "is": "bool",
         "n": "number",
     }
+
+
+# Comparison
+
+REFUSAL = Exchange(
+    asked="a chat",
+    status=401,
+    code="PermissionDenied",
+    headers={"content-type": "application/json"},
+    body={"error": {"code": "PermissionDenied", "message": "words"}},
+)
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        (replace(REFUSAL, status=403), "status"),
+        (replace(REFUSAL, code="AccessDenied"), "code"),
+        (replace(REFUSAL, headers={}), "headers"),
+        (replace(REFUSAL, body={"statusCode": 401}), "body"),
+    ],
+)
+def test_another_status_code_header_or_shape_is_a_difference(changed: Exchange, what: str) -> None:
+    (difference,) = differences([changed], [REFUSAL])
+    assert difference.startswith(f"a chat: {what} ")
+
+
+def test_other_words_are_no_difference() -> None:
+    reworded = replace(REFUSAL, body={"error": {"code": "PermissionDenied", "message": "other words"}})
+    assert [*differences([reworded], [REFUSAL])] == []
+
+
+def test_a_missing_exchange_is_a_difference() -> None:
+    assert [*differences([], [REFUSAL])] == ["0 exchanges there, 1 here"]
 
 
 # What is made

@@ -22,7 +22,7 @@ from tests.azure.openai import MOST_CALLS, OUTPUT_TOKENS
 from tests.azure.page import PAGE, embedded_words, make_page
 from tests.azure.probing import Result, Target, run
 from tests.azure.product import JOBS
-from tests.azure.recordings import FOLDER, differences, read_all, recording_of, write
+from tests.azure.recordings import FOLDER, compare, read_all, recording_of, write
 from tests.azure.redaction import Redactor
 from tests.azure.resources import AzureCli, ResourcesError, resources
 from tests.azure.subscription import (
@@ -47,9 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if given.target == "azure" and not probe_azure(given.recordings, is_agreed=given.yes):
             return 2
-    except (NotNamed, ResourcesError) as error:
+    except NotNamed as error:
         say(str(error))
         return 2
+    except ResourcesError as error:
+        if isinstance(error.__context__, ResourcesError):  # what failed before the deletion did
+            say(str(error.__context__))
+        say(str(error))
+        return 1
     return report(given.page, given.recordings)
 
 
@@ -82,7 +87,7 @@ def report(page: Path, folder: Path) -> int:
     for result in embedded:
         say(f"{result.name}: {embedded_words(result)}")
         if (recording := azure.get(result.name)) is not None:
-            for difference in differences(recording.exchanges, result.observation.exchanges):
+            for difference in compare(recording, result):
                 say(f"  the embedded Azure differs: {difference}")
     say(f"The page is {page}.")
     failed = [result.name for result in embedded if result.failure is not None]

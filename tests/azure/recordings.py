@@ -59,6 +59,12 @@ def read_all(source: Source, folder: Path = FOLDER) -> dict[str, Recording]:
     return {recording.name: recording for recording in recordings if recording.source == source}
 
 
+def compare(recording: Recording, result: Result) -> Iterator[str]:
+    """What the embedded Azure does otherwise. A probe that decided nothing there says nothing of it."""
+    if recording.verdict is not Verdict.UNKNOWN:
+        yield from differences(recording.exchanges, result.observation.exchanges)
+
+
 def differences(theirs: Sequence[Exchange], ours: Sequence[Exchange]) -> Iterator[str]:
     """What differs in what a client may rely on; nothing when all is equal."""
     if len(theirs) != len(ours):

@@ -194,7 +194,8 @@ class AzureCli:
 
     def run(self, command: Command, *, subscription: str | None = None) -> str:
         """What it printed. Raises ResourcesError with what az said."""
-        options = ("--subscription", subscription) if subscription else ()
+        has_id = "--id" in command or "--ids" in command  # which names the subscription itself
+        options = ("--subscription", subscription) if subscription and not has_id else ()
         line = [self.program, *command, *options]
         try:
             done = subprocess.run(

@@ -44,6 +44,7 @@ REQUIRED = {
 OPTIONAL = {
     "AOAI_PROBE_LOCATION": f"a region, {_LOCATION} unless given",
     "AOAI_PROBE_SKU": "of the deployments, GlobalStandard unless given",
+    "AOAI_PROBE_PRINCIPAL": "the object id of the service principal that is logged in, where no user is",
     "AOAI_PROBE_REASONING_MODEL": "a model that reasons; it may be the same",
     "AOAI_PROBE_REASONING_MODEL_VERSION": "its version",
     "AOAI_PROBE_PROVISIONED_ENDPOINT": "of an account with a provisioned deployment on which you have a role",
@@ -64,6 +65,8 @@ class Wanted:
     model: Model
     reasoning: Model | None
     provisioned: Provisioned | None
+    service_principal: str | None
+    """Object id of who is logged in, where that is no user."""
 
 
 def read_environment(environment: Mapping[str, str]) -> Wanted:
@@ -96,6 +99,7 @@ def read_environment(environment: Mapping[str, str]) -> Wanted:
         provisioned=Provisioned(endpoint=endpoint.rstrip("/"), deployment=deployment)
         if endpoint and deployment
         else None,
+        service_principal=environment.get("AOAI_PROBE_PRINCIPAL"),
     )
 
 
@@ -104,15 +108,16 @@ def _model(environment: Mapping[str, str], name: str, sku: str) -> Model:
 
 
 def resources_for(wanted: Wanted, az: AzureCli, run: str) -> Resources:
-    """Asks az who is logged in. Raises ResourcesError."""
-    principal = az.run(("ad", "signed-in-user", "show", "--query", "id", "-o", "tsv"))
+    """Asks az who is logged in, unless a service principal was named. Raises ResourcesError."""
+    asks = ("ad", "signed-in-user", "show", "--query", "id", "-o", "tsv")
     return Resources(
         subscription=wanted.subscription,
         location=wanted.location,
         run=run,
         model=wanted.model,
         reasoning=wanted.reasoning,
-        principal=principal,
+        principal=wanted.service_principal or az.run(asks),
+        principal_type="ServicePrincipal" if wanted.service_principal else "User",
     )
 
 

@@ -16,7 +16,7 @@ from tests.azure.__main__ import run_embedded
 from tests.azure.assumptions import ASSUMPTIONS
 from tests.azure.page import PAGE, make_page
 from tests.azure.probing import Result, Verdict
-from tests.azure.recordings import Recording, differences, read_all, recording_of, write
+from tests.azure.recordings import Recording, compare, read_all, recording_of, write
 
 DAY = date(2026, 11, 29)
 
@@ -71,8 +71,5 @@ def write_all(results: Mapping[str, Result], folder: Path) -> Mapping[str, Recor
 
 
 def assert_recorded(recordings: Mapping[str, Recording], results: Mapping[str, Result]) -> None:
-    found = {
-        name: [*differences(recording.exchanges, results[name].observation.exchanges)]
-        for name, recording in recordings.items()
-    }
+    found = {name: [*compare(recording, results[name])] for name, recording in recordings.items()}
     assert {name: each for name, each in found.items() if each} == {}

@@ -8,6 +8,7 @@ import re
 import string
 from collections import Counter
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,11 @@ from tests.azure import blob, entra, openai, product, servicebus, stand_in
 from tests.azure.__main__ import cost_estimate, main
 from tests.azure.assumptions import ASSUMPTIONS
 from tests.azure.page import make_page
-from tests.azure.probing import Exchange, Observation, Verdict, decide, run
-from tests.azure.recordings import differences, shape
+from tests.azure.probing import Exchange, Observation, Result, Verdict, decide, run, undecided
+from tests.azure.recordings import compare, differences, recording_of, shape
 from tests.azure.redaction import PUBLIC_HOSTS, Redactor
 from tests.azure.resources import AzureCli, Model, Resources, ResourcesError, creation, removal, resources
-from tests.azure.subscription import NotNamed, read_environment, subscription_target
+from tests.azure.subscription import NotNamed, read_environment, resources_for, subscription_target
 
 ROOT = Path(__file__).parents[2]
 MADE = Resources(
@@ -187,6 +188,15 @@ def test_other_words_are_no_difference() -> None:
     assert [*differences([reworded], [REFUSAL])] == []
 
 
+def test_what_decided_nothing_in_azure_is_not_compared() -> None:
+    here = Result(name="it", observation=decide(True, REFUSAL))
+    there = recording_of(
+        Result(name="it", observation=undecided("no such deployment")), "azure", date(2026, 11, 29)
+    )
+    assert [*compare(there, here)] == []
+    assert [*compare(replace(there, verdict=Verdict.REFUTED), here)] == ["0 exchanges there, 1 here"]
+
+
 def test_a_missing_exchange_is_a_difference() -> None:
     assert [*differences([], [REFUSAL])] == ["0 exchanges there, 1 here"]
 
@@ -230,6 +240,29 @@ def test_what_was_made_is_deleted_when_the_rest_cannot_be_made(tmp_path: Path) -
     ):
         pytest.fail("not all of it was made")
     assert ["group", "delete", "-n", MADE.group, "--yes"] == stand_in.calls(log)[-4][:5]
+
+
+def test_why_it_could_not_be_made_is_told_even_where_it_cannot_be_deleted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = tmp_path / "az"
+    program.write_text('#!/bin/sh\ncase "$*" in *signed-in*) echo me ;; *) echo "not $2" >&2; exit 1 ;; esac\n')
+    program.chmod(0o755)
+    for name, value in stand_in.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert main(["--yes"]) == 1
+    said = capsys.readouterr().out
+    assert "az group create -n aoai-worker-probes-" in said
+    assert "failed: not create" in said
+    assert "failed: not delete" in said
+
+
+def test_a_service_principal_is_not_looked_for_as_a_user(tmp_path: Path) -> None:
+    az, log = stand_in.make(tmp_path)
+    made = resources_for(read_environment({**stand_in.ENVIRONMENT, "AOAI_PROBE_PRINCIPAL": "x"}), az, "abc123")
+    assert (made.principal, made.principal_type) == ("x", "ServicePrincipal")
+    assert not log.exists()
 
 
 def test_a_missing_az_is_named(tmp_path: Path) -> None:

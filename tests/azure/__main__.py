@@ -22,9 +22,9 @@ from tests.azure.openai import MOST_CALLS, OUTPUT_TOKENS
 from tests.azure.page import PAGE, embedded_words, make_page
 from tests.azure.probing import Result, Target, run
 from tests.azure.product import JOBS
-from tests.azure.recordings import FOLDER, compare, read_all, recording_of, write
+from tests.azure.recordings import FOLDER, Source, compare, read_all, recording_of, write
 from tests.azure.redaction import Redactor
-from tests.azure.resources import AzureCli, ResourcesError, resources
+from tests.azure.resources import AzureCli, Resources, ResourcesError, resources
 from tests.azure.subscription import (
     NotNamed,
     Wanted,
@@ -69,12 +69,20 @@ def probe_azure(folder: Path, *, is_agreed: bool) -> bool:
     made = resources_for(wanted, az, secrets.token_hex(3))
     say(f"All is made in the resource group {made.group}. If this is killed, delete it:")
     say(f"  az group delete -n {made.group} --subscription {made.subscription}")
-    with resources(az, made):
-        results = asyncio.run(probe_all(lambda: subscription_target(wanted, made, az)))
-        for result in results:  # before anything is deleted, which may fail
-            write(recording_of(result, "azure", datetime.now(UTC).date()), folder)
+    probe(az, made, lambda: subscription_target(wanted, made, az), "azure", folder)
     say(f"Recordings are in {folder}. Read them before you commit them.")
     return True
+
+
+def probe(
+    az: AzureCli, made: Resources, open_target: Callable[[], Opened], source: Source, folder: Path
+) -> list[Result]:
+    """Make everything, probe, record into `folder`, and delete everything. Raises ResourcesError."""
+    with resources(az, made):
+        results = asyncio.run(probe_all(open_target))
+        for result in results:  # before anything is deleted, which may fail
+            write(recording_of(result, source, datetime.now(UTC).date()), folder)
+    return results
 
 
 def report(page: Path, folder: Path) -> int:
@@ -97,12 +105,14 @@ def report(page: Path, folder: Path) -> int:
 
 
 def run_embedded(folder: Path) -> tuple[list[list[str]], list[Result]]:
-    """Every step of `probe_azure`, with a stand-in for az and the embedded Azure. Also what az was asked for."""
+    """Every step of `probe_azure`, with a stand-in for az and the embedded Azure. Also what az was asked for.
+
+    The recordings are in `folder`/recordings.
+    """
     az, log = stand_in.make(folder)
     wanted = read_environment(stand_in.ENVIRONMENT)
     made = resources_for(wanted, az, "abc123")
-    with resources(az, made):
-        results = asyncio.run(probe_all(lambda: embedded_target(folder)))
+    results = probe(az, made, lambda: embedded_target(folder), "embedded", folder / "recordings")
     return stand_in.calls(log), results
 
 

@@ -17,6 +17,7 @@ from tests.azure.probing import (
 from worker.azure.blob.container import API_VERSION
 
 _ABSENT = "probes/absent"
+_NO_ETAG = '"0x8D0000000000000"'
 
 
 async def _ask(
@@ -61,7 +62,7 @@ async def put_if_absent(target: Target) -> Observation:
 async def put_if_match(target: Target) -> Observation:
     name = _new_name()
     await _put(target, "a new blob", name)
-    answer = await _put(target, "a put with an ETag that is not the blob's", name, If_Match='"0x8D0000000000000"')
+    answer = await _put(target, "a put with an ETag that is not the blob's", name, If_Match=_NO_ETAG)
     await _delete(target, name)
     return decide((answer.status, answer.code) == (412, "ConditionNotMet"), answer)
 
@@ -75,9 +76,24 @@ async def role_before_condition(target: Target) -> Observation:
         "a put whose condition does not hold, where the caller has no role",
         _ABSENT,
         container=target.closed_container,
-        If_Match='"0x8D0000000000000"',
+        If_Match=_NO_ETAG,
     )
     return decide((answer.status, answer.code) == (403, "AuthorizationPermissionMismatch"), answer)
+
+
+async def role_before_container(target: Target) -> Observation:
+    """In a container that does not exist, on which nobody can have a role but by the account."""
+    absent = f"{target.closed_container}-absent"
+    answer = await _put(target, "a put to a container that does not exist", _ABSENT, container=absent)
+    return decide((answer.status, answer.code) == (403, "AuthorizationPermissionMismatch"), answer)
+
+
+async def read_gone_if_match(target: Target) -> Observation:
+    headers = {"If-Match": _NO_ETAG}
+    answer = await _ask(
+        target, "a read with If-Match of a blob that is not there", "GET", f"/{_ABSENT}", headers=headers
+    )
+    return decide((answer.status, answer.code) == (412, "ConditionNotMet"), answer)
 
 
 async def absent_blob(target: Target) -> Observation:

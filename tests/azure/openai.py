@@ -24,6 +24,7 @@ OUTPUT_TOKENS = 512
 MOST_CALLS = 20
 """Until a limit that is looked for is given up."""
 DATED = "2024-10-21"
+_TOO_MANY_HEADERS = 11
 _QUESTION = [{"role": "user", "content": "Say: yes"}]
 
 
@@ -118,6 +119,24 @@ async def empty_messages(target: Target) -> Observation:
     answer = await chat(target, "a chat without messages", messages=[])
     has_usage = isinstance(answer.body, dict) and "usage" in answer.body
     return decide(answer.status == 400 and not has_usage, answer)
+
+
+async def many_headers(target: Target) -> Observation:
+    headers = {f"x-probe-{number}": "1" for number in range(_TOO_MANY_HEADERS)}
+    answer = await chat(target, "a chat with 11 custom headers, without messages", headers=headers, messages=[])
+    return decide(answer.status == 431, answer)
+
+
+async def budget_too_small(target: Target) -> Observation:
+    if target.reasoning_deployment is None:
+        return undecided("no deployment of a reasoning model was named")
+    answer = await chat(
+        target,
+        "a reasoning model with one output token",
+        model=target.reasoning_deployment,
+        max_completion_tokens=1,
+    )
+    return decide(answer.status == 400, answer)
 
 
 async def network_closed(target: Target) -> Observation:

@@ -34,8 +34,8 @@ make azure            # says what it will make and what it costs
 make azure YES=yes    # makes it, probes it, deletes it, and writes this page
 ```
 
-You need the rights to make resources and to assign roles, as an Owner of the subscription has. `make
-azure` without them set lists all variables.
+You need the rights to make resources and to assign roles, as an Owner of the subscription has.
+`make azure` lists all variables where one is missing.
 
 `make azure TARGET=embedded` runs the same against the embedded Azure, and `az` is a stand-in there.
 The recordings are in `tests/azure/recordings`. They have no ids, tokens or host names in them; read

@@ -20,7 +20,7 @@ from tests.azure.assumptions import ASSUMPTIONS
 from tests.azure.embedded import embedded_target
 from tests.azure.openai import MOST_CALLS, OUTPUT_TOKENS
 from tests.azure.page import PAGE, embedded_words, make_page
-from tests.azure.probing import Result, Target, run
+from tests.azure.probing import Result, Target, doubted, run
 from tests.azure.product import JOBS
 from tests.azure.recordings import FOLDER, Source, compare, read_all, recording_of, write
 from tests.azure.redaction import Redactor
@@ -69,7 +69,9 @@ def probe_azure(folder: Path, *, is_agreed: bool) -> bool:
     made = resources_for(wanted, az, secrets.token_hex(3))
     say(f"All is made in the resource group {made.group}. If this is killed, delete it:")
     say(f"  az group delete -n {made.group} --subscription {made.subscription}")
-    probe(az, made, lambda: subscription_target(wanted, made, az), "azure", folder)
+    for result in probe(az, made, lambda: subscription_target(wanted, made, az), "azure", folder):
+        say(f"{result.name}: {result.observation.verdict}, {result.observation.seen}")
+    say("So much for Azure. What the embedded Azure does follows.")
     say(f"Recordings are in {folder}. Read them before you commit them.")
     return True
 
@@ -119,12 +121,15 @@ def run_embedded(folder: Path) -> tuple[list[list[str]], list[Result]]:
 async def probe_all(open_target: Callable[[], Opened]) -> list[Result]:
     """The services side by side, and the probes of each one after the other, as they share its queue or quota."""
     async with open_target() as (target, redact):
-        if refused := await roles_have_spread(target, redact):
+        refused = await roles_have_spread(target, redact)
+        if refused:
             say(f"Roles have not spread, or a first call fails otherwise: {', '.join(refused)}. Probing anyway.")
 
         async def probe_service(service: str) -> list[Result]:
             of_service = [assumption for assumption in ASSUMPTIONS if assumption.service == service]
-            return [await run(assumption.name, assumption.probe, target, redact) for assumption in of_service]
+            results = [await run(assumption.name, assumption.probe, target, redact) for assumption in of_service]
+            is_doubtful = service in refused or (refused and service == "The product")
+            return [doubted(result) for result in results] if is_doubtful else results
 
         services = dict.fromkeys(assumption.service for assumption in ASSUMPTIONS)
         async with asyncio.TaskGroup() as group:

@@ -156,6 +156,15 @@ async def run(name: str, probe: Probe, target: Target, redact: Redactor, patienc
     return Result(name=name, observation=redacted(observation, redact))
 
 
+def doubted(result: Result) -> Result:
+    """What is said of a service whose first call did not succeed: a refutation may be ours, and not Azure's."""
+    observed = result.observation
+    if observed.verdict is not Verdict.REFUTED:
+        return result
+    seen = f"{observed.seen}; but the first call did not succeed either"
+    return replace(result, observation=replace(observed, verdict=Verdict.UNKNOWN, seen=seen))
+
+
 def redacted(observation: Observation, redact: Redactor) -> Observation:
     exchanges = [
         replace(

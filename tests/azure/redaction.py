@@ -31,6 +31,7 @@ _SHAPES = (
     (re.compile(r"(?i)(?<![0-9a-f])[0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12}(?![0-9a-f])"), "<id>"),
     (re.compile(r"(?i)\b(sig|sas|key|secret|password|SharedAccessKey)=[^\s&;\"'<]+"), r"\1=<secret>"),
     (re.compile(r"(?i)(/resourceGroups/)[^/\s\"'<]+"), r"\1<group>"),
+    (re.compile(r"(/home/|/Users/)[^/\s\"']+"), r"\1<user>"),
     (re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+"), "<mailbox>"),
     (re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}\b"), "<ip>"),
     (re.compile(r"(?i)(?<![\w:])(?:[0-9a-f]{0,4}:){3,7}[0-9a-f]{0,4}(?![\w:])"), "<ip>"),

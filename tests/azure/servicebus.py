@@ -25,6 +25,7 @@ _TOO_LARGE = 300_000
 _DRAIN_CREDIT = 5
 UNKNOWN_QUEUE = "no-such-queue"
 _NOT_REFUSED = "not refused"
+_OF_THE_CLIENT = (None, "amqp:client-error", "amqp:socket-error", "amqp:unknown-error")
 
 
 @asynccontextmanager
@@ -224,8 +225,16 @@ async def _refusal(target: Target, queue: str, asked: str) -> Exchange:
             async with client.get_queue_receiver(queue) as receiver:
                 await receiver.receive_messages(1, max_wait_time=1)
         except ServiceBusError as error:
-            return _exchange(asked, error)
+            return _refusal_of(asked, error)
     return Exchange(asked=asked, headers={}, body=_NOT_REFUSED)
+
+
+def _refusal_of(asked: str, error: ServiceBusError) -> Exchange:
+    """Raises the error where it is the client's own, such as a lost connection, and says nothing of the service."""
+    refusal = _exchange(asked, error)
+    if refusal.status is None and refusal.code in _OF_THE_CLIENT:
+        raise error
+    return refusal
 
 
 def _exchange(asked: str, error: ServiceBusError) -> Exchange:
@@ -247,7 +256,7 @@ async def too_large(target: Target) -> Observation:
         try:
             await sender.send_messages(ServiceBusMessage(b"x" * _TOO_LARGE, message_id=_name()))
         except ServiceBusError as error:
-            refusal = _exchange(f"a message of {_TOO_LARGE:,} bytes", error)
+            refusal = _refusal_of(f"a message of {_TOO_LARGE:,} bytes", error)
             seen = f"{type(error).__name__}; the link tells {limit:,} bytes"
             return decide(refusal.code == "amqp:link:message-size-exceeded", refusal, seen=seen)
     return undecided(f"it was taken; the link tells {limit:,} bytes")

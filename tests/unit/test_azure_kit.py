@@ -19,7 +19,7 @@ from tests.azure import blob, entra, openai, product, servicebus, stand_in
 from tests.azure.__main__ import cost_estimate, main
 from tests.azure.assumptions import ASSUMPTIONS
 from tests.azure.page import make_page
-from tests.azure.probing import Exchange, Observation, Result, Verdict, decide, run, undecided
+from tests.azure.probing import Exchange, Observation, Result, Verdict, decide, doubted, run, undecided
 from tests.azure.recordings import compare, differences, recording_of, shape
 from tests.azure.redaction import PUBLIC_HOSTS, Redactor
 from tests.azure.resources import AzureCli, Model, Resources, ResourcesError, creation, removal, resources
@@ -81,6 +81,14 @@ def test_what_is_not_so_is_refuted() -> None:
     assert decide(False, seen="otherwise").verdict is Verdict.REFUTED
 
 
+def test_nothing_is_refuted_where_even_a_first_call_fails() -> None:
+    refuted = doubted(Result(name="it", observation=decide(False, seen="exit code 1")))
+    assert refuted.observation.verdict is Verdict.UNKNOWN
+    assert refuted.observation.seen == "exit code 1; but the first call did not succeed either"
+    confirmed = Result(name="it", observation=decide(True, seen="401"))
+    assert doubted(confirmed) == confirmed
+
+
 # Redaction
 
 HEX = "0123456789abcdef"
@@ -119,6 +127,7 @@ def test_what_the_kit_knows_goes_in_any_case_of_letters(name: str, before: str, 
         ("Trace ID: 0f0f0f0f-1111-2222-3333-444444444444", "Trace ID: <id>"),
         ("sig=abc%3D&se=2026", "sig=<secret>&se=2026"),
         ("/subscriptions/x/resourceGroups/mine/providers", "/subscriptions/x/resourceGroups/<group>/providers"),
+        ('File "/home/somebody/worker/app.py", line 3', 'File "/home/<user>/worker/app.py", line 3'),
         ("for somebody@contoso.onmicrosoft.com.", "for <mailbox>."),
         ("from 20.1.2.3 or fe80:0:0:0:1:2:3:4", "from <ip> or <ip>"),
         ("https://localhost:4711/a", "https://<host>/a"),

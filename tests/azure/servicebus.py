@@ -1,6 +1,6 @@
 """The probes of Service Bus, through the SDK and the worker's ways past it (`worker/azure/servicebus/private.py`).
 
-Each sends messages of its own and takes no other; what it sends is gone at the end.
+Each marks the messages that it sends, and completes what another has left behind.
 """
 
 import uuid
@@ -44,20 +44,27 @@ async def _open(target: Target) -> AsyncIterator[ServiceBusClient]:
         yield client
 
 
-async def _send(client: ServiceBusClient, target: Target, *names: str | None) -> None:
+async def _send(client: ServiceBusClient, target: Target, *names: str | None) -> str:
+    """Messages with these message-ids. Returns their mark, which is their subject."""
+    mark = uuid.uuid4().hex
     async with client.get_queue_sender(target.queue) as sender:
         for name in names:
-            await sender.send_messages(ServiceBusMessage(b"{}", message_id=name, subject="probe"))
+            await sender.send_messages(ServiceBusMessage(b"{}", message_id=name, subject=mark))
+    return mark
 
 
-async def _receive(receiver: ServiceBusReceiver, count: int = 1) -> list[ServiceBusReceivedMessage]:
-    """Exactly so many. Raises LookupError where they do not come."""
+async def _receive(receiver: ServiceBusReceiver, mark: str, count: int = 1) -> list[ServiceBusReceivedMessage]:
+    """Exactly so many of that mark. Raises LookupError where they do not come."""
     messages: list[ServiceBusReceivedMessage] = []
     while len(messages) < count:
         more = await receiver.receive_messages(count - len(messages), max_wait_time=WAIT)
         if not more:
             raise LookupError(f"{len(messages)} of {count} messages came within {WAIT:g} s")
-        messages += more
+        for message in more:
+            if message.subject == mark:
+                messages.append(message)
+            else:
+                await receiver.complete_message(message)
     return messages
 
 
@@ -77,12 +84,12 @@ async def _counts_after(target: Target, asked: str, **settlement: Any) -> Observ
     """Delivery counts before and after `settlement`; `wanted` is what the second must be."""
     wanted = settlement.pop("wanted")
     async with _open(target) as client, client.get_queue_receiver(target.queue) as receiver:
-        await _send(client, target, _name())
-        (first,) = await _receive(receiver)
+        mark = await _send(client, target, _name())
+        (first,) = await _receive(receiver, mark)
         await receiver._handler.settle_messages_async(
             first._delivery_id, first._delivery_tag, await_outcome=True, **settlement
         )
-        (second,) = await _receive(receiver)
+        (second,) = await _receive(receiver, mark)
         await _settle(receiver, second, Complete())
     counts = (first.delivery_count, second.delivery_count)
     return decide(counts == (0, wanted), _counted(asked, *counts), seen=f"{counts[0]}, then {counts[1]}")
@@ -90,10 +97,10 @@ async def _counts_after(target: Target, asked: str, **settlement: Any) -> Observ
 
 async def released(target: Target) -> Observation:
     async with _open(target) as client, client.get_queue_receiver(target.queue) as receiver:
-        await _send(client, target, _name())
-        (first,) = await _receive(receiver)
+        mark = await _send(client, target, _name())
+        (first,) = await _receive(receiver, mark)
         await _settle(receiver, first, Release())
-        (second,) = await _receive(receiver)
+        (second,) = await _receive(receiver, mark)
         await _settle(receiver, second, Complete())
     counts = (first.delivery_count, second.delivery_count)
     return decide(counts == (0, 0), _counted("released", *counts), seen=f"{counts[0]}, then {counts[1]}")
@@ -124,8 +131,8 @@ async def modified_with_failure(target: Target) -> Observation:
 async def first_delivery(target: Target) -> Observation:
     """The header as it came: the SDK makes a 0 of one that is absent."""
     async with _open(target) as client, client.get_queue_receiver(target.queue) as receiver:
-        await _send(client, target, _name())
-        (message,) = await _receive(receiver)
+        mark = await _send(client, target, _name())
+        (message,) = await _receive(receiver, mark)
         header = message._raw_amqp_message.header
         count = None if header is None else header.delivery_count
         await _settle(receiver, message, Complete())
@@ -134,13 +141,13 @@ async def first_delivery(target: Target) -> Observation:
 
 async def dead_letter_count(target: Target) -> Observation:
     async with _open(target) as client, client.get_queue_receiver(target.queue) as receiver:
-        await _send(client, target, _name())
-        (first,) = await _receive(receiver)
+        mark = await _send(client, target, _name())
+        (first,) = await _receive(receiver, mark)
         await _settle(receiver, first, Abandon())
-        (second,) = await _receive(receiver)
+        (second,) = await _receive(receiver, mark)
         await receiver.dead_letter_message(second, reason="Probe", error_description="none")
         async with client.get_queue_receiver(target.queue, sub_queue=ServiceBusSubQueue.DEAD_LETTER) as dead:
-            (letter,) = await _receive(dead)
+            (letter,) = await _receive(dead, mark)
             await dead.complete_message(letter)
     counts = (second.delivery_count, letter.delivery_count)
     is_kept = counts == (1, 1)
@@ -151,8 +158,8 @@ async def dead_letter_count(target: Target) -> Observation:
 
 async def assigned_message_id(target: Target) -> Observation:
     async with _open(target) as client, client.get_queue_receiver(target.queue) as receiver:
-        await _send(client, target, None)
-        (message,) = await _receive(receiver)
+        mark = await _send(client, target, None)
+        (message,) = await _receive(receiver, mark)
         await _settle(receiver, message, Complete())
     found = "a message-id" if message.message_id else "no message-id"
     return decide(bool(message.message_id), Exchange(asked="sent without one", headers={}, body=found), seen=found)
@@ -161,8 +168,8 @@ async def assigned_message_id(target: Target) -> Observation:
 async def duplicates(target: Target) -> Observation:
     name = _name()
     async with _open(target) as client, client.get_queue_receiver(target.queue) as receiver:
-        await _send(client, target, name, name, _name())
-        messages = await _receive(receiver, 2)
+        mark = await _send(client, target, name, name, _name())
+        messages = await _receive(receiver, mark, 2)
         for message in messages:
             await _settle(receiver, message, Complete())
     ids = [message.message_id == name for message in messages]
@@ -174,8 +181,8 @@ async def duplicates(target: Target) -> Observation:
 
 async def locks_in_one_request(target: Target) -> Observation:
     async with _open(target) as client, client.get_queue_receiver(target.queue) as receiver:
-        await _send(client, target, _name(), _name(), _name())
-        messages = await _receive(receiver, 3)
+        mark = await _send(client, target, _name(), _name(), _name())
+        messages = await _receive(receiver, mark, 3)
         before = [message.locked_until_utc for message in messages]
         after = await renew_locks(receiver, messages, timeout=WAIT)
         for message in messages:

@@ -1,5 +1,5 @@
 # `make demo` shows it working; `make test` proves it. Both need Python 3.11+; with Node.js 20+ more is compared: Azurite, the JavaScript SDK.
-.PHONY: help environment demo azurite chart test-deploy test-rules image dashboard dashboard-picture test-monitoring unit test test-embedded foreign fuzz lint bench format lock clean
+.PHONY: help environment demo azurite chart test-deploy test-rules image dashboard dashboard-picture test-monitoring unit test test-embedded foreign azure fuzz lint bench format lock clean
 .DEFAULT_GOAL := help
 
 bin := .venv/bin
@@ -20,6 +20,7 @@ help:
 	@echo "make dashboard          write the chart's dashboard.json anew"
 	@echo "make dashboard-picture  draw the dashboard with Grafana's components for docs/dashboard.png"
 	@echo "make foreign the live tests that azure-servicebus ships, against the embedded Service Bus, in ten minutes"
+	@echo "make azure   find out in your subscription what we assume of Azure and nobody has seen; TARGET=embedded needs none"
 	@echo "make fuzz    look for bytes that break the embedded Service Bus, for 60 s (SECONDS=600 for longer)"
 	@echo "make lint    style, types and imports only"
 	@echo "make bench   the worker's CPU, speed and memory beside a textbook worker's, in about fifteen minutes"
@@ -94,6 +95,11 @@ fuzz: environment
 
 foreign: environment
 	$(bin)/python -m tests.foreign.run
+
+# YES=yes to make resources that cost money, TARGET=embedded for the embedded Azure
+TARGET ?= azure
+azure: environment
+	@$(bin)/python -m tests.azure --target $(TARGET) $(if $(YES),--yes)
 
 # ONLY="memory locks" for some of it, WRITE=yes to put the results into docs/benchmarks.md
 bench: environment

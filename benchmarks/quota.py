@@ -21,7 +21,7 @@ from worker.interfaces import Target
 from worker.jobs.outcomes import Response
 from worker.rate_limits import RateLimits
 
-MODEL = "gpt-4o-mini"
+MODEL = "plain"
 WARM_UP, MEASURED = 600.0, 600.0
 SLOTS = 256
 

@@ -44,7 +44,7 @@ async def client(bus: Bus) -> AsyncIterator[JobClient]:
 
 
 def write_batch(path: Path, names: Iterable[str], *, padding: int = 0) -> Path:
-    body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "x" * padding}]}
+    body = {"model": "gpt-5.4-mini", "messages": [{"role": "user", "content": "x" * padding}]}
     lines = [
         json.dumps({"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body})
         for name in names

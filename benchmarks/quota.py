@@ -111,7 +111,7 @@ class Service:
         noise = 1.0 + self.scenario.noise * self.chance.uniform(-1.0, 1.0)
         return Estimate(
             prompt=math.ceil(cost.prompt * noise * self.scenario.bias),
-            answer=math.ceil(cost.answer * self.scenario.bias),
+            answer=math.ceil((cost.answer + cost.reasoning) * self.scenario.bias),
         )
 
     def _headroom(self) -> RateLimits | None:

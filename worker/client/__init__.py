@@ -12,7 +12,7 @@ from worker.client.batches import (
     Submission,
 )
 from worker.client.blob_collector import UnusableBlob
-from worker.client.job_client import JobClient, make_batch_id
+from worker.client.job_client import JobClient, LikelyRefused, make_batch_id
 from worker.client.queue_collector import ClaimsNotConfigured, UncheckedBatch
 from worker.client.result_files import OutputGone, UnusableOutput, UnwritableOutput
 from worker.client.result_session import BeingCollected
@@ -29,6 +29,7 @@ __all__ = [
     "InvalidBatch",
     "InvalidBatchId",
     "JobClient",
+    "LikelyRefused",
     "LineProblem",
     "OtherBatch",
     "OutputGone",

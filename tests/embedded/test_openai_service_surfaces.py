@@ -188,6 +188,24 @@ async def test_what_the_model_does_not_take_is_refused_as_the_service_does(
     assert (status, error["type"], error["code"], error["param"]) == (400, "invalid_request_error", code, param)
 
 
+async def test_a_model_that_reasons_names_what_takes_the_place_of_max_tokens() -> None:
+    async with open_client(replace(CONFIG, deployments=(REASONING,))) as client:
+        status, document, _ = await client.post(V1, {**body(), "model": "reasons", "max_tokens": 9})
+        assert status == 400
+        assert document["error"] == {
+            "message": "Unsupported parameter: 'max_tokens' is not supported with this model. "
+            "Use 'max_completion_tokens' instead.",
+            "type": "invalid_request_error",
+            "param": "max_tokens",
+            "code": "unsupported_parameter",
+        }
+        asked = {**body(), "model": "reasons", "max_completion_tokens": 90, "reasoning_effort": "low"}
+        status, document, _ = await client.post(V1, asked)
+    assert status == 200
+    assert document["usage"]["completion_tokens_details"]["reasoning_tokens"] == 64
+    assert 64 < document["usage"]["completion_tokens"] <= 90
+
+
 def test_a_model_is_known_by_the_longest_beginning_of_its_name() -> None:
     assert model_of(f"{LARGE}-2026-03-05").reasons
     assert model_of(f"{INSTRUCT_MODEL}-0914").context == 4_097

@@ -15,21 +15,24 @@ from typing import Any
 
 from embedded_azure.openai.quota import Estimate, Quota
 from worker.admission.admission import Admission
-from worker.admission.costs import Cost
+from worker.admission.costs import ASSUMED_ANSWER, ASSUMED_REASONING, Cost
 from worker.errors import Throttled
 from worker.interfaces import Target
 from worker.jobs.outcomes import Response
 from worker.rate_limits import RateLimits
 
-MODEL = "gpt-4o-mini"
+MODEL = "plain"
 WARM_UP, MEASURED = 600.0, 600.0
 SLOTS = 256
+CHARGED_WITHOUT_LIMIT = 16
+"""Tokens; Azure's figure is not published. This is the embedded Azure's, far below what the gates assume."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
     """`bias`: how far the service's estimate is off ours, as a factor; `noise`: and how far that of each request.
-    `latency` is the median of an answer. `configured`: whether the pods are told the quota."""
+    `latency` is the median of an answer. `configured`: whether the pods are told the quota. `reasons`: jobs have no
+    limit and three efforts for a model that reasons; the service charges `CHARGED_WITHOUT_LIMIT` for each."""
 
     tokens_per_minute: int | None = 300_000
     requests_per_minute: int | None = None
@@ -40,6 +43,7 @@ class Scenario:
     headers: bool = True
     configured: bool = True
     latency: float = 2.0
+    reasons: bool = False
     seed: int = 1
 
 
@@ -111,7 +115,7 @@ class Service:
         noise = 1.0 + self.scenario.noise * self.chance.uniform(-1.0, 1.0)
         return Estimate(
             prompt=math.ceil(cost.prompt * noise * self.scenario.bias),
-            answer=math.ceil(cost.answer * self.scenario.bias),
+            answer=CHARGED_WITHOUT_LIMIT if self.scenario.reasons else math.ceil(cost.answer * self.scenario.bias),
         )
 
     def _headroom(self) -> RateLimits | None:
@@ -138,9 +142,12 @@ Client = Callable[[Service, random.Random], Coroutine[Any, Any, None]]
 """Does jobs one after the other, for ever."""
 
 
-def draw_cost(chance: random.Random) -> Cost:
-    """A prompt of about 2 KB, and an answer of up to 100 to 400 tokens."""
-    return Cost(int(500 * math.exp(0.5 * chance.gauss(0.0, 1.0))) + 1, chance.choice((100, 200, 400)))
+def draw_cost(chance: random.Random, *, reasons: bool) -> Cost:
+    """A prompt of about 2 KB, and an answer of up to 100 to 400 tokens, or one without a limit after reasoning."""
+    prompt = int(500 * math.exp(0.5 * chance.gauss(0.0, 1.0))) + 1
+    if reasons:
+        return Cost(prompt, ASSUMED_ANSWER, ASSUMED_REASONING[chance.choice(("low", "medium", "high"))])
+    return Cost(prompt, chance.choice((100, 200, 400)))
 
 
 def worker_pod(scenario: Scenario) -> Client:
@@ -165,7 +172,7 @@ def worker_pod(scenario: Scenario) -> Client:
 
     async def work(service: Service, chance: random.Random) -> None:
         while True:
-            cost = draw_cost(chance)
+            cost = draw_cost(chance, reasons=scenario.reasons)
             while True:
                 try:
                     await attempt(service, cost)
@@ -176,14 +183,14 @@ def worker_pod(scenario: Scenario) -> Client:
     return work
 
 
-def sdk_client(_: Scenario) -> Client:
+def sdk_client(scenario: Scenario) -> Client:
     """The openai SDK's own retries around each call, as its version 3 makes them: two at most, after what the
     service asks for up to 120 s, else after 0.5 s and 1 s less a quarter at random. A job that fails for good is
     begun again as another."""
 
     async def work(service: Service, chance: random.Random) -> None:
         while True:
-            cost = draw_cost(chance)
+            cost = draw_cost(chance, reasons=scenario.reasons)
             for attempt in range(3):
                 try:
                     await service.call(cost)
@@ -249,6 +256,7 @@ def scenarios() -> Sequence[Scenario]:
         replace(plain, latency=20.0),
         replace(plain, configured=False),
         replace(plain, configured=False, headers=False),
+        Scenario(pods=3, fleet_size=3, noise=0.2, reasons=True),
         *[
             replace(plain, tokens_per_minute=None, requests_per_minute=600, pods=pods, headers=headers)
             for pods in (1, 3)
@@ -278,7 +286,7 @@ def cells(name: str, outcome: Outcome) -> tuple[str, ...]:
         f"{scenario.tokens_per_minute or 0:,}",
         f"{scenario.requests_per_minute or 0:,}",
         f"{scenario.pods} ({scenario.fleet_size})",
-        f"{scenario.bias:g}",
+        "reasoning" if scenario.reasons else f"{scenario.bias:g}",
         f"{scenario.latency:g}",
         "yes" if scenario.configured else "no",
         "yes" if scenario.headers else "no",

@@ -17,7 +17,7 @@ from benchmarks.processes import BenchmarkFailed, cpu_ms, embedded_azure, foreig
 from benchmarks.report import at_least, at_most, describe_disturbance, table
 from benchmarks.traffic import ENTRY, JOB_BYTES, collect, connect, submit
 
-MODELS = ("gpt-4o-mini", "gpt-4o")
+MODELS = ("plain-small", "plain-large")
 SLOTS, WORKED, SORTED = 256, 10_000, 100_000
 NEVER = 3_600.0
 """Seconds of a call in the run that only sorts."""

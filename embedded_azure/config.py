@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
+from embedded_azure.models import EMBEDDINGS, INSTRUCT, LARGE, SMALL
+
 Role = Literal[
     "Cognitive Services OpenAI User",
     "Azure Service Bus Data Sender",
@@ -186,7 +188,7 @@ class Deployment:
     provisioned_units: int = 0
     """More than 0: provisioned throughput, in place of `requests_per_minute` and `tokens_per_minute`."""
     tokens_per_unit: int = 2_500
-    """Input tokens a minute that one unit carries; Azure's figure for gpt-4o."""
+    """Input tokens a minute that one unit carries. Azure has another figure for each model."""
     output_weight: float = 4.0
     """How many input tokens one of the answer counts as, in provisioned throughput."""
     spillover_to: str | None = None
@@ -272,10 +274,10 @@ def default_config() -> Config:
         subject="system:serviceaccount:default:stranger",
     )
     deployments = (
-        Deployment(name="gpt-4o-mini", model="gpt-4o-mini"),
-        Deployment(name="gpt-4o", model="gpt-4o", latency=0.4),
-        Deployment(name="gpt-35-turbo-instruct", model="gpt-35-turbo-instruct", kind="completions"),
-        Deployment(name="text-embedding-3-small", model="text-embedding-3-small", kind="embeddings", latency=0.05),
+        Deployment(name=SMALL, model=SMALL),
+        Deployment(name=LARGE, model=LARGE, latency=0.4),
+        Deployment(name=INSTRUCT, model=INSTRUCT, kind="completions"),
+        Deployment(name=EMBEDDINGS, model=EMBEDDINGS, kind="embeddings", latency=0.05),
     )
     entry, results = "jobs", "results"
     models = [f"{entry}-{deployment.model}" for deployment in deployments]

@@ -26,11 +26,13 @@ from typing import TypeVar
 from check_chat import WrongResults, check, working_seconds
 from prometheus_client.parser import text_string_to_metric_families
 
+from embedded_azure.models import LARGE, SMALL
+
 HERE = Path(__file__).parent
 BATCH = HERE / "chat.jsonl"
 OUTPUT = Path("demo-output")
 COMMAND = (sys.executable, "-m", "worker")
-MODELS = {"gpt-4o-mini": ["gpt-4o-mini"], "gpt-4o": ["gpt-4o"]}
+MODELS = {model: [model] for model in (SMALL, LARGE)}
 SOME_JOBS_FAILED = 4
 """How collect ends when the batch is complete and has failed jobs, as the example has on purpose."""
 PATIENCE = 60.0

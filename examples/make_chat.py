@@ -12,7 +12,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-MINI, LARGE = "gpt-4o-mini", "gpt-4o"
+from embedded_azure.models import LARGE, SMALL
+
 Message = dict[str, str]
 Job = tuple[str, dict[str, Any]]
 
@@ -130,7 +131,12 @@ def classify_reviews() -> Iterator[dict[str, Any]]:
         "Would this reviewer buy the product again? yes, no or unclear.",
     ]
     for system, review in product(systems, REVIEWS):
-        yield {"model": MINI, "temperature": 0, "max_tokens": 16, "messages": say(system, review)}
+        yield {
+            "model": SMALL,
+            "reasoning_effort": "none",
+            "max_completion_tokens": 16,
+            "messages": say(system, review),
+        }
 
 
 def route_tickets() -> Iterator[dict[str, Any]]:
@@ -140,7 +146,7 @@ def route_tickets() -> Iterator[dict[str, Any]]:
         "How urgent is this from 1 (can wait a week) to 5 (now)? The digit, then half a sentence why.",
     ]
     for system, ticket in product(systems, TICKETS):
-        yield {"model": MINI, "max_tokens": 120, "messages": say(system, ticket), "user": "support"}
+        yield {"model": SMALL, "max_completion_tokens": 300, "messages": say(system, ticket), "user": "support"}
 
 
 def extract_fields() -> Iterator[dict[str, Any]]:
@@ -148,7 +154,6 @@ def extract_fields() -> Iterator[dict[str, Any]]:
     for field, note in product(wanted, NOTES):
         yield {
             "model": LARGE,
-            "temperature": 0,
             "response_format": {"type": "json_object"},
             "messages": say(f"Extract {field} from the note. Answer with a JSON object.", note),
         }
@@ -166,30 +171,38 @@ def summarise() -> Iterator[dict[str, Any]]:
     for style, passage in product(styles, PASSAGES):
         yield {
             "model": LARGE,
-            "max_tokens": 200,
+            "max_completion_tokens": 400,
             "messages": say("You are a careful editor.", f"{style}\n\n{passage}"),
         }
 
 
 def translate() -> Iterator[dict[str, Any]]:
     for language, sentence in product(LANGUAGES, SENTENCES):
-        yield {"model": MINI, "messages": say(f"Translate into {language}. Only the translation.", sentence)}
+        yield {"model": SMALL, "messages": say(f"Translate into {language}. Only the translation.", sentence)}
 
 
 def calculate() -> Iterator[dict[str, Any]]:
     for left, sign, right in SUMS:
-        yield {"model": MINI, "temperature": 0, "messages": say("Only the number.", f"{left} {sign} {right}")}
+        yield {
+            "model": SMALL,
+            "reasoning_effort": "none",
+            "messages": say("Only the number.", f"{left} {sign} {right}"),
+        }
     for story, (left, _, right) in product(STORIES, SUMS):
         question = story.format(a=left, b=right)
         yield {"model": LARGE, "messages": say("Think step by step, then give the number.", question)}
 
 
 def talk() -> Iterator[dict[str, Any]]:
-    for model, (asked, answered, next_question) in product((MINI, LARGE), TALKS):
-        yield {"model": model, "top_p": 0.9, "messages": say("Be brief.", asked, answered, next_question)}
+    for model, (asked, answered, next_question) in product((SMALL, LARGE), TALKS):
+        yield {
+            "model": model,
+            "reasoning_effort": "low",
+            "messages": say("Be brief.", asked, answered, next_question),
+        }
     for turns in (3, 5, 9):
         ping_pong = [f"Word {turn}: name one that begins with its last letter." for turn in range(turns)]
-        yield {"model": MINI, "seed": turns, "messages": say("We play a game with words.", *ping_pong)}
+        yield {"model": SMALL, "seed": turns, "messages": say("We play a game with words.", *ping_pong)}
 
 
 def explain_code() -> Iterator[dict[str, Any]]:
@@ -204,7 +217,7 @@ def make_troubles() -> Iterator[Job]:
     for count in range(1, 5):
         yield (
             f"refused-prompt-{count}",
-            {"model": MINI, "messages": say("Be brief.", f"[[content-filter]] Story {count}")},
+            {"model": SMALL, "messages": say("Be brief.", f"[[content-filter]] Story {count}")},
         )
     for count in range(1, 4):
         yield f"unlisted-model-{count}", {"model": "gpt-unlisted", "messages": say("Be brief.", f"Hello {count}")}
@@ -213,14 +226,14 @@ def make_troubles() -> Iterator[Job]:
             f"negative-max-tokens-{count}",
             {
                 "model": LARGE,
-                "max_tokens": -5,
+                "max_completion_tokens": -5,
                 "messages": say("Be brief.", f"Write {count} words less than none."),
             },
         )
     for count in range(1, 4):
         yield (
             f"recovers-{count}",
-            {"model": MINI, "messages": say("Be brief.", f"[[status:503x2]] Attempt {count}")},
+            {"model": SMALL, "messages": say("Be brief.", f"[[status:503x2]] Attempt {count}")},
         )
     for count in range(1, 3):
         yield (

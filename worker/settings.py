@@ -135,8 +135,8 @@ def _only_model(value: Any) -> Any:
     if isinstance(value, list):
         # jobs of a throttled model would stand before the others', as a queue is first in, first out
         raise ValueError(
-            'one model, such as "gpt-4o-mini", or null to drain the queue: a queue carries jobs of one model, or a '
-            "throttled one holds up the others. Give each model a queue of its own"
+            'one model, such as "gpt-5.4-mini", or null to drain the queue: a queue carries jobs of one model, or '
+            "a throttled one holds up the others. Give each model a queue of its own"
         )
     return value
 
@@ -200,7 +200,7 @@ class ConnectionSettings(BaseSettings):
         ]
         | None
     ) = None
-    """Queues by name, each with the one model whose jobs it carries, such as `{"jobs-mini": "gpt-4o-mini"}`; null:
+    """Queues by name, each with the one model whose jobs it carries, such as `{"jobs-mini": "gpt-5.4-mini"}`; null:
     its jobs are answered with `model_not_allowed`, which drains it. Of a model's queues the first gets its jobs,
     and all are worked. A worker of several models names the queues of
     those that are left out `<jobs_queue>-<model>`; a producer sends their jobs to `jobs_queue`."""
@@ -578,7 +578,7 @@ _TYPES = {
     "float_parsing": "a number",
     "extra_forbidden": "left out; a deployment has a name and an endpoint",
     "list_type": 'a list of deployments, such as ["my-deployment"]',
-    "dict_type": 'passthrough, or JSON such as {"gpt-4o-mini": ["my-deployment"]}',
+    "dict_type": 'passthrough, or JSON such as {"gpt-5.4-mini": ["my-deployment"]}',
     "model_type": "the name of a deployment, or a name and an endpoint",
     "too_short": "at least one model, each with at least one deployment",
 }
@@ -586,5 +586,5 @@ _TYPES = {
 _PURPOSES = {
     "servicebus_namespace": "the Service Bus namespace, such as my-namespace.servicebus.windows.net",
     "AZURE_OPENAI_ENDPOINT": "the account's endpoint, such as https://my-account.openai.azure.com",
-    "models": 'the models and their deployments, such as {"gpt-4o-mini": ["my-deployment"]}, or passthrough',
+    "models": 'the models and their deployments, such as {"gpt-5.4-mini": ["my-deployment"]}, or passthrough',
 }

@@ -361,7 +361,7 @@ def answer(text: str = "yes", *, prompt: int = 10, completion: int = 2) -> Respo
     return Response(status=200, request_id="req-1", body=orjson.dumps(body), usage=usage)
 
 
-def job_line(custom_id: str = "a", *, model: str = "gpt-4o-mini", content: str = "Is it?") -> bytes:
+def job_line(custom_id: str = "a", *, model: str = "gpt-5.4-mini", content: str = "Is it?") -> bytes:
     """One line of a Batch input file."""
     body = {"model": model, "messages": [{"role": "user", "content": content}]}
     return orjson.dumps({"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body})

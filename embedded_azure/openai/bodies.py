@@ -9,6 +9,8 @@ import orjson
 from embedded_azure.openai.refusals import Refused, invalid_request
 
 CHARACTERS_PER_TOKEN = 4
+_SAMPLING = {"top_p": 1, "presence_penalty": 0, "frequency_penalty": 0}
+"""Parameters of sampling besides the temperature, with their defaults."""
 
 
 def count_tokens(text: str) -> int:
@@ -99,8 +101,21 @@ def parse_count(body: dict[str, Any], name: str, *, least: int = 1, most: int | 
     return value
 
 
-def parse_temperature(body: dict[str, Any], *, reasons: bool) -> None:
-    """Raises Refused with status 400 where it is no number from 0 to 2; a model that reasons takes 1 alone."""
+def parse_sampling(body: dict[str, Any], *, reasons: bool) -> None:
+    """Raises Refused with status 400 for a `temperature` that is no number from 0 to 2. While a model reasons, it
+    takes the defaults of this and of the other parameters of sampling, and nothing else."""
+    _parse_temperature(body, reasons=reasons)
+    for name, default in _SAMPLING.items():
+        if reasons and body.get(name) not in (None, default):
+            raise unsupported(name)
+
+
+def unsupported(param: str) -> Refused:
+    message = f"Unsupported parameter: '{param}' is not supported with this model."
+    return invalid_request(message, param, "unsupported_parameter")
+
+
+def _parse_temperature(body: dict[str, Any], *, reasons: bool) -> None:
     value = body.get("temperature")
     if value is None:
         return

@@ -13,7 +13,7 @@ from embedded_azure.openai.bodies import (
     parse_count,
     parse_flag,
     parse_model,
-    parse_temperature,
+    parse_sampling,
     refuse_unknown,
     wrong_type,
     wrong_value,
@@ -115,7 +115,8 @@ def read_chat(body: dict[str, Any], model_name: str = "") -> ChatRequest:
     refuse_unknown(body, parameters.CHAT)
     model = model_of(model_name)
     parse_model(body)
-    parse_temperature(body, reasons=model.reasons)
+    reasoning_tokens = read_reasoning_tokens(body.get("reasoning_effort"), "reasoning_effort", model)
+    parse_sampling(body, reasons=reasoning_tokens > 0)
     messages = _parse_messages(body)
     contents = [_parse_content(message, index) for index, message in enumerate(messages)]
     users = [content for message, content in zip(messages, contents, strict=True) if message["role"] == "user"]
@@ -141,8 +142,10 @@ def read_chat(body: dict[str, Any], model_name: str = "") -> ChatRequest:
         choices=parse_count(body, "n", most=_MOST_CHOICES) or 1,
         stream=parse_stream(body),
         output=output,
-        logprobs=read_logprobs(body, wanted=parse_flag(body, "logprobs", default=False), model=model),
-        reasoning_tokens=read_reasoning_tokens(body.get("reasoning_effort"), "reasoning_effort", model),
+        logprobs=read_logprobs(
+            body, wanted=parse_flag(body, "logprobs", default=False), reasons=reasoning_tokens > 0
+        ),
+        reasoning_tokens=reasoning_tokens,
     )
 
 

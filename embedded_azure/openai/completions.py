@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from embedded_azure.models import INSTRUCT
 from embedded_azure.openai import parameters
 from embedded_azure.openai.answers import Answer, Made, Stamp, compose, prompt_filter_results
 from embedded_azure.openai.bodies import (
@@ -13,7 +14,7 @@ from embedded_azure.openai.bodies import (
     parse_count,
     parse_flag,
     parse_model,
-    parse_temperature,
+    parse_sampling,
     refuse_unknown,
     wrong_type,
 )
@@ -73,11 +74,11 @@ class CompletionRequest:
         return prompt if self.echo else "", compose(prompt, digest_of(prompt), self.max_tokens, wish=wish)
 
 
-def read_completion(body: dict[str, Any], model_name: str = "gpt-35-turbo-instruct") -> CompletionRequest:
+def read_completion(body: dict[str, Any], model_name: str = INSTRUCT) -> CompletionRequest:
     """Raises Refused with status 400, in the service's words, for the first thing that is wrong."""
     refuse_unknown(body, parameters.COMPLETIONS)
     parse_model(body)
-    parse_temperature(body, reasons=False)
+    parse_sampling(body, reasons=False)
     prompts = _parse_prompts(body.get("prompt"))
     per_prompt = parse_count(body, "n", most=_MOST_CHOICES) or 1
     max_tokens = parse_count(body, "max_tokens") or _DEFAULT_MAX_TOKENS

@@ -30,7 +30,6 @@ from embedded_azure.openai.refusals import Refused, invalid_request
 
 _DIMENSIONS = {"text-embedding-3-large": 3_072}
 _USUAL_DIMENSIONS = 1_536
-_FIXED = "text-embedding-ada-002"
 _MOST_INPUTS = 2_048
 _MOST_TOKENS = 8_192
 _ENCODINGS = frozenset({"float", "base64"})
@@ -126,8 +125,6 @@ def _tokens(one: str | list[int]) -> int:
 
 def _parse_dimensions(body: dict[str, Any], model: str) -> int:
     whole = _DIMENSIONS.get(model, _USUAL_DIMENSIONS)
-    if body.get("dimensions") is not None and model == _FIXED:
-        raise invalid_request("This model does not support specifying dimensions.")
     return parse_count(body, "dimensions", most=whole) or whole
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import orjson
 
-from embedded_azure.openai.bodies import parse_count, parse_flag, parse_text, wrong_type, wrong_value
+from embedded_azure.openai.bodies import parse_count, parse_flag, parse_text, unsupported, wrong_type, wrong_value
 from embedded_azure.openai.models import Model
-from embedded_azure.openai.refusals import Refused, invalid_request
+from embedded_azure.openai.refusals import invalid_request
 from embedded_azure.openai.schemas import check_strict, generate
 
 _REASONING_TOKENS = {"none": 0, "minimal": 16, "low": 64, "medium": 128, "high": 256, "xhigh": 512}
@@ -70,15 +70,15 @@ def read_output(
     return _read_format(form, param, prompt)
 
 
-def read_logprobs(body: Mapping[str, Any], *, wanted: bool, model: Model) -> int | None:
+def read_logprobs(body: Mapping[str, Any], *, wanted: bool, reasons: bool) -> int | None:
     """How many alternatives to tell for each token, None where no logprobs are asked for. Raises Refused."""
     most = parse_count(dict(body), "top_logprobs", least=0, most=_MOST_LOGPROBS)
     if not wanted:
         if most:
             raise invalid_request("'top_logprobs' is only allowed when 'logprobs' is asked for.", "top_logprobs")
         return None
-    if model.reasons:
-        raise _unsupported("logprobs")
+    if reasons:
+        raise unsupported("logprobs")
     return most or 0
 
 
@@ -86,7 +86,7 @@ def read_reasoning_tokens(effort: Any, param: str, model: Model) -> int:
     """The tokens that are spent before the answer; a model that does not reason takes no effort. Raises Refused."""
     if not model.reasons:
         if effort is not None:
-            raise _unsupported(param)
+            raise unsupported(param)
         return 0
     if effort is not None and (not isinstance(effort, str) or effort not in _REASONING_TOKENS):
         raise wrong_value(param, effort, frozenset(_REASONING_TOKENS))
@@ -108,11 +108,6 @@ def logprobs_of(tokens: list[str], alternatives: int) -> list[dict[str, Any]]:
         }
         for token in tokens
     ]
-
-
-def _unsupported(param: str) -> Refused:
-    message = f"Unsupported parameter: '{param}' is not supported with this model."
-    return invalid_request(message, param, "unsupported_parameter")
 
 
 def _read_tools(tools: Any) -> dict[str, Tool]:

@@ -17,7 +17,7 @@ from embedded_azure.openai.bodies import (
     parse_flag,
     parse_model,
     parse_object,
-    parse_temperature,
+    parse_sampling,
     parse_text,
     wrong_type,
     wrong_value,
@@ -133,7 +133,10 @@ def read_response(body: dict[str, Any], model_name: str = "") -> ResponsesReques
             "The embedded Azure OpenAI does nothing in the background. Send 'background': false.", "background"
         )
     parse_model(body)
-    parse_temperature(body, reasons=model.reasons)
+    reasoning_tokens = read_reasoning_tokens(
+        parse_object(body, "reasoning").get("effort"), "reasoning.effort", model
+    )
+    parse_sampling(body, reasons=reasoning_tokens > 0)
     instructions = parse_text(body, "instructions")
     items = _parse_items(body.get("input"))
     texts = [_parse_item(item, f"input[{index}]") for index, item in enumerate(items)]
@@ -158,7 +161,6 @@ def read_response(body: dict[str, Any], model_name: str = "") -> ResponsesReques
     )
     include = body.get("include")
     is_told = isinstance(include, list) and "message.output_text.logprobs" in include
-    effort = parse_object(body, "reasoning").get("effort")
     return ResponsesRequest(
         text="\n".join(said),
         question=question,
@@ -169,8 +171,8 @@ def read_response(body: dict[str, Any], model_name: str = "") -> ResponsesReques
         store=parse_flag(body, "store", default=True),
         stream=parse_stream(body),
         output=output,
-        logprobs=read_logprobs(body, wanted=is_told, model=model),
-        reasoning_tokens=read_reasoning_tokens(effort, "reasoning.effort", model),
+        logprobs=read_logprobs(body, wanted=is_told, reasons=reasoning_tokens > 0),
+        reasoning_tokens=reasoning_tokens,
         reasons=model.reasons,
         echoed={name: default if body.get(name) is None else body[name] for name, default in _ECHOED.items()},
     )

@@ -38,7 +38,7 @@ param serviceBusNamespaceName string
 @allowed(['Standard', 'Premium'])
 param serviceBusSku string = 'Standard'
 
-@description('Names of the jobs queues: the entry queue, then with several models the queue of each, such as jobs-gpt-4o.')
+@description('Names of the jobs queues: the entry queue, then with several models the queue of each, such as jobs-gpt-5.4.')
 @minLength(1)
 param jobsQueueNames array = ['jobs']
 

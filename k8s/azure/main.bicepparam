@@ -5,11 +5,15 @@ param serviceBusNamespaceName = 'my-namespace'
 param openAIAccountName = 'my-account'
 param storageAccountName = ''
 param jobsQueueNames = ['jobs']
+
+// az cognitiveservices model list -l LOCATION shows which models a region has, in which versions
+var model = readEnvironmentVariable('MODEL', 'gpt-5.4-mini')
+var modelVersion = readEnvironmentVariable('MODEL_VERSION')
 param deployments = [
   {
-    name: 'gpt-4o-mini'
-    model: 'gpt-4o-mini'
-    version: '2024-07-18'
+    name: model
+    model: model
+    version: modelVersion
     sku: 'GlobalStandard'
     capacity: 2000
   }

@@ -5,7 +5,7 @@
 #   RESOURCE_GROUP=... CLUSTER_GROUP=... CLUSTER=... NAMESPACE=my-namespace ACCOUNT=my-account k8s/azure/setup.sh
 #
 # Optional: LOCATION, WORKER_IDENTITY, KEDA_IDENTITY (empty: none), WORKER_SERVICE_ACCOUNT, KEDA_SERVICE_ACCOUNT,
-# SKU, JOBS_QUEUES ("jobs jobs-gpt-4o jobs-gpt-4o-mini": the entry queue, then with several models the queue of each),
+# SKU, JOBS_QUEUES ("jobs jobs-gpt-5.4 jobs-gpt-5.4-mini": the entry queue, then with several models the queue of each),
 # RESULTS_QUEUE, STORAGE (empty: none), CONTAINERS ("a b"), INFERENCE_ONLY (true, false),
 # PRODUCER (object id; empty: nobody), PRODUCER_TYPE. Deployments of models are left to you: az cognitiveservices
 # account deployment create.

@@ -26,14 +26,14 @@ def test_the_subject_of_the_federated_credential_is_this_service_account() -> No
 
 def test_roles_are_given_on_each_queue_and_not_on_the_namespace() -> None:
     told = notes("prod")
-    for queue in ("jobs", "jobs-gpt-4o", "jobs-gpt-4o-mini"):
+    for queue in ("jobs", "jobs-gpt-5.4", "jobs-gpt-5.4-mini"):
         assert f'"Azure Service Bus Data Receiver" "$(queue {queue})"' in told
         assert f'"Azure Service Bus Data Owner" "$(queue {queue})"' in told
 
 
 def test_the_worker_may_send_to_the_queues_of_models_alone_where_results_go_to_blob() -> None:
     told = notes("prod", {"config": {"queues": {"jobs-old": None}}})
-    assert senders(told) == ["jobs-gpt-4o", "jobs-gpt-4o-mini"]
+    assert senders(told) == ["jobs-gpt-5.4", "jobs-gpt-5.4-mini"]
     assert "jobs-old (drained)" in told
 
 

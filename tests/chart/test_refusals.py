@@ -20,7 +20,7 @@ from tests.chart.helm import failure, render
         ("autoscaling.keda.identityId", {"autoscaling": {"keda": {"identityId": ""}}}, "az identity show"),
         (
             "autoscaling.maxReplicas",
-            {"config": {"models": {"gpt-4o-mini": ["gpt-4o-mini"]}}},
+            {"config": {"models": {"gpt-5.4-mini": ["gpt-5.4-mini"]}}},
             "az cognitiveservices account deployment show",
         ),
         ("autoscaling.maxReplicas", {"config": {"models": "passthrough"}}, "az cognitiveservices"),
@@ -46,10 +46,10 @@ def test_everything_that_is_missing_is_named_at_once() -> None:
         ({"autoscaling": {"minReplicas": 4}}, "autoscaling.minReplicas is 4"),
         (
             {"config": {"queues": {"jobs-5": "gpt-5"}}},
-            "config.queues.jobs-5 names the model gpt-5, which config.models does not have; there are gpt-4o-mini",
+            "config.queues.jobs-5 names the model gpt-5, which config.models does not have; there are gpt-5.4-mini",
         ),
         (
-            {"config": {"queues": {"jobs": "gpt-4o-mini"}, "models": {"gpt-4o": ["d"]}}},
+            {"config": {"queues": {"jobs": "gpt-5.4-mini"}, "models": {"gpt-5.4": ["d"]}}},
             "config.queues.jobs is the entry queue",
         ),
         ({"config": {"queues": {"jobs": None}}}, "config.queues.jobs is the entry queue"),
@@ -98,8 +98,8 @@ def test_the_worker_s_grace_and_five_seconds_are_enough() -> None:
         {"config": {"api_key": "a"}},
         {"config": {"openai_endpoint": "http://my-account.openai.azure.com"}},
         {"config": {"models": {"m": [{"name": "d", "tpm": 1}]}}},
-        {"config": {"queues": {"-mini": "gpt-4o-mini"}}},
-        {"config": {"queues": {"jobs-mini": ["gpt-4o-mini"]}}},
+        {"config": {"queues": {"-mini": "gpt-5.4-mini"}}},
+        {"config": {"queues": {"jobs-mini": ["gpt-5.4-mini"]}}},
         {"config": {"queues": {}}},
         {"image": {"tag": "latest"}},
         {"autoscaling": {"mode": "vpa"}},

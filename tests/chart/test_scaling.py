@@ -53,7 +53,7 @@ def test_as_many_pods_as_can_spend_the_quota(
 ) -> None:
     budget = {"name": "d", "tokens_per_minute": tokens, "requests_per_minute": requests}
     changes = {
-        "config": {"models": {"gpt-4o-mini": [budget]}, "slots": slots},
+        "config": {"models": {"gpt-5.4-mini": [budget]}, "slots": slots},
         "autoscaling": {"sizing": {"secondsPerCall": seconds, "tokensPerJob": cost}},
     }
     jobs = min(tokens / cost, requests or math.inf)
@@ -67,13 +67,13 @@ def test_a_deployment_that_two_models_share_is_counted_once() -> None:
     shared = [{"name": "d", "tokens_per_minute": 2_000_000}]
     once, twice = (
         most_pods(render("default", {"config": {"models": models}}))
-        for models in ({"gpt-4o-mini": shared}, {"gpt-4o-mini": shared, "other": shared})
+        for models in ({"gpt-5.4-mini": shared}, {"gpt-5.4-mini": shared, "other": shared})
     )
     assert once == twice == 3
 
 
 def test_the_budgets_of_several_deployments_add_up() -> None:
-    models = {"gpt-4o-mini": [{"name": f"d{n}", "tokens_per_minute": 2_000_000} for n in range(3)]}
+    models = {"gpt-5.4-mini": [{"name": f"d{n}", "tokens_per_minute": 2_000_000} for n in range(3)]}
     assert most_pods(render("default", {"config": {"models": models}})) == math.ceil(3 * 2000 / 768)
 
 
@@ -87,7 +87,7 @@ def queues(objects: list[Object]) -> list[str]:
 
 def test_keda_looks_at_every_queue_with_its_own_identity() -> None:
     objects = render("prod")
-    assert queues(objects) == ["jobs", "jobs-gpt-4o", "jobs-gpt-4o-mini"]
+    assert queues(objects) == ["jobs", "jobs-gpt-5.4", "jobs-gpt-5.4-mini"]
     triggers = only(objects, "ScaledObject")["spec"]["triggers"]
     assert {item["authenticationRef"]["name"] for item in triggers} == {
         only(objects, "TriggerAuthentication")["metadata"]["name"]
@@ -99,26 +99,26 @@ def test_keda_looks_at_every_queue_with_its_own_identity() -> None:
 def test_the_queues_of_models_are_named_after_the_entry_queue() -> None:
     assert queues(render("prod", {"config": {"jobs_queue": "inbox"}})) == [
         "inbox",
-        "inbox-gpt-4o",
-        "inbox-gpt-4o-mini",
+        "inbox-gpt-5.4",
+        "inbox-gpt-5.4-mini",
     ]
 
 
 def test_a_queue_that_is_named_takes_the_place_of_the_model_s_usual_one() -> None:
-    assert queues(render("prod", {"config": {"queues": {"fast": "gpt-4o-mini"}}})) == [
+    assert queues(render("prod", {"config": {"queues": {"fast": "gpt-5.4-mini"}}})) == [
         "jobs",
         "fast",
-        "jobs-gpt-4o",
+        "jobs-gpt-5.4",
     ]
 
 
 def test_a_model_may_have_two_queues_while_one_takes_the_other_s_place() -> None:
-    changes = {"config": {"queues": {"new": "gpt-4o", "old": "gpt-4o"}}}
-    assert queues(render("prod", changes)) == ["jobs", "jobs-gpt-4o-mini", "new", "old"]
+    changes = {"config": {"queues": {"new": "gpt-5.4", "old": "gpt-5.4"}}}
+    assert queues(render("prod", changes)) == ["jobs", "jobs-gpt-5.4-mini", "new", "old"]
 
 
 def test_the_entry_queue_may_be_named_as_the_queue_of_the_only_model() -> None:
-    assert queues(render("default", {"config": {"queues": {"jobs": "gpt-4o-mini"}}})) == ["jobs"]
+    assert queues(render("default", {"config": {"queues": {"jobs": "gpt-5.4-mini"}}})) == ["jobs"]
 
 
 def test_a_queue_that_is_drained_still_brings_pods_and_reaches_the_worker() -> None:
@@ -151,7 +151,7 @@ def test_pods_are_for_the_sum_of_all_queues(others: list[str], named: int) -> No
     objects = render("default", changes)
     scaled = only(objects, "ScaledObject")["spec"]
     names = [item["name"] for item in scaled["triggers"]]
-    usual = {f"jobs-{model}" for model in ("gpt-4o-mini", *others[named:])}
+    usual = {f"jobs-{model}" for model in ("gpt-5.4-mini", *others[named:])}
     assert queues(objects) == ["jobs", *sorted(own.keys() | usual)]
     assert names == [f"q{number}" for number in range(len(names))]
     assert scaled["advanced"]["scalingModifiers"] == {

@@ -69,7 +69,7 @@ def write_batch(path: Path, contents: Mapping[str, str]) -> Path:
                 "custom_id": name,
                 "method": "POST",
                 "url": "/v1/chat/completions",
-                "body": {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": content}]},
+                "body": {"model": "gpt-5.4-mini", "messages": [{"role": "user", "content": content}]},
             }
         )
         for name, content in contents.items()

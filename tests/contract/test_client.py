@@ -26,6 +26,7 @@ from worker.client import (
     BeingCollected,
     InvalidBatchId,
     JobClient,
+    LikelyRefused,
     OtherBatch,
     Progress,
     Submission,
@@ -44,7 +45,7 @@ async def client(bus: Bus) -> AsyncIterator[JobClient]:
 
 
 def write_batch(path: Path, names: Iterable[str], *, padding: int = 0) -> Path:
-    body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "x" * padding}]}
+    body = {"model": "gpt-5.4-mini", "messages": [{"role": "user", "content": "x" * padding}]}
     lines = [
         json.dumps({"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body})
         for name in names
@@ -484,3 +485,19 @@ async def test_following_a_batch_that_nobody_submitted_ends_after_the_timeout(
 ) -> None:
     collection = await client.collect("nobody", tmp_path / "out", follow=True, timeout=0.2)
     assert (collection.timed_out, collection.total, collection.complete) == (True, None, False)
+
+
+async def test_what_a_model_is_likely_to_refuse_is_warned_of_once_and_sent(
+    bus: Bus, client: JobClient, tmp_path: Path
+) -> None:
+    body = {"model": "gpt-5.4-mini", "messages": [], "max_tokens": 5}
+    lines = [
+        json.dumps({"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body})
+        for name in ("a", "b")
+    ]
+    path = tmp_path / "jobs.jsonl"
+    path.write_text("\n".join(lines))
+    with pytest.warns(LikelyRefused, match="2 lines have 'max_tokens'.*use max_completion_tokens") as caught:
+        await client.submit(read_batch_file(path))
+    assert len(caught) == 1
+    assert len(await receive_all(bus, "jobs")) == 2

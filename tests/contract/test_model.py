@@ -39,8 +39,8 @@ async def test_an_answer_comes_whole_on_one_line_with_its_usage(service: Service
 
 async def test_the_deployment_and_not_the_jobs_model_is_asked_for(service: Service) -> None:
     async with service.model() as model:
-        response = await model.complete(job("Hi"), service.target("gpt-4o"))
-    assert orjson.loads(response.body)["model"] == "gpt-4o"
+        response = await model.complete(job("Hi"), service.target("gpt-5.4"))
+    assert orjson.loads(response.body)["model"] == "gpt-5.4"
 
 
 async def test_a_rejected_token_is_replaced_once_and_the_call_repeated(service: Service) -> None:
@@ -126,7 +126,7 @@ async def test_a_call_that_hangs_is_given_up_at_its_time_out(service: Service) -
 
 
 async def test_a_service_that_is_not_there_may_be_tried_again(service: Service) -> None:
-    nobody = Target(deployment="gpt-4o-mini", endpoint="https://localhost:9")
+    nobody = Target(deployment="gpt-5.4-mini", endpoint="https://localhost:9")
     async with service.model() as model:
         with pytest.raises(Unavailable, match="localhost:9") as caught:
             await model.complete(job("Hi"), nobody)
@@ -173,7 +173,7 @@ async def test_a_proof_that_is_answered_all_the_same_closes_the_answer(service: 
         await model.prove(target)
 
 
-@pytest.mark.parametrize("deployment", ["text-embedding-3-small", "gpt-35-turbo-instruct"])
+@pytest.mark.parametrize("deployment", ["text-embedding-3-small", "instruct"])
 async def test_a_deployment_that_cannot_chat_is_proved_all_the_same(service: Service, deployment: str) -> None:
     async with service.model() as model:
         await model.prove(service.target(deployment))
@@ -189,7 +189,7 @@ async def test_a_response_comes_whole_with_its_usage_and_is_not_kept_by_the_serv
             job_of("/v1/responses", "m", input="What is 17 + 25?", stream=True), service.target()
         )
     document = orjson.loads(response.body)
-    assert document["output"][0]["content"][0]["text"].startswith("17 + 25 = 42")
+    assert document["output"][-1]["content"][0]["text"].startswith("17 + 25 = 42")
     assert document["store"] is False
     assert response.usage is not None
     assert response.usage.prompt > 0
@@ -225,7 +225,7 @@ async def test_embeddings_come_whole_with_their_usage(service: Service) -> None:
 async def test_a_completion_comes_whole_with_its_usage(service: Service) -> None:
     async with service.model() as model:
         response = await model.complete(
-            job_of("/v1/completions", "m", prompt="What is 17 + 25?"), service.target("gpt-35-turbo-instruct")
+            job_of("/v1/completions", "m", prompt="What is 17 + 25?"), service.target("instruct")
         )
     assert orjson.loads(response.body)["choices"][0]["text"].startswith("17 + 25 = 42")
     assert response.usage is not None
@@ -235,8 +235,8 @@ async def test_a_completion_comes_whole_with_its_usage(service: Service) -> None
 @pytest.mark.parametrize(
     ("asked", "deployment", "what"),
     [
-        (job_of("/v1/responses", "m", input="[[malformed]]"), "gpt-4o-mini", "response"),
-        (job_of("/v1/completions", "m", prompt="[[malformed]]"), "gpt-35-turbo-instruct", "completion"),
+        (job_of("/v1/responses", "m", input="[[malformed]]"), "gpt-5.4-mini", "response"),
+        (job_of("/v1/completions", "m", prompt="[[malformed]]"), "instruct", "completion"),
         (job_of("/v1/embeddings", "m", input="[[malformed]]"), "text-embedding-3-small", "list of embeddings"),
     ],
 )

@@ -47,20 +47,24 @@ def without_stamps(response: Response) -> Any:
 @pytest.mark.parametrize(
     ("url", "deployment", "question"),
     [
-        ("/v1/chat/completions", "gpt-4o-mini", {"messages": [{"role": "user", "content": QUESTION}], "n": 2}),
+        ("/v1/chat/completions", "gpt-5.4-mini", {"messages": [{"role": "user", "content": QUESTION}], "n": 2}),
         (
             "/v1/chat/completions",
-            "gpt-4o-mini",
-            {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 9},
+            "gpt-5.4-mini",
+            {
+                "messages": [{"role": "user", "content": QUESTION}],
+                "reasoning_effort": "none",
+                "max_completion_tokens": 9,
+            },
         ),
         (
             "/v1/chat/completions",
-            "gpt-4o-mini",
+            "gpt-5.4-mini",
             {"messages": [{"role": "user", "content": "[[content-filter-answer]]"}]},
         ),
-        ("/v1/completions", "gpt-35-turbo-instruct", {"prompt": ["to be", "or not"], "max_tokens": 30}),
-        ("/v1/responses", "gpt-4o-mini", {"input": QUESTION}),
-        ("/v1/responses", "gpt-4o-mini", {"input": QUESTION, "max_output_tokens": 20}),
+        ("/v1/completions", "instruct", {"prompt": ["to be", "or not"], "max_tokens": 30}),
+        ("/v1/responses", "gpt-5.4-mini", {"input": QUESTION}),
+        ("/v1/responses", "gpt-5.4-mini", {"input": QUESTION, "max_output_tokens": 20}),
     ],
 )
 async def test_a_streamed_answer_is_what_the_unstreamed_one_is(

@@ -23,7 +23,7 @@ from worker.jobs.outcomes import Complete
 from worker.jobs.sorting import sorted_copy
 from worker.testing import job_line
 
-MODEL = "gpt-4o-mini"
+MODEL = "gpt-5.4-mini"
 
 
 class Sent:

@@ -26,7 +26,7 @@ def make_lines(megabytes: float, *, longest: int) -> Iterator[tuple[str, bytes]]
         custom_id = f"q{number}-".ljust(chance.randint(1, 70), "c")
         short = min(900, longest)
         length = chance.randint(1, chance.choice([short, short, longest]))
-        body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "x" * length}]}
+        body = {"model": "gpt-5.4-mini", "messages": [{"role": "user", "content": "x" * length}]}
         job = {"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body}
         line = json.dumps(job).encode()
         yield custom_id, line
@@ -70,18 +70,18 @@ async def test_a_file_of_many_batches_arrives_whole_and_in_order(
 async def test_jobs_go_straight_to_the_queues_of_their_models_and_the_rest_to_the_entry_queue(
     bus: Bus, tmp_path: Path
 ) -> None:
-    models = ["gpt-4o", "gpt-4o-mini", "o3"]
+    models = ["gpt-5.4", "gpt-5.4-mini", "third"]
     jobs = [
-        (custom_id, line.replace(b"gpt-4o-mini", models[number % 5 % 3].encode()))
+        (custom_id, line.replace(b"gpt-5.4-mini", models[number % 5 % 3].encode()))
         for number, (custom_id, line) in enumerate(make_lines(27, longest=200_000))
     ]
     batch = read_batch_file(write_lines(tmp_path / "jobs.jsonl", jobs))
-    settings = settings_for(bus, queues={"held": "gpt-4o", "large": "gpt-4o-mini"})
+    settings = settings_for(bus, queues={"held": "gpt-5.4", "large": "gpt-5.4-mini"})
     async with JobClient(settings, bus.credential()) as client:
         await client.submit(batch, batch_id="b")
         again = await client.submit(batch, batch_id="b")
     assert again.submitted_before is not None
-    for queue, model in {"held": "gpt-4o", "large": "gpt-4o-mini", "jobs": "o3"}.items():
+    for queue, model in {"held": "gpt-5.4", "large": "gpt-5.4-mini", "jobs": "third"}.items():
         expected = [make_job_id("b", custom_id) for custom_id, line in jobs if f'"{model}"'.encode() in line]
         assert arrived(bus, queue) == expected
 
@@ -90,7 +90,7 @@ async def test_a_queue_of_a_model_that_is_not_there_is_told_before_anything_is_s
     bus: Bus, tmp_path: Path
 ) -> None:
     batch = read_batch_file(write_lines(tmp_path / "jobs.jsonl", list(make_lines(0.01, longest=90))))
-    settings = settings_for(bus, queues={"nowhere": "gpt-4o-mini"})
+    settings = settings_for(bus, queues={"nowhere": "gpt-5.4-mini"})
     async with JobClient(settings, bus.credential()) as client:
         with pytest.raises(ServiceBusError):
             await client.submit(batch, batch_id="b")

@@ -140,7 +140,7 @@ async def test_the_projected_token_buys_an_answer_end_to_end(tmp_path: Path) -> 
             "client_assertion": projected_token(pod),
             "client_assertion_type": "urn:ietf:params:oauth:client-assertion-type:jwt-bearer",
         }
-        question = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "What is 17 + 25?"}]}
+        question = {"model": "gpt-5.4-mini", "messages": [{"role": "user", "content": "What is 17 + 25?"}]}
         async with ClientSession() as session:
             tokens = f"{pod['AZURE_AUTHORITY_HOST']}{pod['AZURE_TENANT_ID']}/oauth2/v2.0/token"
             async with session.post(tokens, data=form, ssl=trust) as response:

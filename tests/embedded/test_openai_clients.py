@@ -22,6 +22,7 @@ from openai.types.responses.response_create_params import ResponseCreateParamsSt
 
 from embedded_azure.config import default_config
 from embedded_azure.entra.service import load_entra
+from embedded_azure.models import EMBEDDINGS, INSTRUCT, SMALL
 from embedded_azure.openai import parameters
 from embedded_azure.openai.__main__ import load_account
 from embedded_azure.openai.account import Account
@@ -31,7 +32,7 @@ from embedded_azure.state import StateDirectory
 from embedded_azure.supervisor import prepare_state
 
 CONFIG = default_config()
-CHAT, INSTRUCT, VECTORS = "gpt-4o-mini", "gpt-35-turbo-instruct", "text-embedding-3-small"
+CHAT, VECTORS = SMALL, EMBEDDINGS
 SUM = "What is 17 + 25?"
 ANSWER = "17 + 25 = 42"
 CLIENTS = ("OpenAI", "AzureOpenAI", "AsyncOpenAI", "AsyncAzureOpenAI")
@@ -229,7 +230,7 @@ async def test_the_streaming_helpers_put_the_answer_together(bench: Bench, clien
         ("[[status:429]]", {}, openai.RateLimitError, "RateLimitReached"),
         ("hi", {"model": "gpt-9"}, openai.NotFoundError, "DeploymentNotFound"),
         ("hi", {"model": VECTORS}, openai.BadRequestError, "OperationNotSupported"),
-        ("hi", {"temperature": 3}, openai.BadRequestError, "decimal_above_max_value"),
+        ("hi", {"temperature": 3}, openai.BadRequestError, "unsupported_value"),
         ("hi", {"extra_headers": {"api-key": "x"}}, openai.PermissionDeniedError, "AuthenticationTypeDisabled"),
         ("hi", {"extra_headers": {"Authorization": "Bearer x"}}, openai.AuthenticationError, None),
     ],

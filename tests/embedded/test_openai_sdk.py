@@ -15,6 +15,7 @@ from openai.types.responses import ResponseInputItemParam
 
 from embedded_azure.config import DEFAULT_ACCOUNT, Deployment, default_config
 from embedded_azure.entra.service import load_entra
+from embedded_azure.models import EMBEDDINGS, INSTRUCT, SMALL
 from embedded_azure.openai.__main__ import load_account, load_accounts
 from embedded_azure.openai.account import Account
 from embedded_azure.openai.app import build_app
@@ -85,7 +86,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         await server.close()
 
 
-async def ask(client: AsyncOpenAI, question: str, model: str = "gpt-4o-mini") -> ChatCompletion:
+async def ask(client: AsyncOpenAI, question: str, model: str = SMALL) -> ChatCompletion:
     return await client.chat.completions.create(model=model, messages=[{"role": "user", "content": question}])
 
 
@@ -101,11 +102,11 @@ async def test_both_clients_get_the_same_answer_to_the_same_question(bench: Benc
 
 async def test_the_answer_carries_azures_extra_fields_and_headers(bench: Bench) -> None:
     raw = await bench.v1().chat.completions.with_raw_response.create(
-        model="gpt-4o-mini", messages=[{"role": "user", "content": "hi"}]
+        model=SMALL, messages=[{"role": "user", "content": "hi"}]
     )
     answer = raw.parse()
     assert raw.request_id == raw.headers["apim-request-id"]
-    assert raw.headers["x-ms-deployment-name"] == "gpt-4o-mini"
+    assert raw.headers["x-ms-deployment-name"] == SMALL
     assert answer.model_extra is not None
     assert answer.model_extra["prompt_filter_results"][0]["prompt_index"] == 0
 
@@ -149,7 +150,7 @@ async def test_a_key_smuggled_into_the_headers_is_refused(bench: Bench) -> None:
     assert refused.value.code == "AuthenticationTypeDisabled"
 
 
-CHAT, INSTRUCT, VECTORS = "gpt-4o-mini", "gpt-35-turbo-instruct", "text-embedding-3-small"
+CHAT, VECTORS = SMALL, EMBEDDINGS
 
 
 async def test_a_response_is_read_by_both_clients(bench: Bench) -> None:
@@ -161,7 +162,8 @@ async def test_a_response_is_read_by_both_clients(bench: Bench) -> None:
         usage = response.usage
         assert usage is not None
         assert usage.total_tokens == usage.input_tokens + usage.output_tokens
-        assert usage.input_tokens_details.cached_tokens == usage.output_tokens_details.reasoning_tokens == 0
+        assert usage.input_tokens_details.cached_tokens == 0
+        assert usage.output_tokens_details.reasoning_tokens == 128  # of the effort medium
         assert response.model_extra is not None
         assert response.model_extra["content_filters"][0]["source_type"] == "prompt"
 

@@ -37,12 +37,12 @@ async def client() -> AsyncIterator[Client]:
 async def test_both_surfaces_answer_a_bearer_of_the_role(client: Client) -> None:
     status, by_model, _ = await client.post()
     assert status == 200
-    path = "/openai/deployments/gpt-4o-mini/chat/completions?api-version=2024-10-21"
+    path = "/openai/deployments/plain/chat/completions?api-version=2024-10-21"
     status, by_path, headers = await client.post(path, {"messages": body()["messages"]})
     assert status == 200
     assert by_model["choices"] == by_path["choices"]
-    assert by_model["model"] == "gpt-4o-mini-2024-07-18"
-    assert headers["x-ms-deployment-name"] == "gpt-4o-mini"
+    assert by_model["model"] == "plain-2026-03-17"
+    assert headers["x-ms-deployment-name"] == "plain"
     assert headers["apim-request-id"] == headers["x-request-id"]
 
 
@@ -143,9 +143,9 @@ ACCOUNT = "/subscriptions/s/resourceGroups/g/providers/Microsoft.CognitiveServic
     [
         ("POST", f"{ACCOUNT}/listKeys", 403),
         ("POST", f"{ACCOUNT}/regenerateKey", 403),
-        ("PUT", f"{ACCOUNT}/deployments/gpt-4o", 403),
-        ("PUT", "/openai/deployments/gpt-4o", 403),
-        ("DELETE", "/openai/deployments/gpt-4o-mini", 403),
+        ("PUT", f"{ACCOUNT}/deployments/gpt-5.4", 403),
+        ("PUT", "/openai/deployments/gpt-5.4", 403),
+        ("DELETE", "/openai/deployments/plain", 403),
         ("POST", "/openai/deployments", 403),
         ("GET", "/openai/deployments", 404),
         ("GET", "/", 404),
@@ -172,7 +172,7 @@ async def test_a_body_without_a_model_is_refused_on_the_v1_surface(client: Clien
 
 
 async def test_the_deployments_surface_wants_an_api_version(client: Client) -> None:
-    status, _, _ = await client.post("/openai/deployments/gpt-4o-mini/chat/completions")
+    status, _, _ = await client.post("/openai/deployments/plain/chat/completions")
     assert status == 404
 
 
@@ -197,7 +197,7 @@ async def test_what_the_filter_found_in_a_prompt_may_be_left_out(client: Client)
 
 
 async def test_a_filtered_prompt_of_responses_lists_what_its_filters_found(client: Client) -> None:
-    asked = {"model": "gpt-4o-mini", "input": "[[content-filter]]"}
+    asked = {"model": "plain", "input": "[[content-filter]]"}
     status, document, _ = await client.post("/openai/v1/responses", asked)
     error = document["error"]
     assert (status, error["code"], error["param"]) == (400, "content_filter", "prompt")
@@ -298,8 +298,8 @@ async def test_a_fault_in_the_config_is_there_from_the_start() -> None:
 
 HI = [{"role": "user", "content": "hi"}]
 CALLS: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("/openai/v1/chat/completions", "gpt-4o-mini", {"messages": HI}),
-    ("/openai/v1/responses", "gpt-4o-mini", {"input": "hi"}),
+    ("/openai/v1/chat/completions", "plain", {"messages": HI}),
+    ("/openai/v1/responses", "plain", {"input": "hi"}),
     ("/openai/v1/completions", "instruct", {"prompt": "hi"}),
     ("/openai/v1/embeddings", "vectors", {"input": "hi"}),
 )
@@ -368,8 +368,8 @@ async def test_the_data_action_that_a_caller_lacks_is_that_of_the_operation(
         ("/openai/v1/chat/completions", "vectors", "chatCompletion"),
         ("/openai/v1/chat/completions", "instruct", "chatCompletion"),
         ("/openai/v1/responses", "vectors", "responses"),
-        ("/openai/v1/completions", "gpt-4o-mini", "completion"),
-        ("/openai/v1/embeddings", "gpt-4o-mini", "embeddings"),
+        ("/openai/v1/completions", "plain", "completion"),
+        ("/openai/v1/embeddings", "plain", "embeddings"),
     ],
 )
 async def test_an_operation_that_the_model_is_not_for_is_refused(

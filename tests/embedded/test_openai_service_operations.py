@@ -108,10 +108,10 @@ def test_an_input_beyond_the_models_context_is_refused() -> None:
     assert "8193 in your prompt" in refusal_of("embeddings", {"input": ["a", [1] * 8_193]})["message"]
 
 
-def test_what_dimensions_there_are_depends_on_the_model() -> None:
+def test_a_vector_has_at_most_the_dimensions_of_its_model() -> None:
     assert read_embeddings({"input": "a"}, "text-embedding-3-large").dimensions == 3_072
-    error = refusal_of("embeddings", {"input": "a", "dimensions": 10}, "text-embedding-ada-002")
-    assert error["message"] == "This model does not support specifying dimensions."
+    error = refusal_of("embeddings", {"input": "a", "dimensions": 1_537}, "text-embedding-3-small")
+    assert (error["param"], error["code"]) == ("dimensions", "integer_above_max_value")
 
 
 JSON = st.recursive(

@@ -89,9 +89,9 @@ def test_no_stretch_of_time_is_admitted_more_than_the_bucket_what_leaks_and_one_
 # Over HTTP
 
 
-PTU = Deployment(name="ptu", model="gpt-4o", latency=0.0, provisioned_units=1, tokens_per_unit=100)
+PTU = Deployment(name="ptu", model="plain", latency=0.0, provisioned_units=1, tokens_per_unit=100)
 SPILLING = replace(PTU, name="spilling", spillover_to="std")
-STANDARD = Deployment(name="std", model="gpt-4o", latency=0.0)
+STANDARD = Deployment(name="std", model="plain", latency=0.0)
 PROVISIONED = replace(CONFIG, deployments=(PTU, SPILLING, STANDARD))
 
 
@@ -167,7 +167,7 @@ async def test_a_standard_deployment_spills_nowhere() -> None:
 async def test_a_biased_deployment_charges_by_its_bias() -> None:
     left = {}
     for bias in (0.0, 0.2):
-        spec = Deployment(name="m", model="gpt-4o", latency=0.0, tokens_per_minute=1_000, estimate_bias=bias)
+        spec = Deployment(name="m", model="plain", latency=0.0, tokens_per_minute=1_000, estimate_bias=bias)
         async with open_client(replace(CONFIG, deployments=(spec,))) as client:
             _, _, headers = await client.ask("hi", model="m", max_tokens=500)
             left[bias] = 1_000 - int(headers["x-ratelimit-remaining-tokens"])
@@ -180,7 +180,7 @@ async def test_a_biased_deployment_charges_by_its_bias() -> None:
         (
             "call",
             "RateLimitReached",
-            "Your requests to small for gpt-4o in local have exceeded the call rate",
+            "Your requests to small for plain-large in local have exceeded the call rate",
             True,
         ),
         ("token", "RateLimitReached", "token rate limit for your current OpenAI S0 pricing tier. This", True),

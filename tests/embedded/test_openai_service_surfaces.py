@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from embedded_azure.certificates import private_pem, public_pem
 from embedded_azure.config import Config, Deployment, RoleAssignment
 from embedded_azure.entra.tokens import AccessTokens, TokenIssuer
+from embedded_azure.models import INSTRUCT as INSTRUCT_MODEL
+from embedded_azure.models import LARGE, SMALL
 from embedded_azure.openai.account import Account
 from embedded_azure.openai.app import build_apps
-from embedded_azure.openai.models import model_of
+from embedded_azure.openai.models import Model, model_of
 from tests.support.openai_service import (
     CONFIG,
     KEY,
@@ -27,7 +29,7 @@ from tests.support.openai_service import (
     token,
 )
 
-CHAT = "/openai/deployments/gpt-4o-mini/chat/completions"
+CHAT = "/openai/deployments/plain/chat/completions"
 RESPONSES = "/openai/responses"
 
 
@@ -50,7 +52,7 @@ async def test_each_surface_takes_its_own_api_versions(
     path: str, version: str | None, status: int, words: str
 ) -> None:
     query = "" if version is None else f"?api-version={version}"
-    said = {"model": "gpt-4o-mini", "input": "hi"} if path == RESPONSES else body()
+    said = {"model": "plain", "input": "hi"} if path == RESPONSES else body()
     async with open_client(CONFIG) as client:
         got, document, _ = await client.post(f"{path}{query}", said)
     assert got == status
@@ -70,14 +72,14 @@ async def test_models_are_listed_on_both_surfaces(path: str) -> None:
         status, document = await get(client, path)
     assert (status, document["object"]) == (200, "list")
     by_name = {model["id"]: model["capabilities"] for model in document["data"]}
-    assert by_name["gpt-4o-mini-2024-07-18"]["chat_completion"] is True
+    assert by_name["plain-2026-03-17"]["chat_completion"] is True
     assert by_name["text-embedding-3-small"]["embeddings"] is True
 
 
 async def test_one_model_is_found_by_its_name_and_not_by_that_of_its_deployment() -> None:
     async with open_client(CONFIG) as client:
-        assert (await get(client, "/openai/v1/models/gpt-4o-mini-2024-07-18"))[0] == 200
-        status, document = await get(client, "/openai/v1/models/gpt-4o-mini")
+        assert (await get(client, "/openai/v1/models/plain-2026-03-17"))[0] == 200
+        status, document = await get(client, "/openai/v1/models/plain")
     assert (status, document["error"]["code"]) == (404, "model_not_found")
 
 
@@ -107,8 +109,8 @@ def two_accounts() -> Config:
         CONFIG,
         role_assignments=(*CONFIG.role_assignments, role),
         deployments=(
-            Deployment(name="gpt", model="gpt-4o", latency=0.0),
-            Deployment(name="gpt", model="gpt-4.1", latency=0.0, account="eu"),
+            Deployment(name="gpt", model="gpt-5.4", latency=0.0),
+            Deployment(name="gpt", model="gpt-5.4-mini", latency=0.0, account="eu"),
         ),
     )
 
@@ -123,8 +125,8 @@ async def test_each_account_has_its_own_deployments_roles_faults_and_counters() 
         async with ClientSession(server.make_url("/")) as session:
             client = Client(session, "")
             eu = "/accounts/eu"
-            assert (await client.post(V1, body(model="gpt")))[1]["model"] == "gpt-4o"
-            assert (await client.post(eu + V1, body(model="gpt")))[1]["model"] == "gpt-4.1"
+            assert (await client.post(V1, body(model="gpt")))[1]["model"] == "gpt-5.4"
+            assert (await client.post(eu + V1, body(model="gpt")))[1]["model"] == "gpt-5.4-mini"
             strange = bearer(token(CONFIG.identity("stranger")))
             assert (await client.post(V1, body(model="gpt"), strange))[0] == 401
             assert (await client.post(eu + V1, body(model="gpt"), strange))[0] == 200
@@ -140,27 +142,40 @@ async def test_each_account_has_its_own_deployments_roles_faults_and_counters() 
 # What a model does not take
 
 
-REASONING = Deployment(name="reasons", model="o4-mini", latency=0.0)
-OLD = Deployment(name="old", model="gpt-4", latency=0.0)
-INSTRUCT = Deployment(name="instruct", model="gpt-35-turbo-instruct", kind="completions", latency=0.0)
-MODELS = replace(CONFIG, deployments=(REASONING, OLD, INSTRUCT))
-LONG = "x" * 4 * 8_200
+REASONING = Deployment(name="reasons", model=SMALL, latency=0.0)
+PLAIN = Deployment(name="plain", model="plain", latency=0.0)
+INSTRUCT = Deployment(name="instruct", model=INSTRUCT_MODEL, kind="completions", latency=0.0)
+MODELS = replace(CONFIG, deployments=(REASONING, PLAIN, INSTRUCT))
+LONG = "x" * 4 * 128_100
 
 
 @pytest.mark.parametrize(
     ("path", "fields", "code", "param"),
     [
-        (V1, {**body(LONG), "model": "old"}, "context_length_exceeded", "messages"),
-        (V1, {**body("x" * 4 * 8_000), "model": "old", "max_tokens": 500}, "context_length_exceeded", "messages"),
-        (V1, {**body(), "model": "old", "max_tokens": 8_193}, "invalid_value", "max_tokens"),
+        (V1, {**body(LONG), "model": "plain"}, "context_length_exceeded", "messages"),
+        (
+            V1,
+            {**body("x" * 4 * 127_000), "model": "plain", "max_tokens": 2_000},
+            "context_length_exceeded",
+            "messages",
+        ),
+        (V1, {**body(), "model": "plain", "max_tokens": 16_385}, "invalid_value", "max_tokens"),
         (V1, {**body(), "model": "reasons", "max_tokens": 9}, "unsupported_parameter", "max_tokens"),
         (V1, {**body(), "model": "reasons", "temperature": 0.2}, "unsupported_value", "temperature"),
-        (V1, {**body(), "model": "old", "temperature": 2.1}, "decimal_above_max_value", "temperature"),
-        (V1, {**body(), "model": "old", "temperature": -1}, "decimal_below_min_value", "temperature"),
-        (V1, {**body(), "model": "old", "temperature": "hot"}, "invalid_type", "temperature"),
-        (V1, {**body(), "model": "old", "tempo": 1}, None, None),
-        ("/openai/v1/responses", {"model": "old", "input": LONG}, "context_length_exceeded", "input"),
-        ("/openai/v1/responses", {"model": "old", "input": "a", "n": 1}, "unknown_parameter", "n"),
+        (V1, {**body(), "model": "reasons", "top_p": 0.9}, "unsupported_parameter", "top_p"),
+        (V1, {**body(), "model": "reasons", "presence_penalty": 1}, "unsupported_parameter", "presence_penalty"),
+        (
+            V1,
+            {**body(), "model": "reasons", "reasoning_effort": "none", "max_tokens": 9},
+            "unsupported_parameter",
+            "max_tokens",
+        ),
+        (V1, {**body(), "model": "plain", "temperature": 2.1}, "decimal_above_max_value", "temperature"),
+        (V1, {**body(), "model": "plain", "temperature": -1}, "decimal_below_min_value", "temperature"),
+        (V1, {**body(), "model": "plain", "temperature": "hot"}, "invalid_type", "temperature"),
+        (V1, {**body(), "model": "plain", "tempo": 1}, None, None),
+        ("/openai/v1/responses", {"model": "plain", "input": LONG}, "context_length_exceeded", "input"),
+        ("/openai/v1/responses", {"model": "plain", "input": "a", "n": 1}, "unknown_parameter", "n"),
         ("/openai/v1/completions", {"model": "instruct", "prompt": LONG}, "context_length_exceeded", None),
     ],
 )
@@ -173,10 +188,28 @@ async def test_what_the_model_does_not_take_is_refused_as_the_service_does(
     assert (status, error["type"], error["code"], error["param"]) == (400, "invalid_request_error", code, param)
 
 
+async def test_a_model_that_reasons_names_what_takes_the_place_of_max_tokens() -> None:
+    async with open_client(replace(CONFIG, deployments=(REASONING,))) as client:
+        status, document, _ = await client.post(V1, {**body(), "model": "reasons", "max_tokens": 9})
+        assert status == 400
+        assert document["error"] == {
+            "message": "Unsupported parameter: 'max_tokens' is not supported with this model. "
+            "Use 'max_completion_tokens' instead.",
+            "type": "invalid_request_error",
+            "param": "max_tokens",
+            "code": "unsupported_parameter",
+        }
+        asked = {**body(), "model": "reasons", "max_completion_tokens": 90, "reasoning_effort": "low"}
+        status, document, _ = await client.post(V1, asked)
+    assert status == 200
+    assert document["usage"]["completion_tokens_details"]["reasoning_tokens"] == 64
+    assert 64 < document["usage"]["completion_tokens"] <= 90
+
+
 def test_a_model_is_known_by_the_longest_beginning_of_its_name() -> None:
-    assert model_of("gpt-4o-2024-08-06").context == 128_000
-    assert model_of("gpt-4-0613").context == 8_192
-    assert model_of("something-new").context == 128_000
+    assert model_of(f"{LARGE}-2026-03-05").reasons
+    assert model_of(f"{INSTRUCT_MODEL}-0914").context == 4_097
+    assert model_of("something-new") == Model()
 
 
 # Broken connections and bodies

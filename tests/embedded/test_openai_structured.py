@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from embedded_azure.config import Deployment
+from embedded_azure.models import SMALL
 from embedded_azure.openai.refusals import Refused
 from embedded_azure.openai.schemas import check_strict, generate
 from tests.support.openai_service import CONFIG, DEPLOYMENTS, open_client, token
 
-CHAT, REASONS = "gpt-4o-mini", "reasons"
-REASONING = Deployment(name=REASONS, model="gpt-5-mini", latency=0.0, tokens_per_event=3)
+CHAT, REASONS = "plain", "reasons"
+REASONING = Deployment(name=REASONS, model=SMALL, latency=0.0, tokens_per_event=3)
 SUM = "What is 17 + 25? Answer in JSON."
 
 

@@ -14,11 +14,11 @@ NAMESPACE = "batch"
 SCALED = {"namespace": NAMESPACE, "scaledObject": "aoai-worker"}
 TRIGGERS = {
     "q0": "s0-azure-servicebus-jobs",
-    "q1": "s1-azure-servicebus-jobs-gpt-4o",
-    "q2": "s2-azure-servicebus-jobs-gpt-4o-mini",
+    "q1": "s1-azure-servicebus-jobs-gpt-5-4",
+    "q2": "s2-azure-servicebus-jobs-gpt-5-4-mini",
     "composite-metric": "composite-metric",
 }
-"""As the chart names them; the last is the sum."""
+"""As KEDA names them after the chart's queues, with a dash for a dot; the last is the sum."""
 AUTOSCALER = {"namespace": NAMESPACE, "horizontalpodautoscaler": "keda-hpa-aoai-worker"}
 DEPLOYMENT = {"namespace": NAMESPACE, "deployment": "aoai-worker"}
 

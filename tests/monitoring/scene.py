@@ -17,8 +17,8 @@ from tests.monitoring.prometheus import Prometheus, Target, prometheus
 from tests.support.processes import Azure, Worker, azure, command, config_for_tests, worker
 
 MODELS = {
-    "gpt-4o-mini": [{"name": "gpt-4o-mini"}],
-    "gpt-4o": [{"name": "gpt-4o", "tokens_per_minute": 40_000, "requests_per_minute": 420}],
+    "gpt-5.4-mini": [{"name": "gpt-5.4-mini"}],
+    "gpt-5.4": [{"name": "gpt-5.4", "tokens_per_minute": 40_000, "requests_per_minute": 420}],
 }
 QUEUE_ROLES: tuple[Role, ...] = ("Azure Service Bus Data Receiver", "Azure Service Bus Data Sender")
 PODS = ("aoai-worker-5d9c7-k2x4p", "aoai-worker-5d9c7-wz8rn")
@@ -41,7 +41,7 @@ class Scene:
 
     async def throttle(self, count: int, *, retry_after: float = 3.0) -> None:
         """The service refuses the next calls to the small quota: others have used it, which no pacing can know."""
-        fault = {"status": 429, "retry_after": retry_after, "count": count, "deployment": "gpt-4o"}
+        fault = {"status": 429, "retry_after": retry_after, "count": count, "deployment": "gpt-5.4"}
         await self.azure.control("/local/faults", fault)
 
     async def until(self, expression: str, *, patience: float = 60.0) -> None:
@@ -66,9 +66,9 @@ def small_quota() -> Config:
         queues=(*config.queues, *(QueueSpec(name=queue, lock_duration=20.0) for queue in queues)),
         role_assignments=(*config.role_assignments, *grants),
         deployments=(
-            Deployment(name="gpt-4o-mini", model="gpt-4o-mini", latency=0.8, latency_sigma=0.5),
+            Deployment(name="gpt-5.4-mini", model="gpt-5.4-mini", latency=0.8, latency_sigma=0.5),
             Deployment(
-                name="gpt-4o", model="gpt-4o", latency=1.5, requests_per_minute=360, tokens_per_minute=30_000
+                name="gpt-5.4", model="gpt-5.4", latency=1.5, requests_per_minute=360, tokens_per_minute=30_000
             ),
         ),
     )
@@ -119,8 +119,9 @@ def write_mixed_batch(path: Path, count: int) -> Path:
 
 def _body(number: int) -> dict[str, Any]:
     body: dict[str, Any] = {
-        "model": "gpt-4o" if number % 8 == 7 else "gpt-4o-mini",
+        "model": "gpt-5.4" if number % 8 == 7 else "gpt-5.4-mini",
         "messages": [{"role": "user", "content": f"What is {number} + {number}?"}],
-        "max_tokens": 0 if number % 40 == 39 else 64,
+        "reasoning_effort": "none",
+        "max_completion_tokens": 0 if number % 40 == 39 else 64,
     }
     return body | ({"stream": True} if number % 3 == 0 else {})

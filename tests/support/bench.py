@@ -65,7 +65,7 @@ class Bench:
         self.entry = entry
         self.senders: Mapping[str, JobSender] = senders or {}
         self.admission = Admission(
-            None if passthrough else routes or {"gpt-4o-mini": [target("mini")]},
+            None if passthrough else routes or {"gpt-5.4-mini": [target("mini")]},
             endpoint="https://account.openai.azure.com",
             observer=self.events,
             slots=slots,

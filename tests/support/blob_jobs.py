@@ -9,8 +9,8 @@ from worker.testing import result_of
 
 
 def make_job(name: str = "a", *, batch_id: str = "b1", replay: int = 0, job_id: str | None = None) -> Job:
-    body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Is it?"}]}
-    line = JobLine(custom_id=name, operation=Operation.CHAT_COMPLETIONS, model="gpt-4o-mini", body=body)
+    body = {"model": "gpt-5.4-mini", "messages": [{"role": "user", "content": "Is it?"}]}
+    line = JobLine(custom_id=name, operation=Operation.CHAT_COMPLETIONS, model="gpt-5.4-mini", body=body)
     return Job(
         id=job_id or f"{batch_id}/{name}",
         batch_id=batch_id,

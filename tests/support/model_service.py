@@ -60,7 +60,7 @@ class Service:
         issuer = TokenIssuer(self.state.entra_private_key.read_bytes(), CONFIG.tenant_id, lifetime)
         return issuer.issue(audience=AUDIENCE, client_id=person.client_id, object_id=person.object_id)
 
-    def target(self, deployment: str = "gpt-4o-mini") -> Target:
+    def target(self, deployment: str = "gpt-5.4-mini") -> Target:
         return Target(deployment=deployment, endpoint=self.endpoint)
 
     @asynccontextmanager
@@ -116,12 +116,12 @@ async def scripted(state: StateDirectory, handle: Handler) -> AsyncIterator[Targ
     app = web.Application()
     app.router.add_post("/{path:.*}", handle)
     async with serve(state, app) as endpoint:
-        yield Target(deployment="gpt-4o-mini", endpoint=endpoint)
+        yield Target(deployment="gpt-5.4-mini", endpoint=endpoint)
 
 
 def job(content: str, **body: object) -> Job:
     messages = [{"role": "user", "content": content}]
-    return job_of("/v1/chat/completions", "gpt-4o-mini", messages=messages, **body)
+    return job_of("/v1/chat/completions", "gpt-5.4-mini", messages=messages, **body)
 
 
 def job_of(url: str, model: str, **body: object) -> Job:

@@ -15,9 +15,9 @@ from embedded_azure.openai.app import build_app
 
 KEY = make_signing_key()
 DEPLOYMENTS = (
-    Deployment(name="gpt-4o-mini", model="gpt-4o-mini-2024-07-18", latency=0.001),
-    Deployment(name="small", model="gpt-4o", latency=0.001, requests_per_minute=60, tokens_per_minute=1_000),
-    Deployment(name="instruct", model="gpt-35-turbo-instruct", kind="completions", latency=0.001),
+    Deployment(name="plain", model="plain-2026-03-17", latency=0.001),
+    Deployment(name="small", model="plain-large", latency=0.001, requests_per_minute=60, tokens_per_minute=1_000),
+    Deployment(name="instruct", model="instruct", kind="completions", latency=0.001),
     Deployment(
         name="vectors",
         model="text-embedding-3-small",
@@ -45,7 +45,7 @@ def bearer(value: str) -> dict[str, str]:
 
 
 def body(question: str = "Who are you?", **fields: object) -> dict[str, Any]:
-    return {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": question}], **fields}
+    return {"model": "plain", "messages": [{"role": "user", "content": question}], **fields}
 
 
 class Client:

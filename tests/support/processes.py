@@ -19,7 +19,7 @@ from aiohttp import ClientSession
 from embedded_azure.config import Config, Deployment, QueueSpec, RoleAssignment, default_config
 from tests.support.patience import PATIENCE
 
-MODELS = json.dumps({"gpt-4o-mini": ["gpt-4o-mini"]})
+MODELS = json.dumps({"gpt-5.4-mini": ["gpt-5.4-mini"]})
 
 
 def config_for_tests(*, lock_duration: float = 60.0, latency: float = 0.2, **options: Any) -> Config:
@@ -31,7 +31,7 @@ def config_for_tests(*, lock_duration: float = 60.0, latency: float = 0.2, **opt
             QueueSpec(name="jobs", lock_duration=lock_duration),
             QueueSpec(name="results", requires_session=True),
         ),
-        deployments=(Deployment(name="gpt-4o-mini", model="gpt-4o-mini", latency=latency),),
+        deployments=(Deployment(name="gpt-5.4-mini", model="gpt-5.4-mini", latency=latency),),
         **options,
     )
 
@@ -237,9 +237,10 @@ def write_batch(path: Path, count: int, *, ask: str = "What is {0} + {0}?") -> P
     with path.open("w") as file:
         for number in range(count):
             body = {
-                "model": "gpt-4o-mini",
+                "model": "gpt-5.4-mini",
                 "messages": [{"role": "user", "content": ask.format(number)}],
-                "max_tokens": 64,
+                "reasoning_effort": "none",
+                "max_completion_tokens": 64,
             }
             line = {"custom_id": f"q-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
             file.write(json.dumps(line) + "\n")

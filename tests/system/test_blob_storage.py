@@ -45,7 +45,8 @@ async def test_a_batch_with_large_jobs_goes_through_and_can_be_collected_by_anyb
         for number in range(40, 44):
             padding = [{"role": "user", "content": "x" * LARGE}]
             question = [{"role": "user", "content": f"What is {number} + {number}?"}]
-            body = {"model": "gpt-4o-mini", "messages": [*padding, *question], "max_tokens": 64}
+            limits = {"reasoning_effort": "none", "max_completion_tokens": 64}
+            body = {"model": "gpt-5.4-mini", "messages": [*padding, *question], **limits}
             line = {"custom_id": f"q-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
             file.write(json.dumps(line) + "\n")
     async with azure(tmp_path, config_for_tests(), "--blob") as cloud:

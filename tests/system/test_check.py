@@ -112,7 +112,7 @@ async def test_where_all_is_right_nothing_is_wrong_and_the_exit_code_is_0(cloud:
         f"claims in {cloud.environment()['AOAI_WORKER_BLOB_CONTAINER']}": "ok",
         "queue jobs": "ok",
         "queue results": "ok",
-        "deployment gpt-4o-mini": "ok",
+        "deployment gpt-5.4-mini": "ok",
         "settings of queue jobs": "unseen",
         "settings of queue results": "unseen",
     }
@@ -149,7 +149,7 @@ async def test_a_log_gets_a_line_for_each_thing(cloud: Azure) -> None:
     [
         (0, "queue jobs", "Microsoft.ServiceBus/namespaces/local/queues/jobs"),
         (1, "queue results", "Microsoft.ServiceBus/namespaces/local/queues/results"),
-        (2, "deployment gpt-4o-mini", "Microsoft.CognitiveServices/accounts/<account>"),
+        (2, "deployment gpt-5.4-mini", "Microsoft.CognitiveServices/accounts/<account>"),
     ],
 )
 async def test_a_missing_role_is_named_with_the_command_that_gives_it(
@@ -179,7 +179,7 @@ async def test_a_missing_queue_is_named_with_the_command_that_creates_it(cloud: 
 
 
 async def test_a_missing_deployment_is_named_with_the_command_that_lists_them(cloud: Azure) -> None:
-    checked = await check(cloud, AOAI_WORKER_MODELS='{"gpt-4o-mini": ["gpt-4o-mini", "absent"]}')
+    checked = await check(cloud, AOAI_WORKER_MODELS='{"gpt-5.4-mini": ["gpt-5.4-mini", "absent"]}')
     assert checked.code == 1
     assert set(checked.wrong()) == {"deployment absent"}
     assert checked.command("deployment absent")[:5] == ["az", "cognitiveservices", "account", "deployment", "list"]
@@ -202,7 +202,7 @@ async def test_without_a_token_what_it_opens_is_unseen_and_not_wrong(
     assert set(checked.wrong()) - {"token for Blob storage"} == {"token for Azure OpenAI", "token for Service Bus"}
     assert checked.wrong()["token for Service Bus"]["suggestion"].startswith(command)
     assert checked.states()["queue jobs"] == "unseen"
-    assert checked.states()["deployment gpt-4o-mini"] == "unseen"
+    assert checked.states()["deployment gpt-5.4-mini"] == "unseen"
 
 
 async def test_a_federated_credential_is_made_for_the_token_at_hand(cloud: Azure) -> None:

@@ -53,7 +53,7 @@ class Leak:
         return await self.ask_entra(scope, client_assertion_type=JWT_BEARER, client_assertion=assertion)
 
     async def ask_model(self, **headers: str) -> tuple[int, dict[str, Any]]:
-        body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Who is it?"}]}
+        body = {"model": "gpt-5.4-mini", "messages": [{"role": "user", "content": "Who is it?"}]}
         url = f"{self.endpoint}/openai/v1/chat/completions"
         async with self.session.post(url, json=body, headers=headers) as answer:
             return answer.status, await answer.json()
@@ -174,8 +174,8 @@ async def test_no_api_key_opens_the_account(leak: Leak) -> None:
     [
         ("POST", f"{ACCOUNT}/listKeys"),
         ("POST", f"{ACCOUNT}/regenerateKey"),
-        ("PUT", f"{ACCOUNT}/deployments/gpt-4o"),
-        ("DELETE", "/openai/deployments/gpt-4o-mini"),
+        ("PUT", f"{ACCOUNT}/deployments/gpt-5.4"),
+        ("DELETE", "/openai/deployments/gpt-5.4-mini"),
     ],
 )
 async def test_even_the_workers_own_token_lists_no_keys_and_changes_no_deployment(

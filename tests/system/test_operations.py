@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from embedded_azure.config import Deployment, default_config
+from embedded_azure.models import EMBEDDINGS, INSTRUCT, SMALL
 from tests.support.processes import azure, command, config_for_tests, results_in, worker
 
-CHAT, INSTRUCT, VECTORS = "gpt-4o-mini", "gpt-35-turbo-instruct", "text-embedding-3-small"
+CHAT, VECTORS = SMALL, EMBEDDINGS
 DEPLOYMENTS = (
     Deployment(name=CHAT, model=CHAT),
     Deployment(name=INSTRUCT, model=INSTRUCT, kind="completions"),
@@ -50,7 +51,7 @@ def said_in(kind: str, body: dict[str, Any]) -> str:
         case "chat":
             return str(body["choices"][0]["message"]["content"])
         case "response":
-            return str(body["output"][0]["content"][0]["text"])
+            return str(body["output"][-1]["content"][0]["text"])
         case _:
             return str(body["choices"][0]["text"])
 

@@ -43,7 +43,8 @@ def with_queues(config: Config, *queues: QueueSpec) -> Config:
 def write_lines(path: Path, count: int, **body: Any) -> Path:
     with path.open("w") as file:
         for number in range(count):
-            asked = {"messages": [{"role": "user", "content": f"What is {number} + 1?"}], "max_tokens": 64, **body}
+            limits = {"reasoning_effort": "none", "max_completion_tokens": 64}
+            asked = {"messages": [{"role": "user", "content": f"What is {number} + 1?"}], **limits, **body}
             line = {"custom_id": f"q-{number}", "method": "POST", "url": "/v1/chat/completions", "body": asked}
             file.write(json.dumps(line) + "\n")
     return path
@@ -64,14 +65,14 @@ async def test_a_deployment_that_turns_forbidden_is_passed_over_and_the_pod_stay
     config = replace(
         config_for_tests(),
         deployments=(
-            Deployment(name="first", model="gpt-4o-mini"),
-            Deployment(name="second", model="gpt-4o-mini"),
+            Deployment(name="first", model="gpt-5.4-mini"),
+            Deployment(name="second", model="gpt-5.4-mini"),
         ),
     )
-    settings = {"models": json.dumps({"gpt-4o-mini": ["first", "second"]}), "slots": "16"}
+    settings = {"models": json.dumps({"gpt-5.4-mini": ["first", "second"]}), "slots": "16"}
     async with azure(tmp_path, config) as cloud, worker(cloud, **settings) as one:
         await cloud.control("/local/faults", {"kind": "answer", "status": 403, "deployment": "first"})
-        await submit(cloud, write_lines(tmp_path / "jobs.jsonl", 100, model="gpt-4o-mini"), "batch")
+        await submit(cloud, write_lines(tmp_path / "jobs.jsonl", 100, model="gpt-5.4-mini"), "batch")
         results = await collect(cloud, "batch", tmp_path / "out.jsonl")
         ready, _ = await one.get("/readyz")
         _, state = await one.get("/statez")
@@ -85,7 +86,7 @@ async def test_a_deployment_that_turns_forbidden_is_passed_over_and_the_pod_stay
 
 async def test_a_throttled_model_holds_up_its_own_queue_and_no_other(tmp_path: Path) -> None:
     """Both models interleaved in the entry queue, one of them throttled for a minute."""
-    mini, large = "gpt-4o-mini", "gpt-4o"
+    mini, large = "gpt-5.4-mini", "gpt-5.4"
     config = with_queues(
         replace(
             config_for_tests(),
@@ -156,8 +157,8 @@ async def test_a_job_that_asks_for_a_stream_gets_the_whole_answer_and_the_first_
     tmp_path: Path,
 ) -> None:
     async with azure(tmp_path, config_for_tests()) as cloud, worker(cloud) as one:
-        streamed = write_lines(tmp_path / "streamed.jsonl", 10, model="gpt-4o-mini", stream=True)
-        whole = write_lines(tmp_path / "whole.jsonl", 10, model="gpt-4o-mini")
+        streamed = write_lines(tmp_path / "streamed.jsonl", 10, model="gpt-5.4-mini", stream=True)
+        whole = write_lines(tmp_path / "whole.jsonl", 10, model="gpt-5.4-mini")
         await submit(cloud, streamed, "streamed")
         await submit(cloud, whole, "whole")
         results = {batch: await collect(cloud, batch, tmp_path / f"{batch}.out") for batch in ("streamed", "whole")}

@@ -50,4 +50,4 @@ async def test_every_job_and_every_call_has_a_span_that_is_sent_before_the_worke
             assert await one.process.ended() == 0
     finally:
         await runner.cleanup()
-    assert collector.names == {"process jobs": 20, "chat gpt-4o-mini": 20}
+    assert collector.names == {"process jobs": 20, "chat gpt-5.4-mini": 20}

@@ -118,7 +118,7 @@ async def test_without_its_role_a_worker_is_not_ready_says_why_and_takes_no_job(
 async def test_a_throttled_deployment_is_left_alone_for_as_long_as_it_asks(tmp_path: Path) -> None:
     async with azure(tmp_path, config_for_tests()) as cloud, worker(cloud, slots="32") as one:
         await one.process.printed('"event":"started"')
-        fault = {"status": 429, "count": 20, "retry_after_ms": 700, "deployment": "gpt-4o-mini"}
+        fault = {"status": 429, "count": 20, "retry_after_ms": 700, "deployment": "gpt-5.4-mini"}
         await cloud.control("/local/faults", fault)
         results = await (await submit_and_collect(cloud, tmp_path, 100))
         assert_one_result_each(results, 100)

@@ -27,18 +27,18 @@ def labels(monkeypatch: pytest.MonkeyPatch, models: object) -> dict[str, list[st
 
 
 def test_a_deployment_is_called_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert labels(monkeypatch, {"gpt-4o": ["d"], "gpt-4o-too": ["d", "e"]}) == {
-        "gpt-4o": ["d"],
-        "gpt-4o-too": ["d", "e"],
+    assert labels(monkeypatch, {"gpt-5.4": ["d"], "gpt-5.4-too": ["d", "e"]}) == {
+        "gpt-5.4": ["d"],
+        "gpt-5.4-too": ["d", "e"],
     }
 
 
 def test_deployments_of_one_name_in_two_regions_are_told_apart_by_their_hosts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    models = {"gpt-4o": ["d", {"name": "d", "endpoint": WEST}, {"name": "e", "endpoint": WEST}]}
+    models = {"gpt-5.4": ["d", {"name": "d", "endpoint": WEST}, {"name": "e", "endpoint": WEST}]}
     assert labels(monkeypatch, models) == {
-        "gpt-4o": ["d@east.openai.azure.com", "d@west.openai.azure.com", "e"],
+        "gpt-5.4": ["d@east.openai.azure.com", "d@west.openai.azure.com", "e"],
     }
 
 

@@ -28,7 +28,7 @@ KEY = "5-s3kret-value"
 ENOUGH = {
     "AOAI_WORKER_SERVICEBUS_NAMESPACE": "my-namespace.servicebus.windows.net",
     "AZURE_OPENAI_ENDPOINT": "https://my-account.openai.azure.com",
-    "AOAI_WORKER_MODELS": '{"gpt-4o-mini": ["mini-1"]}',
+    "AOAI_WORKER_MODELS": '{"gpt-5.4-mini": ["mini-1"]}',
 }
 
 
@@ -63,7 +63,7 @@ def test_a_namespace_an_endpoint_and_a_model_are_enough(environment: pytest.Monk
     settings = load(WorkerSettings)
     assert settings.servicebus_namespace == "my-namespace.servicebus.windows.net"
     assert settings.openai_endpoint == "https://my-account.openai.azure.com"
-    assert settings.models == {"gpt-4o-mini": [Deployment(name="mini-1")]}
+    assert settings.models == {"gpt-5.4-mini": [Deployment(name="mini-1")]}
     assert settings.credential == "auto"
 
 
@@ -251,7 +251,7 @@ def test_a_wrong_value_is_named_with_its_variable_and_what_is_allowed(
     ("models", "where", "allowed"),
     [
         ("{}", "={}", "at least one model"),
-        ('["gpt-4o-mini"]', "=['gpt-4o-mini']", "passthrough, or JSON such as"),
+        ('["gpt-5.4-mini"]', "=['gpt-5.4-mini']", "passthrough, or JSON such as"),
         ('{"m": []}', "[m]=[]", "at least one deployment"),
         ('{"m": "d"}', "[m]='d'", 'a list of deployments, such as ["my-deployment"]'),
         ('{"m": [5]}', "[m][0]=5", "the name of a deployment"),
@@ -418,7 +418,7 @@ def test_models_in_the_environment_replace_those_of_the_file(
 ) -> None:
     environment.setenv("AOAI_WORKER_CONFIG", write(tmp_path / "settings.yaml", models={"other": ["d"]}))
     settings = load(WorkerSettings)
-    assert settings.models == {"gpt-4o-mini": [Deployment(name="mini-1")]}
+    assert settings.models == {"gpt-5.4-mini": [Deployment(name="mini-1")]}
 
 
 def test_a_wrong_value_in_the_file_is_told_as_in_the_environment(
@@ -476,13 +476,13 @@ def test_settings_do_not_change_once_they_are_read(environment: pytest.MonkeyPat
         setattr(settings, "slots", 5)  # noqa: B010 - mypy knows that it cannot be assigned
 
 
-TWO_MODELS = '{"gpt-4o-mini": ["mini"], "gpt-4o": ["large"]}'
+TWO_MODELS = '{"gpt-5.4-mini": ["mini"], "gpt-5.4": ["large"]}'
 
 
 def test_with_one_model_its_queue_is_the_entry_queue_and_nothing_is_moved(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("AOAI_WORKER_JOBS_QUEUE", "work")
     settings = load(WorkerSettings)
-    assert settings.queue_of_models == {"gpt-4o-mini": "work"}
+    assert settings.queue_of_models == {"gpt-5.4-mini": "work"}
     assert settings.models_of_queues == {"work": None}
     assert not settings.sorts
 
@@ -490,29 +490,29 @@ def test_with_one_model_its_queue_is_the_entry_queue_and_nothing_is_moved(enviro
 def test_with_several_models_each_has_a_queue_that_is_named_after_it(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("AOAI_WORKER_MODELS", TWO_MODELS)
     settings = load(WorkerSettings)
-    assert settings.queue_of_models == {"gpt-4o-mini": "jobs-gpt-4o-mini", "gpt-4o": "jobs-gpt-4o"}
+    assert settings.queue_of_models == {"gpt-5.4-mini": "jobs-gpt-5.4-mini", "gpt-5.4": "jobs-gpt-5.4"}
     assert settings.models_of_queues == {
-        "jobs-gpt-4o-mini": frozenset({"gpt-4o-mini"}),
-        "jobs-gpt-4o": frozenset({"gpt-4o"}),
+        "jobs-gpt-5.4-mini": frozenset({"gpt-5.4-mini"}),
+        "jobs-gpt-5.4": frozenset({"gpt-5.4"}),
     }
     assert settings.sorts
 
 
 def test_queues_may_be_named_in_part_as_lists_of_one_or_drained(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("AOAI_WORKER_MODELS", TWO_MODELS)
-    environment.setenv("AOAI_WORKER_QUEUES", '{"new": ["gpt-4o"], "old": "gpt-4o", "retired": null}')
+    environment.setenv("AOAI_WORKER_QUEUES", '{"new": ["gpt-5.4"], "old": "gpt-5.4", "retired": null}')
     settings = load(WorkerSettings)
-    assert settings.queue_of_models == {"gpt-4o-mini": "jobs-gpt-4o-mini", "gpt-4o": "new"}
+    assert settings.queue_of_models == {"gpt-5.4-mini": "jobs-gpt-5.4-mini", "gpt-5.4": "new"}
     assert settings.models_of_queues == {
-        "jobs-gpt-4o-mini": frozenset({"gpt-4o-mini"}),
-        "new": frozenset({"gpt-4o"}),
-        "old": frozenset({"gpt-4o"}),
+        "jobs-gpt-5.4-mini": frozenset({"gpt-5.4-mini"}),
+        "new": frozenset({"gpt-5.4"}),
+        "old": frozenset({"gpt-5.4"}),
         "retired": frozenset(),
     }
 
 
 def test_one_model_whose_queue_is_named_otherwise_is_sorted_into_it(environment: pytest.MonkeyPatch) -> None:
-    environment.setenv("AOAI_WORKER_QUEUES", '{"jobs-mini": "gpt-4o-mini", "jobs-old": null}')
+    environment.setenv("AOAI_WORKER_QUEUES", '{"jobs-mini": "gpt-5.4-mini", "jobs-old": null}')
     settings = load(WorkerSettings)
     assert settings.sorts
     environment.setenv("AOAI_WORKER_JOBS_QUEUE", "Jobs-Mini")
@@ -520,24 +520,28 @@ def test_one_model_whose_queue_is_named_otherwise_is_sorted_into_it(environment:
 
 
 def test_a_producer_reads_which_queue_is_of_which_model(environment: pytest.MonkeyPatch) -> None:
-    environment.setenv("AOAI_WORKER_QUEUES", '{"new": "gpt-4o", "old": "gpt-4o", "retired": null}')
-    assert load(ConnectionSettings).named_queues == {"gpt-4o": "new"}
+    environment.setenv("AOAI_WORKER_QUEUES", '{"new": "gpt-5.4", "old": "gpt-5.4", "retired": null}')
+    assert load(ConnectionSettings).named_queues == {"gpt-5.4": "new"}
 
 
 @pytest.mark.parametrize(
     ("models", "queues", "told"),
     [
-        (TWO_MODELS, '{"q": ["gpt-4o", "gpt-4o-mini"]}', "QUEUES[q]=['gpt-4o', 'gpt-4o-mini']: must be one model"),
+        (
+            TWO_MODELS,
+            '{"q": ["gpt-5.4", "gpt-5.4-mini"]}',
+            "QUEUES[q]=['gpt-5.4', 'gpt-5.4-mini']: must be one model",
+        ),
         (TWO_MODELS, '{"q": []}', "QUEUES[q]=[]: must be one model"),
         (TWO_MODELS, '{"q": "gpt-5"}', "QUEUES[q]=gpt-5: must be one of AOAI_WORKER_MODELS"),
-        (TWO_MODELS, '{"q": "gpt-4o", "Q": "gpt-4o-mini"}', "q and Q are one queue"),
-        (TWO_MODELS, '{"jobs": "gpt-4o"}', "must be another queue than AOAI_WORKER_JOBS_QUEUE"),
+        (TWO_MODELS, '{"q": "gpt-5.4", "Q": "gpt-5.4-mini"}', "q and Q are one queue"),
+        (TWO_MODELS, '{"jobs": "gpt-5.4"}', "must be another queue than AOAI_WORKER_JOBS_QUEUE"),
         (TWO_MODELS, '{"JOBS": null}', "must be another queue than AOAI_WORKER_JOBS_QUEUE"),
-        (TWO_MODELS, '{"a queue": "gpt-4o"}', "the name of a queue: 1 to 260 letters"),
-        (TWO_MODELS, '{"JOBS-gpt-4o": "gpt-4o-mini"}', "must differ from the others' by more than case"),
+        (TWO_MODELS, '{"a queue": "gpt-5.4"}', "the name of a queue: 1 to 260 letters"),
+        (TWO_MODELS, '{"JOBS-gpt-5.4": "gpt-5.4-mini"}', "must differ from the others' by more than case"),
         ('{"a": ["a"], "A": ["b"]}', None, "must differ from the others' by more than case"),
         ('{"org/x": ["a"], "b": ["b"]}', None, 'AOAI_WORKER_QUEUES={"jobs-2": "org/x"}'),
-        ("passthrough", '{"q": "gpt-4o"}', "QUEUES is set beside AOAI_WORKER_MODELS=passthrough"),
+        ("passthrough", '{"q": "gpt-5.4"}', "QUEUES is set beside AOAI_WORKER_MODELS=passthrough"),
     ],
 )
 def test_queues_that_cannot_be_are_refused_with_the_next_step(

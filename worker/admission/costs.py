@@ -10,10 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from worker.jobs.job import Job, JsonObject, Operation
+from worker.jobs.reasoning import USUAL_EFFORT, effort_of
 
 CHARACTERS_PER_TOKEN = 4
 ASSUMED_ANSWER = 256
 """Tokens of an answer whose job names no limit. Azure's own figure is not published; the bias makes up for it."""
+ASSUMED_REASONING = {"none": 0, "minimal": 64, "low": 256, "medium": 768, "high": 2_048, "xhigh": 4_096}
+"""Tokens of reasoning before such an answer, by effort: assumed, not measured. A limit includes them, and Azure
+charges the limit; what it charges where there is none is not published. The bias makes up for the difference."""
 ASSUMED_ATTACHMENT = 1_000
 """Tokens of an image or a file within a prompt."""
 
@@ -36,20 +40,27 @@ class Cost:
 
     prompt: int
     answer: int = 0
+    reasoning: int = 0
+    """Tokens of the answer's that are no text of it, where they are estimated apart."""
 
     @property
     def tokens(self) -> int:
-        return self.prompt + self.answer
+        return self.prompt + self.answer + self.reasoning
 
 
 def estimate(job: Job) -> Cost:
-    """Four characters of the prompt to a token, and the longest answer that the job allows, as often as it asks."""
+    """Four characters of the prompt to a token, and the longest answer that the job allows, as often as it asks.
+    Without a limit a model that reasons takes more the harder it shall reason."""
     body = job.line.body
     prompt = _characters(body) // CHARACTERS_PER_TOKEN + 1
     if job.line.operation is Operation.EMBEDDINGS:
         return Cost(prompt)
-    longest = next((limit for name in _LIMITS if (limit := _count(body, name))), ASSUMED_ANSWER)
-    return Cost(prompt, longest * max(1, _count(body, "n"), _count(body, "best_of")))
+    answers = max(1, _count(body, "n"), _count(body, "best_of"))
+    if limit := next((limit for name in _LIMITS if (limit := _count(body, name))), 0):
+        return Cost(prompt, limit * answers)
+    effort = effort_of(job.line.model, body)
+    reasoning = 0 if effort is None else ASSUMED_REASONING.get(effort, ASSUMED_REASONING[USUAL_EFFORT])
+    return Cost(prompt, ASSUMED_ANSWER * answers, reasoning * answers)
 
 
 def _count(body: Mapping[str, object], name: str) -> int:

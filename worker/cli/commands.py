@@ -10,6 +10,7 @@ import asyncio
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -251,6 +252,8 @@ def _submit(file: Path, batch_id: str | None, heartbeat: Heartbeat) -> "Submissi
         found = read_batch_file(path, name=name)
         if skipped := describe_skipped(found):
             heartbeat.say(skipped)
+        for warning in found.warnings:
+            heartbeat.say(warning)
         return asyncio.run(_send(found, batch_id, heartbeat))
 
 
@@ -278,11 +281,12 @@ def describe_skipped(batch: "BatchFile") -> str:
 
 
 async def _send(batch: "BatchFile", batch_id: str | None, heartbeat: Heartbeat) -> "Submission":
-    from worker.client import JobClient
+    from worker.client import JobClient, LikelyRefused
 
     heartbeat.wait_for("a token and a link to Service Bus")
     async with JobClient.from_environment() as client:
-        with _progress("submitted", heartbeat) as report:
+        with _progress("submitted", heartbeat) as report, warnings.catch_warnings():
+            warnings.simplefilter("ignore", LikelyRefused)  # said already, in the form of this command
             return await client.submit(batch, batch_id=batch_id, on_progress=report, on_waiting=heartbeat.wait_for)
 
 

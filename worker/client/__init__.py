@@ -15,7 +15,7 @@ from worker.client.batches import (
     UnknownBatch,
 )
 from worker.client.blob_batches import UnusableBlob
-from worker.client.job_client import JobClient, make_batch_id
+from worker.client.job_client import JobClient, LikelyRefused, make_batch_id
 from worker.client.queue_collector import ClaimsNotConfigured, UncheckedBatch
 from worker.client.result_files import OutputGone, UnusableOutput, UnwritableOutput
 from worker.client.result_session import BeingCollected
@@ -33,6 +33,7 @@ __all__ = [
     "InvalidBatch",
     "InvalidBatchId",
     "JobClient",
+    "LikelyRefused",
     "LineProblem",
     "NeedsBlob",
     "OtherBatch",

@@ -13,6 +13,7 @@ import stat
 import tempfile
 import zlib
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ import orjson
 from worker.azure.servicebus.packing import ENVELOPE_BYTES, MESSAGE_FIELDS_BYTES
 from worker.errors import DeadLetterReason, NotAJob, WorkerError
 from worker.jobs.job import JobLine, parse_line
+from worker.jobs.reasoning import refused_parameters
 
 LARGE_LINE_BYTES = 262_144 - ENVELOPE_BYTES - MESSAGE_FIELDS_BYTES
 """What every tier of Service Bus carries as a message; whether longer lines can be sent depends on the queue."""
@@ -63,7 +65,7 @@ class BatchFile:
 
     `name` is what people are told. `size` (bytes) and `modified` (ns) show whether the file is still the one that
     was checked. `large`: number and bytes of each line that may not fit a message. `models` are those that jobs ask
-    for. `blank_lines` and `byte_order_marks` are skipped.
+    for. `blank_lines` and `byte_order_marks` are skipped. `warnings` name what models are likely to refuse.
     """
 
     path: Path
@@ -76,6 +78,7 @@ class BatchFile:
     models: frozenset[str] = frozenset()
     blank_lines: int = 0
     byte_order_marks: int = 0
+    warnings: Sequence[str] = ()
 
 
 def read_batch_file(path: Path, *, name: str | None = None) -> BatchFile:
@@ -90,6 +93,7 @@ def read_batch_file(path: Path, *, name: str | None = None) -> BatchFile:
     identities: array[int] = array("q")
     large: list[tuple[int, int]] = []
     models: set[str] = set()
+    refused: Counter[tuple[str, str, str]] = Counter()
     with _opened(path, name) as (file, raw):
         status = os.fstat(raw.fileno())
         _refuse_utf16(name, file)
@@ -102,6 +106,7 @@ def read_batch_file(path: Path, *, name: str | None = None) -> BatchFile:
                 job = _read_job(line)
                 identities.append(hash(job.custom_id))
                 models.add(job.model)
+                refused.update((job.model, *what) for what in refused_parameters(job).items())
             except NotAJob as error:
                 wrong.add(number, error.description)
         for number, first, custom_id in _duplicates(file, _repeated(identities)):
@@ -121,6 +126,15 @@ def read_batch_file(path: Path, *, name: str | None = None) -> BatchFile:
         models=frozenset(models),
         blank_lines=lines.blank,
         byte_order_marks=lines.byte_order_marks,
+        warnings=[_warn(name, *what, count) for what, count in refused.most_common(SHOWN_PROBLEMS)],
+    )
+
+
+def _warn(name: str, model: str, parameter: str, instead: str, count: int) -> str:
+    lines = "line has" if count == 1 else "lines have"
+    return (
+        f"{name}: {count:,} {lines} {parameter!r}, which the model {model} is likely to refuse: {instead}. A "
+        "deployment of that name may have another model, so the jobs are sent as they are"
     )
 
 

@@ -10,6 +10,7 @@ sink is, gets what comes out, and `result_files.py` keeps it.
 
 import asyncio
 import contextlib
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -68,6 +69,10 @@ class _Links:
     """None with the queue sink."""
 
 
+class LikelyRefused(UserWarning):
+    """Jobs have a parameter that the model they name is likely to refuse. They are sent all the same."""
+
+
 class JobClient:
     """A connection to the queues and, where the settings name one, to Blob storage; an async context manager."""
 
@@ -119,7 +124,10 @@ class JobClient:
         OtherBatch where another file has this id, AlreadyCollected, UncheckedBatch where a `batch_id` other than
         the file's own cannot be checked, BlobFailed, or the SDK's ServiceBusError where a queue of jobs cannot be
         reached, all before anything is sent; SubmissionInterrupted after that.
+        Warns with LikelyRefused, once for each, of parameters that a model is likely to refuse.
         """
+        for warning in batch.warnings:
+            warnings.warn(warning, LikelyRefused, stacklevel=2)
         links, settings = self._open_links, self._settings
         claims = links.storage.claims
         stamp = Stamp(

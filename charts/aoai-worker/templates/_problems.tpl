@@ -22,7 +22,7 @@ contradict each other. The schema has already refused what is wrong in itself.
 {{- $missing = append $missing "- config.openai_endpoint is missing: the account's endpoint, such as https://my-account.openai.azure.com. Find it with\n    az cognitiveservices account list --query \"[?kind=='OpenAI' || kind=='AIServices'].properties.endpoint\" -o tsv" -}}
 {{- end -}}
 {{- if not .Values.config.models -}}
-{{- $missing = append $missing "- config.models is missing: the models that jobs may ask for, such as {gpt-4o-mini: [my-deployment]}, or passthrough. Find the deployments with\n    az cognitiveservices account deployment list -g RESOURCE_GROUP -n ACCOUNT --query '[].{model:properties.model.name, deployment:name, capacity:sku.capacity}' -o table" -}}
+{{- $missing = append $missing "- config.models is missing: the models that jobs may ask for, such as {gpt-5.4-mini: [my-deployment]}, or passthrough. Find the deployments with\n    az cognitiveservices account deployment list -g RESOURCE_GROUP -n ACCOUNT --query '[].{model:properties.model.name, deployment:name, capacity:sku.capacity}' -o table" -}}
 {{- end -}}
 {{- if and (not (include "aoai-worker.usesQueueSink" .)) (not .Values.config.blob_container) -}}
 {{- $missing = append $missing "- config.blob_container is missing, which config.sink blob needs: the URL of a container, such as https://my-account.blob.core.windows.net/results. Find it with\n    az storage account list --query '[].primaryEndpoints.blob' -o tsv" -}}

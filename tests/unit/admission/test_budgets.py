@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from worker.admission.budgets import FILL, PaceController
 from worker.admission.concurrency import REOPENING, Concurrency
-from worker.admission.costs import ASSUMED_ANSWER, Cost, estimate
+from worker.admission.costs import ASSUMED_ANSWER, ASSUMED_REASONING, Cost, estimate
 from worker.jobs.job import Job, JobLine, Operation
 
 
-def job(body: dict[str, Any], operation: Operation = Operation.CHAT_COMPLETIONS) -> Job:
-    line = JobLine(custom_id="q-1", operation=operation, model="mini", body=body)
+def job(body: dict[str, Any], operation: Operation = Operation.CHAT_COMPLETIONS, model: str = "mini") -> Job:
+    line = JobLine(custom_id="q-1", operation=operation, model=model, body=body)
     return Job(id="b/q-1", batch_id="b", queue="jobs", line=line, enqueued_at=0.0, deadline=1.0)
 
 
@@ -38,6 +38,25 @@ def test_a_limit_that_means_nothing_counts_as_none(limit: object) -> None:
 @pytest.mark.parametrize("name", ["n", "best_of"])
 def test_each_choice_costs_an_answer(name: str) -> None:
     assert estimate(job({"max_tokens": 10, name: 3})).answer == 30
+
+
+def test_without_a_limit_a_model_that_reasons_costs_more_the_harder_it_shall_reason() -> None:
+    efforts = ["none", "minimal", "low", "medium", "high", "xhigh"]
+    costs = [estimate(job({"reasoning_effort": effort, "n": 2}, model="gpt-5.4")) for effort in efforts]
+    assert [cost.reasoning for cost in costs] == [2 * ASSUMED_REASONING[effort] for effort in efforts]
+    assert [cost.tokens for cost in costs] == sorted({cost.tokens for cost in costs})
+    of_response = estimate(job({"reasoning": {"effort": "high"}}, Operation.RESPONSES, "gpt-5.4"))
+    assert of_response.reasoning == ASSUMED_REASONING["high"]
+
+
+@pytest.mark.parametrize("effort", [None, 7, "beyond", []])
+def test_an_effort_that_means_nothing_counts_as_the_usual_one(effort: object) -> None:
+    assert estimate(job({"reasoning_effort": effort}, model="gpt-5.4")).reasoning == ASSUMED_REASONING["medium"]
+
+
+def test_a_limit_includes_what_is_reasoned() -> None:
+    asked = {"reasoning_effort": "high", "max_completion_tokens": 300}
+    assert estimate(job(asked, model="gpt-5.4")) == Cost(1 + len("high") // 4, 300)
 
 
 def test_embeddings_have_no_answer_and_may_be_tokens_already() -> None:

@@ -53,3 +53,7 @@ def test_a_text_is_as_long_as_its_limit_but_a_limit_far_up_is_not_believed() -> 
     assert guess("/v1/chat/completions", max_tokens=100, n=3) == FRAME + 1_800
     assert guess("/v1/responses", max_output_tokens=16_000) == FRAME + 6 * 1_024
     assert guess("/v1/chat/completions") < FRAME + 2_000
+
+
+def test_reasoning_takes_tokens_and_no_bytes_of_an_answer() -> None:
+    assert guess("/v1/chat/completions", "gpt-5.4", reasoning_effort="xhigh") == guess("/v1/chat/completions")

@@ -377,10 +377,10 @@ async def test_passthrough_makes_a_gate_for_each_model_and_keeps_it() -> None:
 
 async def test_names_that_were_misspelt_take_no_place_for_good() -> None:
     admission = passthrough()
-    first = admission.at("gpt-4o")
+    first = admission.at("gpt-5.4")
     for number in range(200):
         await call(admission.at(f"misspelt-{number}"), RefusedByService("404", status=404))
-        assert admission.at("gpt-4o") == first, "what is asked for again and again stays"
+        assert admission.at("gpt-5.4") == first, "what is asked for again and again stays"
     assert len(admission.state.routes.models) == 64
 
 

@@ -136,6 +136,18 @@ def test_submit_says_what_it_skips(monkeypatch: pytest.MonkeyPatch, jobs_file: P
     assert result.stdout == "b1\n"
 
 
+def test_submit_warns_of_what_a_model_is_likely_to_refuse_and_sends_it(
+    monkeypatch: pytest.MonkeyPatch, jobs_file: Path
+) -> None:
+    answer_with(monkeypatch, Submission(batch_id="b1", total=1, sha256=""))
+    line = GOOD_LINE.replace('"m"', '"gpt-5.4-mini", "max_tokens": 5')
+    jobs_file.write_text(line + line.replace('"a"', '"b"'))
+    result = call("submit", jobs_file)
+    assert result.exit_code == 0
+    assert result.stderr.count("2 lines have 'max_tokens', which the model gpt-5.4-mini is likely to refuse") == 1
+    assert result.stdout == "b1\n"
+
+
 @pytest.mark.parametrize("batch_id", ["", "a/b", "b" * 49])
 def test_a_wrong_batch_id_is_refused_before_the_file_is_read(tmp_path: Path, batch_id: str) -> None:
     path = tmp_path / "jobs.jsonl"

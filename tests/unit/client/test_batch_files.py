@@ -30,7 +30,7 @@ def make_line(custom_id: str = "q1", **changes: Any) -> bytes:
         "custom_id": custom_id,
         "method": "POST",
         "url": "/v1/chat/completions",
-        "body": {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hi"}]},
+        "body": {"model": "gpt-5.4-mini", "messages": [{"role": "user", "content": "Hi"}]},
     }
     return json.dumps(line | changes).encode()
 
@@ -64,7 +64,7 @@ def test_the_end_of_lines_and_of_the_file_do_not_change_a_batch(tmp_path: Path) 
 def test_a_line_is_sent_as_it_stands_in_the_file(tmp_path: Path) -> None:
     line = make_line("ä").replace(b": ", b" :  ")
     batch = read_batch_file(write(tmp_path / "jobs.jsonl", [line]))
-    assert list(read_jobs(batch)) == [("ä", "gpt-4o-mini", line)]
+    assert list(read_jobs(batch)) == [("ä", "gpt-5.4-mini", line)]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_what_is_skipped_and_compression_change_neither_jobs_nor_batch(
     other = read_batch_file(folder / "other.jsonl")
     assert (other.total, other.sha256) == (plain.total, plain.sha256)
     assert (other.blank_lines, other.byte_order_marks) == (sum(blanks), 1)
-    assert list(read_jobs(other)) == [(f"{number}", "gpt-4o-mini", line) for number, line in enumerate(lines)]
+    assert list(read_jobs(other)) == [(f"{number}", "gpt-5.4-mini", line) for number, line in enumerate(lines)]
 
 
 def test_a_problem_keeps_the_number_that_its_line_has_in_the_file(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_a_byte_order_mark_in_the_middle_is_skipped_as_files_are_put_together(tm
     lines = [BYTE_ORDER_MARK + make_line("a"), BYTE_ORDER_MARK + make_line("b")]
     batch = read_batch_file(write(tmp_path / "jobs.jsonl", lines))
     assert (batch.total, batch.byte_order_marks) == (2, 2)
-    assert list(read_jobs(batch)) == [("a", "gpt-4o-mini", make_line("a")), ("b", "gpt-4o-mini", make_line("b"))]
+    assert list(read_jobs(batch)) == [("a", "gpt-5.4-mini", make_line("a")), ("b", "gpt-5.4-mini", make_line("b"))]
 
 
 def test_a_file_of_blank_lines_is_empty(tmp_path: Path) -> None:

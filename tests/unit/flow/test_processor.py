@@ -140,7 +140,7 @@ async def test_a_model_that_is_not_listed_becomes_an_error_line_that_names_what_
     assert bench.sink.results["batch/a"]["response"] is None
     assert bench.sink.results["batch/a"]["error"] == {
         "code": "model_not_allowed",
-        "message": "the model 'gpt-unlisted' is not one that this worker may call; allowed are: gpt-4o-mini",
+        "message": "the model 'gpt-unlisted' is not one that this worker may call; allowed are: gpt-5.4-mini",
     }
 
 
@@ -244,11 +244,11 @@ async def test_a_throttle_closes_the_gate_of_its_deployment_only() -> None:
             raise Throttled("slow down", status=429, retry_after=5)
         return await answers(job, target)
 
-    routes = {"gpt-4o-mini": [target("mini")], "gpt-4o": [target("large")]}
+    routes = {"gpt-5.4-mini": [target("mini")], "gpt-5.4": [target("large")]}
     bench = Bench(mini_is_busy, slots=12, routes=routes)
-    bench.queue.send(job_line("a", model="gpt-4o-mini"), message_id="batch/a")
-    bench.queue.send(job_line("b", model="gpt-4o"), message_id="batch/b")
-    bench.queue.send(job_line("c", model="gpt-4o-mini"), message_id="batch/c")
+    bench.queue.send(job_line("a", model="gpt-5.4-mini"), message_id="batch/a")
+    bench.queue.send(job_line("b", model="gpt-5.4"), message_id="batch/b")
+    bench.queue.send(job_line("c", model="gpt-5.4-mini"), message_id="batch/c")
     await bench.work()
     assert bench.queue.settled[0][0] == "batch/b"
     assert bench.model.calls[:2] == [("a", "mini"), ("b", "large")]
@@ -262,7 +262,7 @@ async def test_a_job_goes_to_the_next_deployment_of_its_model_while_the_first_is
             raise Throttled("full", status=429, retry_after=60)
         return await answers(job, target)
 
-    bench = Bench(first_is_full, routes={"gpt-4o-mini": [target("provisioned"), target("standard")]})
+    bench = Bench(first_is_full, routes={"gpt-5.4-mini": [target("provisioned"), target("standard")]})
     for name in "ab":
         bench.queue.send(job_line(name), message_id=f"batch/{name}")
     await bench.work()
@@ -404,7 +404,7 @@ async def test_a_wrong_setup_stops_receiving_and_one_job_probes_until_it_is_mend
         bench.queue.send(job_line(name), message_id=f"batch/{name}")
     await bench.work()
     closed = bench.events.of(IntakeClosed)
-    assert [(event.reason, event.detail) for event in closed] == [("setup", "gpt-4o-mini: 403: no role")]
+    assert [(event.reason, event.detail) for event in closed] == [("setup", "gpt-5.4-mini: 403: no role")]
     assert [event.reason for event in bench.events.of(IntakeOpened)] == ["setup"]
     # three first calls, a probe after 5 s, another 10 s later; then everybody
     assert len(bench.model.calls) == 3 + 1 + 1 + 5
@@ -430,7 +430,7 @@ async def test_a_deployment_that_forbids_us_is_passed_over_and_receiving_goes_on
             raise SetupWrong("403: no role", status=403)
         return answer()
 
-    bench = Bench(forbids_at_first, routes={"gpt-4o-mini": [target("provisioned"), target("standard")]})
+    bench = Bench(forbids_at_first, routes={"gpt-5.4-mini": [target("provisioned"), target("standard")]})
     for number in range(200):
         bench.queue.send(job_line(f"j{number}"), message_id=f"batch/j{number}")
     await bench.work()
@@ -797,7 +797,7 @@ async def test_a_job_larger_than_a_whole_minutes_quota_is_refused_and_closes_no_
         return await answers(job, target)
 
     small = Target(deployment="mini", endpoint="https://a", tokens_per_minute=1_000)
-    bench = Bench(refuses_the_large, routes={"gpt-4o-mini": [small]})
+    bench = Bench(refuses_the_large, routes={"gpt-5.4-mini": [small]})
     bench.queue.send(job_line("large", content="word " * 2_000), message_id="batch/large")
     bench.queue.send(job_line("small"), message_id="batch/small")
     await bench.work()

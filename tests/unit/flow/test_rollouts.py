@@ -58,7 +58,7 @@ async def test_the_clock_runs_for_the_name_and_not_for_the_job() -> None:
 async def test_jobs_of_unknown_models_stand_in_the_way_of_no_other() -> None:
     bench = Bench(slots=8, unknown_model_patience=PATIENCE)
     send(bench, 250, "gpt-new", "new")
-    send(bench, 400, "gpt-4o-mini", "known")
+    send(bench, 400, "gpt-5.4-mini", "known")
     await bench.work(until=lambda: len(bench.sink.lines) == 400)
     assert codes(bench) == {"answered": 400}
     assert loop_time() - 25 < 400 / 8 * 0.2 + 3
@@ -66,7 +66,7 @@ async def test_jobs_of_unknown_models_stand_in_the_way_of_no_other() -> None:
 
 async def test_a_pod_that_knows_the_model_answers_what_another_gives_back() -> None:
     old = Bench(slots=16, unknown_model_patience=PATIENCE)
-    new = Bench(slots=16, routes={"gpt-4o-mini": [target("mini")], "gpt-new": [target("new")]}, queue=old.queue)
+    new = Bench(slots=16, routes={"gpt-5.4-mini": [target("mini")], "gpt-new": [target("new")]}, queue=old.queue)
     send(old, 250, "gpt-new", "new")
 
     async def roll_out() -> None:

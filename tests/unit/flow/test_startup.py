@@ -99,7 +99,7 @@ async def test_why_azure_refuses_is_told_to_who_watches_and_to_who_asks_whether_
 async def test_a_deployment_that_is_out_of_reach_keeps_no_pod_from_starting_that_has_another() -> None:
     start = Start()
     down = Proof(*[Unavailable("region down")] * 99)
-    routes = {"gpt-4o": [FIRST, SECOND]}
+    routes = {"gpt-5.4": [FIRST, SECOND]}
     await start.run(check(FIRST, down), check(SECOND, Proof()), routes=routes)
     assert loop_time() == 0
     assert start.admission.closures == {}
@@ -109,7 +109,7 @@ async def test_a_deployment_that_is_out_of_reach_keeps_no_pod_from_starting_that
 async def test_a_model_that_has_no_other_deployment_is_waited_for() -> None:
     start = Start()
     down = Proof(*[Unavailable("region down")] * 2)
-    routes = {"gpt-4o": [FIRST, SECOND], "gpt-4o-mini": [FIRST]}
+    routes = {"gpt-5.4": [FIRST, SECOND], "gpt-5.4-mini": [FIRST]}
     await start.run(check(FIRST, down), check(SECOND, Proof()), routes=routes)
     assert down.calls == 3
 
@@ -117,7 +117,7 @@ async def test_a_model_that_has_no_other_deployment_is_waited_for() -> None:
 async def test_a_deployment_that_refuses_us_is_waited_for_though_there_is_another() -> None:
     start = Start()
     forbidden = Proof(*[SetupWrong("403")] * 2)
-    routes = {"gpt-4o": [FIRST, SECOND]}
+    routes = {"gpt-5.4": [FIRST, SECOND]}
     await start.run(check(FIRST, forbidden), check(SECOND, Proof()), routes=routes)
     assert forbidden.calls == 3
 
@@ -125,6 +125,6 @@ async def test_a_deployment_that_refuses_us_is_waited_for_though_there_is_anothe
 async def test_deployments_that_are_all_out_of_reach_are_waited_for() -> None:
     start = Start()
     first, second = Proof(*[Unavailable("down")] * 9), Proof(*[Unavailable("down")] * 2)
-    routes = {"gpt-4o": [FIRST, SECOND]}
+    routes = {"gpt-5.4": [FIRST, SECOND]}
     await start.run(check(FIRST, first), check(SECOND, second), routes=routes)
     assert (first.calls, second.calls) == (3, 3)

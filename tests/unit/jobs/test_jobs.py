@@ -61,7 +61,7 @@ def line_of(**changes: Any) -> bytes:
         "custom_id": "a",
         "method": "POST",
         "url": "/v1/chat/completions",
-        "body": {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Is it?"}]},
+        "body": {"model": "gpt-5.4-mini", "messages": [{"role": "user", "content": "Is it?"}]},
     }
     line |= changes
     return json.dumps({name: value for name, value in line.items() if value is not ...}).encode()
@@ -86,7 +86,7 @@ def envelope_of(
 
 
 def job_of(custom_id: str = "a", *, job_id: str = "b1/a", batch_id: str = "b1", replay: int = 0) -> Job:
-    line = JobLine(custom_id=custom_id, operation=Operation.CHAT_COMPLETIONS, model="gpt-4o-mini", body={})
+    line = JobLine(custom_id=custom_id, operation=Operation.CHAT_COMPLETIONS, model="gpt-5.4-mini", body={})
     return Job(
         id=job_id,
         batch_id=batch_id,
@@ -305,7 +305,7 @@ def test_a_model_whose_name_is_too_long_or_strange_is_refused(model: str) -> Non
     assert len(error.description) < 300
 
 
-@pytest.mark.parametrize("model", ["gpt-5.4-mini", "ft:gpt-4o:org::id", "org/model_1@2", "m" * 128])
+@pytest.mark.parametrize("model", ["gpt-5.4-mini", "ft:gpt-5.4:org::id", "org/model_1@2", "m" * 128])
 def test_the_names_that_models_have_are_read(model: str) -> None:
     assert parse_line(line_of(body={"model": model})).model == model
 

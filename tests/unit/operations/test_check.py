@@ -52,7 +52,7 @@ from worker.settings import WorkerSettings
 
 JOBS = Queue(namespace="my-bus.servicebus.windows.net", name="jobs", with_sessions=False)
 OF_A_MODEL = Queue(
-    namespace="my-bus.servicebus.windows.net", name="jobs-gpt-4o", with_sessions=False, is_sent_to=True
+    namespace="my-bus.servicebus.windows.net", name="jobs-gpt-5.4", with_sessions=False, is_sent_to=True
 )
 RESULTS = Queue(namespace="my-bus.servicebus.windows.net", name="results", with_sessions=True, is_sent_to=True)
 MINI = Target(endpoint="https://my-account.openai.azure.com", deployment="mini")
@@ -570,4 +570,4 @@ async def test_what_never_answers_is_given_up_together_after_20_seconds(
 def test_a_missing_queue_of_a_model_is_created_as_the_entry_queue_is() -> None:
     suggestion = suggest(Cause.MISSING, OF_A_MODEL, SOMEBODY)
     assert suggestion is not None
-    assert suggestion.replace("jobs-gpt-4o", "jobs") == suggest(Cause.MISSING, JOBS, SOMEBODY)
+    assert suggestion.replace("jobs-gpt-5.4", "jobs") == suggest(Cause.MISSING, JOBS, SOMEBODY)

@@ -40,7 +40,7 @@ class Recorded:
                 job_id=job_id,
                 queue="jobs",
                 operation=Operation.CHAT_COMPLETIONS,
-                model="gpt-4o-mini",
+                model="gpt-5.4-mini",
                 waited=1.5,
                 traceparent=traceparent,
             )
@@ -69,7 +69,7 @@ def test_a_job_has_a_span_and_each_call_is_a_child_of_it() -> None:
         4_000_000_000,
     )
     assert (call.name, call.kind, call.start_time, call.end_time) == (
-        "chat gpt-4o-mini",
+        "chat gpt-5.4-mini",
         SpanKind.CLIENT,
         1_000_000_000,
         3_000_000_000,
@@ -80,7 +80,7 @@ def test_a_job_has_a_span_and_each_call_is_a_child_of_it() -> None:
     assert dict(call.attributes or {}) == {
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": "azure.ai.openai",
-        "gen_ai.request.model": "gpt-4o-mini",
+        "gen_ai.request.model": "gpt-5.4-mini",
         "gen_ai.usage.input_tokens": 10,
         "gen_ai.usage.output_tokens": 2,
         "gen_ai.response.time_to_first_chunk": 0.25,

@@ -208,9 +208,9 @@ QUOTA = (
     "token rate limit of your current OpenAI S0 pricing tier. Please retry after 7 seconds."
 )
 QUOTA_NOW = (
-    "Your requests to mini-1 for gpt-4o-mini in Sweden Central have exceeded the token rate limit for your current "
-    "AIServices S0 pricing tier. This request was for ChatCompletions_Create under Azure OpenAI API version v1. "
-    "Please retry after 3 seconds. To increase your default rate limit, visit: https://aka.ms/oai/quotaincrease."
+    "Your requests to mini-1 for gpt-5.4-mini in Sweden Central have exceeded the token rate limit for your "
+    "current AIServices S0 pricing tier. This request was for ChatCompletions_Create under Azure OpenAI API "
+    "version v1. Please retry after 3 seconds. To increase your default rate limit, visit: https://aka.ms/oai/quotaincrease."
 )
 PEAK = (
     "The system is currently experiencing high demand and cannot process your request. Your request exceeds the "

@@ -90,7 +90,7 @@ def test_a_very_long_line_is_not_copied_with_every_chunk() -> None:
 
 
 def chunk(*choices: JsonObject, **more: Any) -> JsonObject:
-    head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 7, "model": "gpt-4o-mini"}
+    head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 7, "model": "gpt-5.4-mini"}
     return head | {"choices": list(choices)} | more
 
 
@@ -151,7 +151,7 @@ async def test_a_streamed_chat_completion_is_what_an_unstreamed_one_would_be() -
         "id": "chatcmpl-1",
         "object": "chat.completion",
         "created": 7,
-        "model": "gpt-4o-mini",
+        "model": "gpt-5.4-mini",
         "choices": [
             {
                 "index": 0,
@@ -171,7 +171,7 @@ async def test_a_streamed_chat_completion_is_what_an_unstreamed_one_would_be() -
 async def test_a_chunk_of_the_content_filter_takes_nothing_away() -> None:
     nameless = {"id": "", "object": "", "created": 0, "model": "", "choices": [], "usage": None}
     document = await read_chat(chunk(delta(content="a", finish="stop")), chunk(usage=USAGE), nameless)
-    assert (document["id"], document["created"], document["model"]) == ("chatcmpl-1", 7, "gpt-4o-mini")
+    assert (document["id"], document["created"], document["model"]) == ("chatcmpl-1", 7, "gpt-5.4-mini")
     assert document["usage"] == USAGE
 
 
@@ -366,7 +366,7 @@ async def test_an_answer_without_tokens_has_no_first_one() -> None:
     [
         (b"", "the stream broke off after 0 chunks, without [DONE]"),
         (CHAT, "the stream broke off after 7 chunks, without [DONE]"),
-        (CHAT[:-40], "an event of 129 bytes in the stream is not whole"),
+        (CHAT[:-40], "an event of 130 bytes in the stream is not whole"),
         (sse(chunk(delta(content="private"))) + DONE, "the stream ended before its choice 0 was finished"),
         (DONE, "is not a whole chat completion: it has no choices"),
         (b"data: private\n\n", "an event of 7 bytes in the stream is not whole"),

@@ -201,7 +201,7 @@ async def test_results_with_sessions_and_the_longest_ids_fit_too() -> None:
 
 
 def test_the_message_of_a_claim_tells_the_model_and_a_batch_sent_again_asks_for_its_results() -> None:
-    job = FileJob("j", "gpt-4o", b"{}")
+    job = FileJob("j", "gpt-5.4", b"{}")
     stamp = Stamp(batch_id="b", time_to_live=None, deadline=None, check_result=True)
-    assert job_message(job, b"claim", stamp).application_properties == {"check-result": True, "model": "gpt-4o"}
+    assert job_message(job, b"claim", stamp).application_properties == {"check-result": True, "model": "gpt-5.4"}
     assert job_message(job, None, replace(stamp, check_result=False)).application_properties is None

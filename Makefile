@@ -115,4 +115,4 @@ lock: environment
 
 clean:
 	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-output \
-		tests/azurite/node_modules tests/service_bus_js/node_modules .tools .foreign .fuzz image-output
+		tests/azurite/node_modules tests/foreign/javascript/node_modules .tools .foreign .fuzz image-output

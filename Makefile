@@ -19,7 +19,7 @@ help:
 	@echo "make test-monitoring    the same with a fleet under load: alerts, dashboard and metrics with a real Prometheus"
 	@echo "make dashboard          write the chart's dashboard.json anew"
 	@echo "make dashboard-picture  draw the dashboard with Grafana's components for docs/dashboard.png"
-	@echo "make foreign the live tests that azure-servicebus ships, against the embedded Service Bus, in ten minutes"
+	@echo "make foreign clients that we did not write, for Python, JavaScript and plain AMQP, against the embedded Azure, in ten minutes"
 	@echo "make fuzz    look for bytes that break the embedded Service Bus, for 60 s (SECONDS=600 for longer)"
 	@echo "make lint    style, types and imports only"
 	@echo "make bench   the worker's CPU, speed and memory beside a textbook worker's, in about fifteen minutes"
@@ -92,8 +92,9 @@ fuzz: environment
 	PYTHONPATH=.:$(packages) .venv-fuzz/bin/python -m tests.fuzz.service_bus \
 		-max_total_time=$(SECONDS) -artifact_prefix=.fuzz/ .fuzz
 
+# ONLY=javascript, ONLY=proton or ONLY=python for one of them
 foreign: environment
-	$(bin)/python -m tests.foreign.run
+	$(bin)/python -m tests.foreign.run $(ONLY)
 
 # ONLY="memory locks" for some of it, WRITE=yes to put the results into docs/benchmarks.md
 bench: environment

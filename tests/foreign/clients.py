@@ -11,14 +11,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from embedded_azure.config import Config, RoleAssignment, SharedAccessRule, default_config
+from embedded_azure.config import Config, QueueSpec, RoleAssignment, SharedAccessRule, default_config
+from embedded_azure.entra.tokens import TokenIssuer
+from embedded_azure.servicebus.access import AUDIENCE
+from embedded_azure.state import StateDirectory
 from tests.foreign.report import Result
 from tests.support.processes import Azure, azure
 
 JAVASCRIPT: Final = Path(__file__).parent / "javascript"
-MODULES: Final = ("openai", "storage_blob", "service_bus", "service_bus_administration")
+PROTON: Final = Path(__file__).parents[2] / ".venv-foreign" / "bin" / "python"
+PROTON_CASES: Final = Path(__file__).with_name("proton_cases.py")
+MODULES: Final = ("identity", "openai", "storage_blob", "service_bus", "service_bus_administration", "rhea")
 """The modules of the cases for JavaScript."""
 _KEY: Final = SharedAccessRule(name="RootManageSharedAccessKey", key="Zm9yZWlnbi1jbGllbnRzLW9mLXNlcnZpY2UtYnVz")
+_PLAIN_QUEUES: Final = tuple(f"amqp-{number}" for number in range(1, 21))
+"""One for each case of a client that cannot make a queue."""
 _LONGEST_RUN: Final = 240.0
 """Seconds for all the cases of one process."""
 
@@ -36,7 +43,11 @@ class Case:
 
     def result(self) -> Result:
         return Result(
-            file=self.client, name=self.case, outcome=self.outcome, reason=self.reason, seconds=self.seconds
+            file=f"{self.client} {self.version}",
+            name=self.case,
+            outcome=self.outcome,
+            reason=self.reason,
+            seconds=self.seconds,
         )
 
 
@@ -48,7 +59,12 @@ def clients_config() -> Config:
         RoleAssignment(object_id=owner, role="Azure Service Bus Data Owner", scope="servicebus"),
         RoleAssignment(object_id=owner, role="Storage Blob Data Contributor", scope="blob"),
     )
-    return replace(config, role_assignments=(*config.role_assignments, *roles), shared_access_rules=(_KEY,))
+    return replace(
+        config,
+        role_assignments=(*config.role_assignments, *roles),
+        shared_access_rules=(_KEY,),
+        queues=(*config.queues, *(QueueSpec(name=name) for name in _PLAIN_QUEUES)),
+    )
 
 
 def node() -> str | None:
@@ -68,7 +84,17 @@ def environment(world: Azure) -> dict[str, str]:
         "DEPLOYMENT": world.config.deployments[0].name,
         "KEY_NAME": _KEY.name,
         "KEY": _KEY.key,
+        "PLAIN_QUEUES": " ".join(_PLAIN_QUEUES),
+        "TOKEN": _token(world),
     }
+
+
+def _token(world: Azure) -> str:
+    """Of the worker's identity, for Service Bus."""
+    config = world.config
+    worker = config.identity("worker")
+    issuer = TokenIssuer(StateDirectory(world.state).entra_private_key.read_bytes(), config.tenant_id, 3_600.0)
+    return issuer.issue(audience=AUDIENCE, client_id=worker.client_id, object_id=worker.object_id)
 
 
 async def run_javascript(folder: Path, modules: Sequence[str] = MODULES) -> list[Case]:
@@ -80,6 +106,14 @@ async def run_javascript(folder: Path, modules: Sequence[str] = MODULES) -> list
         raise RuntimeError(f"the packages of {JAVASCRIPT} are not installed. Next: run scripts/azurite")
     async with azure(folder, clients_config()) as world:
         return await _cases([found, str(JAVASCRIPT / "run.mjs"), *modules], environment(world))
+
+
+async def run_proton(folder: Path) -> list[Case]:
+    """The cases of Apache Qpid Proton against an embedded Azure with its state in `folder`. Raises RuntimeError."""
+    if not PROTON.is_file():
+        raise RuntimeError(f"{PROTON} is missing. Next: run scripts/tool-environment foreign")
+    async with azure(folder, clients_config()) as world:
+        return await _cases([str(PROTON), "-P", str(PROTON_CASES)], environment(world))
 
 
 async def _cases(command: Sequence[str], variables: Mapping[str, str]) -> list[Case]:

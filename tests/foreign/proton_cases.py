@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
-from proton import ConnectionException, Delivery, Message, SSLDomain, symbol
+from proton import ConnectionException, Delivery, Described, Message, SSLDomain, symbol, ulong
 from proton.reactor import AtMostOnce, Filter
 from proton.utils import BlockingConnection, BlockingReceiver, LinkDetached, SendException
 
@@ -122,22 +122,22 @@ def refuses_an_unsigned_token() -> None:
 def refuses_a_link_without_a_token() -> None:
     """A link without a token is refused"""
     with anonymously() as connection:
-        assert _refusal(connection, "jobs") == "amqp:unauthorized-access"
+        assert _refusal(lambda: connection.create_sender("jobs")) == "amqp:unauthorized-access"
 
 
 @case
 def refuses_an_absent_entity() -> None:
     """A link to an entity that does not exist is refused"""
     with connected() as connection:
-        assert _refusal(connection, "absent") == "amqp:not-found"
+        assert _refusal(lambda: connection.create_sender("absent")) == "amqp:not-found"
 
 
-def _refusal(connection: BlockingConnection, queue: str) -> str:
+def _refusal(attach: Callable[[], object]) -> str:
     try:
-        connection.create_sender(queue)
+        attach()
     except LinkDetached as error:
         return str(error.condition)
-    raise AssertionError("the link was opened")
+    raise AssertionError("no link was detached")
 
 
 @case
@@ -253,18 +253,34 @@ def drains() -> None:
 
 @case
 def accepts_a_session() -> None:
-    """A session by its filter, and its order"""
+    """A session by its filter, as Microsoft's own clients send it"""
+    _take_session("bare", "bare")
+
+
+@case
+def accepts_a_described_session() -> None:
+    """A session by its filter, described as the standard wants"""
+    _take_session("described", Described(ulong(0x0000_0137_0000_000C), "described"))
+
+
+def _take_session(session: str, wanted: Any) -> None:
     with connected() as connection:
         sender = connection.create_sender("results")
         for number in range(2):
-            sender.send(Message(body=number, group_id="s"))
-        name = symbol("com.microsoft:session-filter")
-        wanted = Filter({name: "s"})  # not described, as Microsoft's own clients send it
-        receiver = connection.create_receiver("results", credit=0, options=wanted)
+            sender.send(Message(body=number, group_id=session))
+        by_session = Filter({symbol("com.microsoft:session-filter"): wanted})
+        receiver = connection.create_receiver("results", credit=0, options=by_session)
         for number in range(2):
             message = receiver.receive()
-            assert (message.body, message.group_id) == (number, "s")
+            assert (message.body, message.group_id) == (number, session)
             receiver.accept()
+
+
+@case
+def gives_way_to_the_same_name() -> None:
+    """A second link of the same name takes the place of the first"""
+    with filled(0) as (connection, queue, _receiver):
+        assert _refusal(lambda: connection.create_receiver(queue, credit=0)) == "amqp:link:stolen"
 
 
 def run(one: Case) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class Suite:
 
 def main() -> int:
     arguments = _arguments()
-    results = [result for name in arguments.suites or SUITES for result in _run(SUITES[name], arguments)]
+    results = [result for name in arguments.suites or SUITES for result in run_suite(SUITES[name], arguments)]
     return 1 if any(result.outcome == "failed" and not explained(result) for result in results) else 0
 
 
@@ -66,10 +66,18 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def _run(suite: Suite, arguments: argparse.Namespace) -> list[Result]:
-    """Writes the suite's section: into the page, or aside when only a part was asked for."""
+def run_suite(suite: Suite, arguments: argparse.Namespace) -> list[Result]:
+    """Writes the suite's section: into the page, or aside when only a part was asked for.
+
+    A suite that cannot run is one failed result; its section stays as it was, and the other suites still run.
+    """
     started = time.monotonic()
-    ran, results = suite.run(arguments)
+    try:
+        ran, results = suite.run(arguments)
+    except (RuntimeError, TimeoutError, subprocess.CalledProcessError) as error:
+        reason = str(error) or type(error).__name__
+        sys.stdout.write(f"{suite.title} was not run: {reason}\n")
+        return [Result(file=suite.title, name="the suite", outcome="failed", reason=reason, seconds=0.0)]
     section = Section(
         title=suite.title, about=suite.about, ran=ran, results=results, seconds=time.monotonic() - started
     )

@@ -1,9 +1,12 @@
 """The harness of the foreign tests: which version it takes, and what its report says."""
 
+import argparse
+
 import pytest
 
 from tests.foreign.python_tests import pinned_version
 from tests.foreign.report import Result, Section, explained, put_section
+from tests.foreign.run import REPORT, Suite, run_suite
 
 
 def result(name: str, outcome: str, reason: str = "") -> Result:
@@ -50,3 +53,14 @@ def test_only_a_failure_that_is_known_is_explained() -> None:
     assert explained(result("test_queue_operation_negative[pyamqp]", "failed"))
     assert not explained(result("test_queue_operation_negative[pyamqp]", "passed"))
     assert not explained(result("test_other[pyamqp]", "failed"))
+
+
+def test_a_suite_that_cannot_run_fails_and_leaves_the_page_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    def no_node(_arguments: argparse.Namespace) -> tuple[str, list[Result]]:
+        raise RuntimeError("Node.js is missing")
+
+    before = REPORT.read_text()
+    (failed,) = run_suite(Suite(title="JavaScript", about="", run=no_node), argparse.Namespace())
+    assert (failed.outcome, failed.reason) == ("failed", "Node.js is missing")
+    assert REPORT.read_text() == before
+    assert "JavaScript was not run: Node.js is missing" in capsys.readouterr().out

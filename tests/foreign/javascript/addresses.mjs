@@ -13,10 +13,11 @@ export const [host, port] = AOAI_WORKER_SERVICEBUS_ENDPOINT.split(":");
 export const credential = new DefaultAzureCredential({ disableInstanceDiscovery: true });
 export const administration = new ServiceBusAdministrationClient(SERVICE_BUS_ADMINISTRATION, credential);
 
-export function open({ timeoutInMs = 10_000 } = {}) {
+export function open({ timeoutInMs = 10_000, webSocket } = {}) {
   const retryOptions = { maxRetries: 0, timeoutInMs };
-  const customEndpointAddress = `sb://${AOAI_WORKER_SERVICEBUS_ENDPOINT}`;
-  return new ServiceBusClient(namespace, credential, { customEndpointAddress, retryOptions });
+  const address = webSocket ? SERVICE_BUS_ADMINISTRATION : AOAI_WORKER_SERVICEBUS_ENDPOINT;
+  const customEndpointAddress = `sb://${address}`;
+  return new ServiceBusClient(namespace, credential, { customEndpointAddress, retryOptions, webSocketOptions: { webSocket } });
 }
 
 let made = 0;

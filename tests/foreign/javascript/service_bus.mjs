@@ -1,5 +1,6 @@
 // Queues, sessions, topics and every settlement with Microsoft's client of Service Bus.
 import assert from "node:assert/strict";
+import WebSocket from "ws";
 import { administration, newQueue, nothingLeft, one, open } from "./addresses.mjs";
 
 export const client = "@azure/service-bus";
@@ -258,5 +259,14 @@ export const checks = {
     const names = [];
     for await (const rule of rules.listRules()) names.push(rule.name);
     assert.deepEqual(names.sort(), ["eu", "large"]);
+  },
+  async "send and receive over WebSockets"() {
+    const name = await newQueue();
+    const far = open({ webSocket: WebSocket });
+    await far.createSender(name).sendMessages({ body: "x" });
+    const receiver = far.createReceiver(name);
+    await receiver.completeMessage(await one(receiver));
+    await nothingLeft(receiver);
+    await far.close();
   },
 };

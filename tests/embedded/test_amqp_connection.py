@@ -314,7 +314,7 @@ async def test_a_handle_is_free_again_after_its_link_was_detached(client: Client
     assert attach.name == "again"
 
 
-async def test_a_link_gives_way_to_another_of_its_name_and_direction(client: Client) -> None:
+async def test_a_link_is_stolen_by_another_of_its_name_and_direction(client: Client) -> None:
     client.receiver("same", handle=1)
     first = client.shop.nodes["same"]
     client.sender("same", handle=2)

@@ -72,28 +72,28 @@ def node() -> str | None:
     return shutil.which("node")
 
 
-def environment(world: Azure) -> dict[str, str]:
+def environment(running: Azure) -> dict[str, str]:
     """What a pod gets, and the addresses that it does not."""
-    pod = world.environment("worker")
+    pod = running.environment("worker")
     container = pod["AOAI_WORKER_BLOB_CONTAINER"]
     return {
         **pod,
         "NODE_EXTRA_CA_CERTS": pod["AOAI_WORKER_CA_FILE"],
-        "SERVICE_BUS_ADMINISTRATION": world.servicebus.removeprefix("https://"),
+        "SERVICE_BUS_ADMINISTRATION": running.servicebus.removeprefix("https://"),
         "BLOB_ACCOUNT": container.rpartition("/")[0],
-        "DEPLOYMENT": world.config.deployments[0].name,
+        "DEPLOYMENT": running.config.deployments[0].name,
         "KEY_NAME": _KEY.name,
         "KEY": _KEY.key,
         "PLAIN_QUEUES": " ".join(_PLAIN_QUEUES),
-        "TOKEN": _token(world),
+        "TOKEN": _token(running),
     }
 
 
-def _token(world: Azure) -> str:
+def _token(running: Azure) -> str:
     """Of the worker's identity, for Service Bus."""
-    config = world.config
+    config = running.config
     worker = config.identity("worker")
-    issuer = TokenIssuer(StateDirectory(world.state).entra_private_key.read_bytes(), config.tenant_id, 3_600.0)
+    issuer = TokenIssuer(StateDirectory(running.state).entra_private_key.read_bytes(), config.tenant_id, 3_600.0)
     return issuer.issue(audience=AUDIENCE, client_id=worker.client_id, object_id=worker.object_id)
 
 
@@ -104,16 +104,16 @@ async def run_javascript(folder: Path, modules: Sequence[str] = MODULES) -> list
         raise RuntimeError("Node.js 20 or newer is missing on this machine. Next: install it, and run again.")
     if not (JAVASCRIPT / "node_modules" / ".installed").is_file():
         raise RuntimeError(f"the packages of {JAVASCRIPT} are not installed. Next: run scripts/azurite")
-    async with azure(folder, clients_config()) as world:
-        return await _cases([found, str(JAVASCRIPT / "run.mjs"), *modules], environment(world))
+    async with azure(folder, clients_config()) as running:
+        return await _cases([found, str(JAVASCRIPT / "run.mjs"), *modules], environment(running))
 
 
 async def run_proton(folder: Path) -> list[Case]:
     """The cases of Apache Qpid Proton against an embedded Azure with its state in `folder`. Raises RuntimeError."""
     if not PROTON.is_file():
         raise RuntimeError(f"{PROTON} is missing. Next: run scripts/tool-environment foreign")
-    async with azure(folder, clients_config()) as world:
-        return await _cases([str(PROTON), "-P", str(PROTON_CASES)], environment(world))
+    async with azure(folder, clients_config()) as running:
+        return await _cases([str(PROTON), "-P", str(PROTON_CASES)], environment(running))
 
 
 async def _cases(command: Sequence[str], variables: Mapping[str, str]) -> list[Case]:

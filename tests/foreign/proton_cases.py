@@ -277,7 +277,7 @@ def _take_session(session: str, wanted: Any) -> None:
 
 
 @case
-def gives_way_to_the_same_name() -> None:
+def link_is_stolen() -> None:
     """A second link of the same name takes the place of the first"""
     with filled(0) as (connection, queue, _receiver):
         assert _refusal(lambda: connection.create_receiver(queue, credit=0)) == "amqp:link:stolen"

@@ -97,12 +97,12 @@ export const checks = {
     const { name, receiver } = await filled([{ body: "x" }]);
     const why = { deadLetterReason: "bad", deadLetterErrorDescription: "worse", line: 7 };
     await receiver.deadLetterMessage(await one(receiver), why);
-    const morgue = deadLetters(name);
-    const dead = await one(morgue);
+    const fromDeadLetters = deadLetters(name);
+    const dead = await one(fromDeadLetters);
     assert.deepEqual([dead.deadLetterReason, dead.deadLetterErrorDescription], ["bad", "worse"]);
     assert.equal(dead.applicationProperties.line, 7);
-    await morgue.completeMessage(dead);
-    await nothingLeft(morgue);
+    await fromDeadLetters.completeMessage(dead);
+    await nothingLeft(fromDeadLetters);
   },
   async "a lock that is renewed holds, and one that is lost cannot be settled"() {
     const { receiver } = await filled([{ body: "x" }], { lockDuration: "PT5S" });

@@ -19,8 +19,12 @@ help:
 	@echo "make test-monitoring    the same with a fleet under load: alerts, dashboard and metrics with a real Prometheus"
 	@echo "make dashboard          write the chart's dashboard.json anew"
 	@echo "make dashboard-picture  draw the dashboard with Grafana's components for docs/dashboard.png"
+<<<<<<< HEAD
 	@echo "make foreign the live tests that azure-servicebus ships, against the embedded Service Bus, in ten minutes"
 	@echo "make azure   find out in your subscription what we assume of Azure and nobody has seen; TARGET=embedded needs none"
+=======
+	@echo "make foreign clients that we did not write, for Python, JavaScript and plain AMQP, against the embedded Azure, in ten minutes"
+>>>>>>> foreign
 	@echo "make fuzz    look for bytes that break the embedded Service Bus, for 60 s (SECONDS=600 for longer)"
 	@echo "make lint    style, types and imports only"
 	@echo "make bench   the worker's CPU, speed and memory beside a textbook worker's, in about fifteen minutes"
@@ -93,8 +97,9 @@ fuzz: environment
 	PYTHONPATH=.:$(packages) .venv-fuzz/bin/python -m tests.fuzz.service_bus \
 		-max_total_time=$(SECONDS) -artifact_prefix=.fuzz/ .fuzz
 
+# ONLY=javascript, ONLY=proton or ONLY=python for one of them
 foreign: environment
-	$(bin)/python -m tests.foreign.run
+	$(bin)/python -m tests.foreign.run $(ONLY)
 
 # YES=yes to make resources that cost money, TARGET=embedded for the embedded Azure
 TARGET ?= azure
@@ -121,4 +126,4 @@ lock: environment
 
 clean:
 	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-output \
-		tests/azurite/node_modules tests/service_bus_js/node_modules .tools .foreign .fuzz image-output
+		tests/azurite/node_modules tests/foreign/javascript/node_modules .tools .foreign .fuzz image-output

@@ -94,10 +94,19 @@ class Session:
             raise ConnectionFailure(
                 "amqp:session:handle-in-use", f"handle {attach.handle} is link {known.name!r} already"
             )
+        self._detach_stolen(attach)
         link: IncomingLink | OutgoingLink
         link = (OutgoingLink if attach.role == ROLE_RECEIVER else IncomingLink)(self, attach)
         self._links[attach.handle] = link
         self.connection.attach(link)
+
+    def _detach_stolen(self, attach: Attach) -> None:
+        """A new link of the same name and direction takes the place of the one that has it (2.6.1)."""
+        for link in tuple(self._links.values()):
+            if (link.name, link.attach.role) == (attach.name, attach.role):
+                link.detach(
+                    Error(condition="amqp:link:stolen", description=f"Link '{attach.name}' was attached anew.")
+                )
 
     def on_detach(self, detach: Detach) -> None:
         """Raises ConnectionFailure."""

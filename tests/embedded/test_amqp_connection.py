@@ -314,6 +314,17 @@ async def test_a_handle_is_free_again_after_its_link_was_detached(client: Client
     assert attach.name == "again"
 
 
+async def test_a_link_is_stolen_by_another_of_its_name_and_direction(client: Client) -> None:
+    client.receiver("same", handle=1)
+    first = client.shop.nodes["same"]
+    client.sender("same", handle=2)
+    assert first.detached == 0
+    detach, attach = client.send(attach_receiver("same", 3))
+    assert (detach.handle, detach.closed, detach.error.condition) == (1, True, "amqp:link:stolen")
+    assert (attach.handle, first.detached) == (3, 1)
+    assert client.send(Detach(handle=1, closed=True)) == []
+
+
 # Messages from the peer
 
 

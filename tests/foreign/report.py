@@ -1,22 +1,19 @@
-"""The report on a run of foreign tests: counts for each file, and each test that did not pass with its reason."""
+"""The report on foreign clients: a section for each suite with counts, and a reason for what did not pass."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from tests.foreign.skips import EXPLANATIONS
 
 OUTCOMES: Final = ("passed", "failed", "skipped")
 
-_ABOUT: Final = """\
-`make foreign` fetches the source distribution of azure-servicebus in the version that `requirements/` pins, and
-runs the live tests in it, written for Azure, against the embedded Service Bus: for each test a process of its
-own, over TLS, with entities as the test's decorators ask for them. Only the SDK's private test tools are replaced
-([tests/foreign/adapter](../tests/foreign/adapter)); the tests and the SDK are as published. Delivery-ids are not
-checked (`strict_delivery_ids`), for some tests use one receiver from several threads. This page is written by
-that command."""
+_HEAD: Final = """\
+# Clients that we did not write
+
+`make foreign` runs them against the embedded Azure and writes this page; `make foreign ONLY=javascript`
+runs one of `python`, `javascript` and `proton` and writes its section."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,17 +27,32 @@ class Result:
     seconds: float
 
 
-def write_report(path: Path, version: str, results: Sequence[Result], seconds: float) -> None:
-    path.write_text("\n".join(_lines(version, results, seconds)) + "\n")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """One suite's part of the page. `ran` is what ran it or what it tests, with its version."""
+
+    title: str
+    about: str
+    ran: str
+    results: Sequence[Result]
+    seconds: float
 
 
-def _lines(version: str, results: Sequence[Result], seconds: float) -> list[str]:
+def put_section(page: str, section: Section, titles: Sequence[str]) -> str:
+    """`page` with this section new, and the others as they were, in the order of `titles`."""
+    bodies = dict(part.split("\n", 1) for part in page.split("\n## ")[1:])
+    bodies[section.title] = "\n".join(_lines(section))
+    parts = [f"## {title}\n{bodies[title].rstrip()}\n" for title in titles if title in bodies]
+    return "\n".join([f"{_HEAD}\n", *parts])
+
+
+def _lines(section: Section) -> list[str]:
+    results = section.results
     return [
-        "# Tests that we did not write",
         "",
-        *_ABOUT.splitlines(),
+        *section.about.splitlines(),
         "",
-        f"azure-servicebus {version}: {_counts(results)}, in {seconds:.0f} s.",
+        f"{section.ran}: {_counts(results)}, in {section.seconds:.0f} s.",
         "",
         "| tests | passed | failed | skipped |",
         "|---|---:|---:|---:|",
@@ -48,7 +60,7 @@ def _lines(version: str, results: Sequence[Result], seconds: float) -> list[str]
         "",
         *_reasons("Failed", "failed", results),
         *_reasons("Skipped", "skipped", results),
-    ][:-1]
+    ]
 
 
 def _counts(results: Sequence[Result]) -> str:
@@ -66,7 +78,7 @@ def _reasons(title: str, outcome: str, results: Sequence[Result]) -> list[str]:
     if not found:
         return []
     rows = [f"| `{result.name}` | `{result.file}` | {_cell(_reason(result))} |" for result in found]
-    return [f"## {title}", "", "| test | of | reason |", "|---|---|---|", *rows, ""]
+    return [f"### {title}", "", "| test | of | reason |", "|---|---|---|", *rows, ""]
 
 
 def explained(result: Result) -> str | None:

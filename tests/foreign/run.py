@@ -1,180 +1,125 @@
-"""`make foreign`: the live tests that azure-servicebus ships, against the embedded Service Bus; then the report.
-
-Read it from `main` down. The tests are fetched with pip in the very version that requirements/ pins and are
-kept, like the environment they run in, in `.foreign/`, which git ignores. adapter/ is all that stands between them
-and the service; a test that is not run is named in skips.py.
-"""
+"""`make foreign`: clients that we did not write, against the embedded Azure; then the report. Read from `main`."""
 
 import argparse
-import json
-import os
-import re
+import asyncio
+import platform
 import subprocess
 import sys
-import tarfile
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from xml.etree import ElementTree
+from typing import Any, Final
 
-from tests.foreign.keys import write_keys
-from tests.foreign.report import Result, explained, write_report
-from tests.foreign.skips import SKIPS
+from tests.foreign.clients import Case, node, run_javascript, run_proton
+from tests.foreign.python_tests import CACHE, FILES, ROOT, run_python
+from tests.foreign.report import Result, Section, explained, put_section
 
-ROOT = Path(__file__).parents[2]
-CACHE = ROOT / ".foreign"
-REPORT = ROOT / "docs" / "foreign-tests.md"
-FILES = (
-    "async_tests/test_queues_async.py",
-    "async_tests/test_topic_async.py",
-    "async_tests/test_subscriptions_async.py",
-    "async_tests/test_sb_client_async.py",
-    "async_tests/test_sessions_async.py",
-    "async_tests/test_list_sessions_async.py",
-    "test_queues.py",
-    "test_topic.py",
-    "test_subscriptions.py",
-    "test_sb_client.py",
-    "test_sessions.py",
-    "test_list_sessions.py",
-)
-# aiohttp and websocket-client: for AMQP over WebSockets, asynchronous and not.
-PACKAGES = ("pytest", "pytest-asyncio", "pytest-timeout", "pytest-xdist", "aiohttp", "websocket-client")
-LONGEST_TEST = 240
-"""Seconds after which a test counts as failed."""
+REPORT: Final = ROOT / "docs" / "foreign-tests.md"
+
+_PYTHON: Final = """\
+The source distribution of azure-servicebus in the version that `requirements/` pins has live tests,
+written for Azure. They run against the embedded Service Bus: for each test a process of its own,
+over TLS, with entities as the test's decorators ask for them. Only the SDK's private test tools are
+replaced ([tests/foreign/adapter](../tests/foreign/adapter)); the tests and the SDK are as published.
+Delivery-ids are not checked (`strict_delivery_ids`), for some tests use one receiver from several
+threads."""
+_JAVASCRIPT: Final = """\
+The packages are as published, in the versions of `tests/foreign/javascript/package-lock.json`; the
+cases beside it are ours. They authenticate by workload identity: `DefaultAzureCredential` reads a
+pod's environment variables and trusts the embedded Azure by `NODE_EXTRA_CA_CERTS`. rhea is a client
+of plain AMQP 1.0; it uses SASL PLAIN with a key, or puts a bearer token to `$cbs`. `make test` runs
+these cases too, where Node.js is there."""
+_PROTON: Final = """\
+Apache Qpid Proton is a client of plain AMQP 1.0 in C with a binding for Python. The package is as
+published; [the cases](../tests/foreign/proton_cases.py) are ours. It uses SASL PLAIN with a key, or
+puts a bearer token to `$cbs`. PyPI has it as source: it needs a C compiler and OpenSSL's headers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suite:
-    """The tests of one version, unpacked, and the Python that runs them."""
+    """`run` returns what ran or was tested, with its version, and the results. It may raise RuntimeError."""
 
-    version: str
-    tests: Path
-    python: Path
+    title: str
+    about: str
+    run: Callable[[argparse.Namespace], tuple[str, list[Result]]]
 
 
 def main() -> int:
     arguments = _arguments()
-    suite = prepare(pinned_version((ROOT / "requirements" / "dev.txt").read_text()))
-    started = time.monotonic()
-    results = run(suite, arguments.files or FILES, arguments.only, arguments.jobs)
-    seconds = time.monotonic() - started
-    whole = not (arguments.files or arguments.only)
-    report = REPORT if whole else CACHE / "report.md"
-    write_report(report, suite.version, results, seconds)
-    _say(report.read_text())
+    results = [result for name in arguments.suites or SUITES for result in run_suite(SUITES[name], arguments)]
     return 1 if any(result.outcome == "failed" and not explained(result) for result in results) else 0
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.foreign.run", description=__doc__)
-    parser.add_argument("files", nargs="*", help=f"files of tests (default: {' '.join(FILES)})")
-    parser.add_argument("-k", dest="only", default="", help="run the tests that match, as pytest's -k does")
-    parser.add_argument("-n", dest="jobs", type=int, default=8, help="tests at a time; they mostly wait (8)")
-    return parser.parse_args()
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)} (default: all)")
+    python = parser.add_argument_group("of the suite python")
+    python.add_argument("--file", action="append", dest="files", help=f"of {' '.join(FILES)} (default: all)")
+    python.add_argument("-k", dest="only", default="", help="run the tests that match, as pytest's -k does")
+    python.add_argument("-n", dest="jobs", type=int, default=8, help="tests at a time; they mostly wait (8)")
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.suites if name not in SUITES]
+    if unknown:
+        parser.error(f"no suite {unknown[0]!r}; there are {', '.join(SUITES)}")
+    return arguments
 
 
-def pinned_version(requirements: str) -> str:
-    """The version of azure-servicebus that the lock file names. Raises LookupError if it names none."""
-    match = re.search(r"^azure-servicebus==(\S+)", requirements, re.MULTILINE)
-    if match is None:
-        raise LookupError("requirements/dev.txt pins no azure-servicebus; run `make lock`")
-    return match[1]
+def run_suite(suite: Suite, arguments: argparse.Namespace) -> list[Result]:
+    """Writes the suite's section: into the page, or aside when only a part was asked for.
 
-
-def prepare(version: str) -> Suite:
-    """Fetches the tests and makes their environment, once for each version."""
-    folder = CACHE / version
-    suite = Suite(
-        version=version,
-        tests=folder / f"azure_servicebus-{version}" / "tests",
-        python=folder / "venv" / "bin" / "python",
+    A suite that cannot run is one failed result; its section stays as it was, and the other suites still run.
+    """
+    started = time.monotonic()
+    try:
+        ran, results = suite.run(arguments)
+    except (RuntimeError, TimeoutError, subprocess.CalledProcessError) as error:
+        reason = str(error) or type(error).__name__
+        sys.stdout.write(f"{suite.title} was not run: {reason}\n")
+        return [Result(file=suite.title, name="the suite", outcome="failed", reason=reason, seconds=0.0)]
+    section = Section(
+        title=suite.title, about=suite.about, ran=ran, results=results, seconds=time.monotonic() - started
     )
-    done = folder / "done"
-    if not done.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        (CACHE / ".gitignore").write_text("*\n")
-        _fetch(version, folder)
-        _make_environment(version, folder / "venv", suite.python)
-        done.touch()
-    return suite
-
-
-def _fetch(version: str, folder: Path) -> None:
-    _say(f"Fetching the source distribution of azure-servicebus {version}.")
-    wanted = ("--no-binary", ":all:", "--no-deps", f"azure-servicebus=={version}")
-    _pip(sys.executable, "download", *wanted, "--dest", str(folder))
-    with tarfile.open(folder / f"azure_servicebus-{version}.tar.gz") as archive:
-        archive.extractall(folder, filter="data")
-
-
-def _make_environment(version: str, venv: Path, python: Path) -> None:
-    _say(f"Making an environment for its tests in {venv}.")
-    subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)], check=True)
-    _pip(str(python), "install", f"azure-servicebus=={version}", *PACKAGES)
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
+    whole = not (arguments.files or arguments.only)
+    page = put_section(REPORT.read_text(), section, [each.title for each in SUITES.values()])
+    (REPORT if whole else CACHE / "report.md").write_text(page)
+    for result in results:
+        if result.outcome != "passed":
+            sys.stdout.write(
+                f"{result.outcome}: {result.file}: {result.name}: {explained(result) or result.reason}\n"
+            )
+    sys.stdout.write(f"{suite.title}: {len(results)} results in {section.seconds:.0f} s.\n")
     sys.stdout.flush()
+    return results
 
 
-def _pip(python: str, command: str, *arguments: str) -> None:
-    quiet = ("--quiet", "--disable-pip-version-check")
-    subprocess.run([python, "-m", "pip", command, *quiet, *arguments], check=True)
+def _python(arguments: argparse.Namespace) -> tuple[str, list[Result]]:
+    return run_python(arguments.files or (), arguments.only, arguments.jobs)
 
 
-def run(suite: Suite, files: Sequence[str], only: str, jobs: int) -> list[Result]:
-    """Every test's outcome, in the order of the files."""
-    keys = CACHE / "keys"
-    write_keys(keys)
-    outcomes = CACHE / "results.xml"
-    command = [str(suite.python), "-P", "-m", "pytest", *files, "-k", only, "-n", str(jobs), "--dist", "worksteal"]
-    command += [
-        "-p",
-        "tests.foreign.adapter.plugin",
-        "-p",
-        "no:cacheprovider",
-        "-c",
-        os.devnull,
-        "--rootdir",
-        str(suite.tests),
-    ]
-    command += [
-        "--timeout",
-        str(LONGEST_TEST),
-        "-q",
-        "--tb=short",
-        f"--junitxml={outcomes}",
-        "-o",
-        "asyncio_mode=auto",
-    ]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "FOREIGN_KEYS": str(keys),
-        "FOREIGN_SERVICE_PYTHON": sys.executable,
-        "FOREIGN_SERVICE_ROOT": str(ROOT),
-        "FOREIGN_SKIPS": json.dumps(dict(SKIPS)),
-    }
-    subprocess.run(command, cwd=suite.tests, env=environment, check=False)
-    return [_result(case) for case in ElementTree.parse(outcomes).iter("testcase")]
+def _javascript(_arguments: argparse.Namespace) -> tuple[str, list[Result]]:
+    subprocess.run([ROOT / "scripts" / "azurite"], check=True)
+    results = _results(run_javascript)
+    version = subprocess.run([str(node()), "--version"], check=True, capture_output=True, text=True).stdout
+    return f"Node.js {version.strip().removeprefix('v')}", results
 
 
-def _result(case: ElementTree.Element) -> Result:
-    outcome, reason = "passed", ""
-    for child in case:
-        if child.tag in ("failure", "error", "skipped"):
-            outcome = "skipped" if child.tag == "skipped" else "failed"
-            reason = (child.get("message") or "").strip()
-    return Result(
-        file=case.get("classname", "").rpartition(".")[0],
-        name=case.get("name", ""),
-        outcome=outcome,
-        reason=reason,
-        seconds=float(case.get("time", 0)),
-    )
+def _proton(_arguments: argparse.Namespace) -> tuple[str, list[Result]]:
+    subprocess.run([ROOT / "scripts" / "tool-environment", "foreign"], check=True)
+    return f"Python {platform.python_version()}", _results(run_proton)
+
+
+def _results(run: Callable[[Path], Coroutine[Any, Any, list[Case]]]) -> list[Result]:
+    with tempfile.TemporaryDirectory(prefix="foreign-clients-") as folder:
+        return [case.result() for case in asyncio.run(run(Path(folder)))]
+
+
+SUITES: Final = {
+    "javascript": Suite(title="JavaScript", about=_JAVASCRIPT, run=_javascript),
+    "proton": Suite(title="Apache Qpid Proton", about=_PROTON, run=_proton),
+    "python": Suite(title="azure-servicebus for Python", about=_PYTHON, run=_python),
+}
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Final
 
-from embedded_azure.amqp.codec import Long, Symbol
+from embedded_azure.amqp.codec import Described, Long, Symbol
 from embedded_azure.amqp.links import OutgoingLink
 from embedded_azure.amqp.performatives import Error
 from embedded_azure.servicebus.broker.broker import BrokerError, Queue, Session
@@ -84,12 +84,14 @@ def _patience(link: OutgoingLink) -> float:
 def session_filter(link: OutgoingLink) -> tuple[bool, str | None]:
     """Whether a session is asked for, and which; None is the next available one.
 
+    Generic clients describe the value, as the standard wants; Microsoft's own do not. Azure takes both.
     Raises BrokerError for a session id that is no string.
     """
     filters = (link.attach.source and link.attach.source.filter) or {}
     if SESSION_FILTER not in filters:
         return False, None
-    session_id: Any = filters[SESSION_FILTER]
+    value: Any = filters[SESSION_FILTER]
+    session_id = value.value if isinstance(value, Described) else value
     if session_id is not None and not isinstance(session_id, str):
         raise BrokerError(NOT_ALLOWED, f"a session id is a string or null, not {session_id!r:.80}")
     return True, session_id

@@ -19,12 +19,8 @@ help:
 	@echo "make test-monitoring    the same with a fleet under load: alerts, dashboard and metrics with a real Prometheus"
 	@echo "make dashboard          write the chart's dashboard.json anew"
 	@echo "make dashboard-picture  draw the dashboard with Grafana's components for docs/dashboard.png"
-<<<<<<< HEAD
-	@echo "make foreign the live tests that azure-servicebus ships, against the embedded Service Bus, in ten minutes"
 	@echo "make azure   find out in your subscription what we assume of Azure and nobody has seen; TARGET=embedded needs none"
-=======
 	@echo "make foreign clients that we did not write, for Python, JavaScript and plain AMQP, against the embedded Azure, in ten minutes"
->>>>>>> foreign
 	@echo "make fuzz    look for bytes that break the embedded Service Bus, for 60 s (SECONDS=600 for longer)"
 	@echo "make lint    style, types and imports only"
 	@echo "make bench   the worker's CPU, speed and memory beside a textbook worker's, in about fifteen minutes"

@@ -178,8 +178,15 @@ class Azure:
 
 @asynccontextmanager
 async def embedded_azure(folder: Path, config: Config) -> AsyncIterator[Azure]:
-    """`folder` must not exist yet."""
-    arguments = ["--state", str(folder / "state"), "--config", str(_write_config(folder, config))]
+    """`folder` must not exist yet. Results go to a queue, as the textbook worker's do."""
+    arguments = [
+        "--state",
+        str(folder / "state"),
+        "--config",
+        str(_write_config(folder, config)),
+        "--sink",
+        "queue",
+    ]
     command = [sys.executable, "-m", "worker", "local", "--write-env", str(folder / "azure.env"), *arguments]
     async with child(*command, environment=clean_environment(), says="is ready") as process:
         yield Azure(state=folder / "state", process=process)

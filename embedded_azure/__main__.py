@@ -27,8 +27,20 @@ def main() -> int:
         metavar="FILE",
         help="queues, topics, subscriptions and rules of Service Bus, as YAML (default: the config's)",
     )
+    parser.add_argument(
+        "--sink",
+        choices=["blob", "queue"],
+        default="blob",
+        help="where results go: Blob storage (default), or the results queue",
+    )
     arguments = parser.parse_args()
-    return run(arguments.write_env, arguments.state, arguments.config, entities=arguments.entities)
+    return run(
+        arguments.write_env,
+        arguments.state,
+        arguments.config,
+        entities=arguments.entities,
+        sink=arguments.sink,
+    )
 
 
 if __name__ == "__main__":

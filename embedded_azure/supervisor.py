@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -37,6 +38,9 @@ SERVICES: Mapping[str, str] = {
     "openai": "embedded_azure.openai",
     "blob": "embedded_azure.blob",
 }
+Sink = Literal["blob", "queue"]
+"""Where the results of the batches of a worker go."""
+
 _START_PATIENCE = 60.0
 _STOP_GRACE = 5.0
 _HEADER = "# Written by the embedded Azure; replaced at its next start."
@@ -74,12 +78,12 @@ def run(
     config: Path | None,
     *,
     entities: Path | None = None,
-    blob: bool = False,
+    sink: Sink = "blob",
 ) -> int:
     """Run the embedded Azure until SIGTERM or SIGINT. Returns the exit code: 0, 1 (it broke), 2 (refused).
 
     `write_env` and its sibling `.producer` appear once everything is ready and go when it stops. `state` is kept;
-    without one a temporary directory is used and removed. With `blob` results go to Blob storage, else to a queue.
+    without one a temporary directory is used and removed. `sink` is where results go.
     `entities` is an entities file, which replaces those of the config.
     """
     try:
@@ -89,7 +93,7 @@ def run(
         if write_env is not None:
             _check_environment_files(write_env, described)
         with _state_directory(state) as directory:
-            supervisor = _Supervisor(described, directory, write_env, kept=state is not None, blob_sink=blob)
+            supervisor = _Supervisor(described, directory, write_env, kept=state is not None, sink=sink)
             return asyncio.run(supervisor.run())
     except (SetupError, EntitiesError) as error:
         _say(f"aoai-worker local: {error}", error=True)
@@ -146,7 +150,7 @@ def prepare_state(state: StateDirectory, config: Config) -> LocalCluster:
 
 
 def pod_environment(
-    config: Config, identity: Identity, state: StateDirectory, endpoints: Endpoints, *, blob_sink: bool = False
+    config: Config, identity: Identity, state: StateDirectory, endpoints: Endpoints, *, sink: Sink = "blob"
 ) -> dict[str, str]:
     """What the webhook and the manifests give a pod of `identity`, and what suits a trial."""
     environment = {
@@ -159,16 +163,17 @@ def pod_environment(
         "AOAI_WORKER_UNKNOWN_MODEL_PATIENCE": "0",
     }
     # a worker proves every container it is told of: one that it has no role on would keep it from starting
-    if config.containers and (blob_sink or config.roles_of(identity.object_id, f"blob/{config.containers[0]}")):
+    has_role = config.containers and config.roles_of(identity.object_id, f"blob/{config.containers[0]}")
+    if has_role or (config.containers and sink == "blob"):
         environment["AOAI_WORKER_BLOB_CONTAINER"] = _container_url(config, endpoints)
-    if blob_sink:
-        environment["AOAI_WORKER_SINK"] = "blob"
+    if sink == "queue" or not config.containers:
+        environment["AOAI_WORKER_SINK"] = "queue"
     return environment
 
 
 def _container_url(config: Config, endpoints: Endpoints) -> str:
     """Of the first container, which is that of results and claims."""
-    return "/".join((f"https://localhost:{endpoints.blob}", config.storage_account, *config.containers[:1]))
+    return f"https://localhost:{endpoints.blob}/{config.storage_account}/{config.containers[0]}"
 
 
 def _identity_environment(
@@ -210,13 +215,13 @@ class _Supervisor:
         write_env: Path | None,
         *,
         kept: bool,
-        blob_sink: bool,
+        sink: Sink,
     ) -> None:
         self._config = config
         self._state = state
         self._write_env = write_env
         self._kept = kept
-        self._blob_sink = blob_sink
+        self._sink = sink
         self._started = time.monotonic()
 
     async def run(self) -> int:
@@ -277,7 +282,7 @@ class _Supervisor:
 
     def _write_environment_files(self, endpoints: Endpoints) -> None:
         for identity in self._config.identities:
-            pod = pod_environment(self._config, identity, self._state, endpoints, blob_sink=self._blob_sink)
+            pod = pod_environment(self._config, identity, self._state, endpoints, sink=self._sink)
             write_atomically(self._state.environment(identity.name), shell_exports(pod))
         if self._write_env is not None:
             # The worker's file comes last: whoever waits for it finds the other there.

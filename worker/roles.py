@@ -80,18 +80,26 @@ GRANTS = (
         holder="worker",
         role=BLOB_DATA_CONTRIBUTOR,
         scope="blob container",
-        purpose="write results with the blob sink, and read claims",
+        purpose="write results and this pod's report, read claims and cancellations",
     ),
     Grant(holder="producer", role=SERVICE_BUS_DATA_SENDER, scope="jobs queue", purpose="submit jobs"),
     Grant(
-        holder="producer", role=SERVICE_BUS_DATA_SENDER, scope="results queue", purpose="send a batch's manifest"
+        holder="producer",
+        role=SERVICE_BUS_DATA_SENDER,
+        scope="results queue",
+        purpose="send a batch's manifest, with the queue sink",
     ),
-    Grant(holder="producer", role=SERVICE_BUS_DATA_RECEIVER, scope="results queue", purpose="collect results"),
+    Grant(
+        holder="producer",
+        role=SERVICE_BUS_DATA_RECEIVER,
+        scope="results queue",
+        purpose="collect results, with the queue sink",
+    ),
     Grant(
         holder="producer",
         role=BLOB_DATA_CONTRIBUTOR,
         scope="blob container",
-        purpose="send large jobs, and read results of the blob sink",
+        purpose="send large jobs, manifests and cancellations, read results",
     ),
     Grant(
         holder="keda",

@@ -207,11 +207,11 @@ class ConnectionSettings(BaseSettings):
 
     results_queue: str = Field("results", min_length=1, max_length=260)
 
-    sink: Literal["queue", "blob"] = "queue"
-    """Where results go: messages of the results queue, or one blob each in `blob_container`."""
+    sink: Literal["blob", "queue"] = "blob"
+    """Where results go: one blob each in `blob_container`, or messages of `results_queue`, for live use."""
 
     blob_container: ContainerUrl | None = None
-    """The container of results, such as https://my-account.blob.core.windows.net/results. For the blob sink."""
+    """The container of results, such as https://my-account.blob.core.windows.net/results, for the blob sink."""
 
     blob_prefix: Annotated[
         str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$", max_length=200)
@@ -260,7 +260,10 @@ class ConnectionSettings(BaseSettings):
     def _has_a_container(self) -> Self:
         if self.sink == "blob" and self.blob_container is None:
             purpose = "the container of results, such as https://my-account.blob.core.windows.net/results"
-            raise ValueError(f"{PREFIX}BLOB_CONTAINER is missing, which {PREFIX}SINK=blob needs: {purpose}")
+            raise ValueError(
+                f"{PREFIX}BLOB_CONTAINER is missing: {purpose}. Or set {PREFIX}SINK=queue: "
+                f"results are then messages of the queue {self.results_queue!r}"
+            )
         return self
 
 

@@ -42,15 +42,25 @@ param serviceBusSku string = 'Standard'
 @minLength(1)
 param jobsQueueNames array = ['jobs']
 
-@description('Name of the results queue. Manifests go there with every sink.')
-param resultsQueueName string = 'results'
+@description('Name of the results queue, for the queue sink. Empty: none, as results are blobs.')
+param resultsQueueName string = ''
 
-@description('Name of the storage account for results and large jobs, unique in Azure. Empty: none.')
+@description('Name of the storage account for results and large jobs, unique in Azure: lower-case letters and digits.')
+@minLength(3)
 @maxLength(24)
-param storageAccountName string = ''
+param storageAccountName string
 
-@description('Names of the containers: results of the blob sink, and claims.')
-param containerNames array = ['results', 'claims']
+@description('Names of the containers. The first is that of results; large jobs lie there too, unless claims_container says otherwise.')
+@minLength(1)
+param containerNames array = ['results']
+
+@description('Days after which results are deleted. 0: never.')
+@minValue(0)
+param keepResultsDays int = 0
+
+@description('Days after which large jobs are deleted. Longer than any job waits.')
+@minValue(2)
+param keepClaimsDays int = 30
 
 @description('Name of the Azure OpenAI account in this resource group.')
 param openAIAccountName string
@@ -81,15 +91,14 @@ var blobDataContributor = 'ba92f5b4-2d11-453d-a403-e96b0029c9fe'
 
 var audience = 'api://AzureADTokenExchange'
 var hasKeda = !empty(kedaIdentityName)
-var hasStorage = !empty(storageAccountName)
+var hasResultsQueue = !empty(resultsQueueName)
 var hasProducer = !empty(producerPrincipalId)
 
 // what is not wanted is a loop over nothing
 var modelQueues = skip(jobsQueueNames, 1)
-var storedContainers = hasStorage ? containerNames : []
 var kedaQueues = hasKeda ? jobsQueueNames : []
 var producerQueues = hasProducer ? jobsQueueNames : []
-var producerContainers = hasProducer ? storedContainers : []
+var producerContainers = hasProducer ? containerNames : []
 
 // ---------------------------------------------------------------------------------------------- identities
 
@@ -156,9 +165,9 @@ resource jobs 'Microsoft.ServiceBus/namespaces/queues@2024-01-01' = [for name in
   }
 }]
 
-resource results 'Microsoft.ServiceBus/namespaces/queues@2024-01-01' = {
+resource results 'Microsoft.ServiceBus/namespaces/queues@2024-01-01' = if (hasResultsQueue) {
   parent: namespace
-  name: resultsQueueName
+  name: empty(resultsQueueName) ? 'none' : resultsQueueName
   properties: {
     lockDuration: 'PT5M'
     maxDeliveryCount: 20
@@ -173,8 +182,8 @@ resource results 'Microsoft.ServiceBus/namespaces/queues@2024-01-01' = {
 
 // ------------------------------------------------------------------------------------------------- storage
 
-resource storage 'Microsoft.Storage/storageAccounts@2023-05-01' = if (hasStorage) {
-  name: empty(storageAccountName) ? 'none' : storageAccountName
+resource storage 'Microsoft.Storage/storageAccounts@2023-05-01' = {
+  name: storageAccountName
   location: location
   tags: tags
   kind: 'StorageV2'
@@ -184,23 +193,67 @@ resource storage 'Microsoft.Storage/storageAccounts@2023-05-01' = if (hasStorage
   properties: {
     allowSharedKeyAccess: false
     allowBlobPublicAccess: false
+    defaultToOAuthAuthentication: true
     minimumTlsVersion: 'TLS1_2'
     supportsHttpsTrafficOnly: true
   }
 }
 
-resource blobs 'Microsoft.Storage/storageAccounts/blobServices@2023-05-01' = if (hasStorage) {
+resource blobs 'Microsoft.Storage/storageAccounts/blobServices@2023-05-01' = {
   parent: storage
   name: 'default'
 }
 
-resource containers 'Microsoft.Storage/storageAccounts/blobServices/containers@2023-05-01' = [for name in storedContainers: {
+resource containers 'Microsoft.Storage/storageAccounts/blobServices/containers@2023-05-01' = [for name in containerNames: {
   parent: blobs
   name: name
   properties: {
     publicAccess: 'None'
   }
 }]
+
+// results and claims are folders of a container: blob_prefix in docs/settings.md, and `claims`
+resource lifecycle 'Microsoft.Storage/storageAccounts/managementPolicies@2023-05-01' = {
+  parent: storage
+  name: 'default'
+  properties: {
+    policy: {
+      rules: concat([
+        {
+          name: 'old-claims'
+          type: 'Lifecycle'
+          definition: {
+            filters: {
+              blobTypes: ['blockBlob']
+              prefixMatch: map(containerNames, name => '${name}/claims/')
+            }
+            actions: {
+              baseBlob: {
+                delete: { daysAfterModificationGreaterThan: keepClaimsDays }
+              }
+            }
+          }
+        }
+      ], keepResultsDays == 0 ? [] : [
+        {
+          name: 'old-results'
+          type: 'Lifecycle'
+          definition: {
+            filters: {
+              blobTypes: ['blockBlob']
+              prefixMatch: map(containerNames, name => '${name}/results/')
+            }
+            actions: {
+              baseBlob: {
+                delete: { daysAfterModificationGreaterThan: keepResultsDays }
+              }
+            }
+          }
+        }
+      ])
+    }
+  }
+}
 
 // -------------------------------------------------------------------------------------------- Azure OpenAI
 
@@ -288,7 +341,7 @@ resource workerSorts 'Microsoft.Authorization/roleAssignments@2022-04-01' = [for
   }
 }]
 
-resource workerSends 'Microsoft.Authorization/roleAssignments@2022-04-01' = {
+resource workerSends 'Microsoft.Authorization/roleAssignments@2022-04-01' = if (hasResultsQueue) {
   name: guid(results.id, workerIdentityName, serviceBusDataSender)
   scope: results
   properties: {
@@ -309,7 +362,7 @@ resource workerCalls 'Microsoft.Authorization/roleAssignments@2022-04-01' = {
   dependsOn: [newAccount]
 }
 
-resource workerStores 'Microsoft.Authorization/roleAssignments@2022-04-01' = [for (name, i) in storedContainers: {
+resource workerStores 'Microsoft.Authorization/roleAssignments@2022-04-01' = [for (name, i) in containerNames: {
   name: guid(resourceGroup().id, storageAccountName, name, workerIdentityName, blobDataContributor)
   scope: containers[i]
   properties: {
@@ -339,7 +392,7 @@ resource producerSubmits 'Microsoft.Authorization/roleAssignments@2022-04-01' = 
   }
 }]
 
-resource producerAnnounces 'Microsoft.Authorization/roleAssignments@2022-04-01' = if (hasProducer) {
+resource producerAnnounces 'Microsoft.Authorization/roleAssignments@2022-04-01' = if (hasProducer && hasResultsQueue) {
   name: guid(results.id, producerPrincipalId, serviceBusDataSender)
   scope: results
   properties: {
@@ -349,7 +402,7 @@ resource producerAnnounces 'Microsoft.Authorization/roleAssignments@2022-04-01' 
   }
 }
 
-resource producerCollects 'Microsoft.Authorization/roleAssignments@2022-04-01' = if (hasProducer) {
+resource producerCollects 'Microsoft.Authorization/roleAssignments@2022-04-01' = if (hasProducer && hasResultsQueue) {
   name: guid(results.id, producerPrincipalId, serviceBusDataReceiver)
   scope: results
   properties: {
@@ -386,5 +439,5 @@ output serviceBusHost string = replace(replace(namespace.properties.serviceBusEn
 @description('config.openai_endpoint')
 output openAIEndpoint string = account.properties.endpoint
 
-@description('config.blob_container is this followed by a container\'s name')
-output blobEndpoint string = hasStorage ? storage.properties.primaryEndpoints.blob : ''
+@description('config.blob_container')
+output blobContainer string = '${storage.properties.primaryEndpoints.blob}${containerNames[0]}'

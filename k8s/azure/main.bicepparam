@@ -3,7 +3,7 @@ using 'main.bicep'
 param clusterIssuerUrl = 'https://eastus.oic.prod-aks.azure.com/TENANT/CLUSTER/'
 param serviceBusNamespaceName = 'my-namespace'
 param openAIAccountName = 'my-account'
-param storageAccountName = ''
+param storageAccountName = 'myresults'
 param jobsQueueNames = ['jobs']
 
 // az cognitiveservices model list -l LOCATION shows which models a region has, in which versions

@@ -2,11 +2,13 @@
 # The same as main.bicep by az: identities, Service Bus, storage, an Azure OpenAI account, the smallest roles. Running
 # it again changes nothing. Needs az 2.60 or newer, logged in, with the right to assign roles in the resource group.
 #
-#   RESOURCE_GROUP=... CLUSTER_GROUP=... CLUSTER=... NAMESPACE=my-namespace ACCOUNT=my-account k8s/azure/setup.sh
+#   RESOURCE_GROUP=... CLUSTER_GROUP=... CLUSTER=... NAMESPACE=my-namespace ACCOUNT=my-account STORAGE=myresults \
+#     k8s/azure/setup.sh
 #
 # Optional: LOCATION, WORKER_IDENTITY, KEDA_IDENTITY (empty: none), WORKER_SERVICE_ACCOUNT, KEDA_SERVICE_ACCOUNT,
 # SKU, JOBS_QUEUES ("jobs jobs-gpt-5.4 jobs-gpt-5.4-mini": the entry queue, then with several models the queue of each),
-# RESULTS_QUEUE, STORAGE (empty: none), CONTAINERS ("a b"), INFERENCE_ONLY (true, false),
+# RESULTS_QUEUE (for the queue sink), CONTAINERS ("results": the first is that of results), KEEP_RESULTS_DAYS
+# (0: for ever), KEEP_CLAIMS_DAYS, INFERENCE_ONLY (true, false),
 # PRODUCER (object id; empty: nobody), PRODUCER_TYPE. Deployments of models are left to you: az cognitiveservices
 # account deployment create.
 set -euo pipefail
@@ -16,6 +18,7 @@ set -euo pipefail
 : "${CLUSTER:?is missing: the name of the AKS cluster}"
 : "${NAMESPACE:?is missing: a name for the Service Bus namespace, unique in Azure}"
 : "${ACCOUNT:?is missing: a name for the Azure OpenAI account, unique in Azure}"
+: "${STORAGE:?is missing: a name for the storage account, 3 to 24 lower-case letters and digits, unique in Azure}"
 LOCATION="${LOCATION:-$(az group show -n "$RESOURCE_GROUP" --query location -o tsv)}"
 WORKER_IDENTITY="${WORKER_IDENTITY:-aoai-worker}"
 KEDA_IDENTITY="${KEDA_IDENTITY-aoai-worker-keda}"
@@ -23,9 +26,10 @@ WORKER_SERVICE_ACCOUNT="${WORKER_SERVICE_ACCOUNT:-aoai-worker:aoai-worker}"
 KEDA_SERVICE_ACCOUNT="${KEDA_SERVICE_ACCOUNT:-kube-system:keda-operator}"
 SKU="${SKU:-Standard}"
 JOBS_QUEUES="${JOBS_QUEUES:-jobs}"
-RESULTS_QUEUE="${RESULTS_QUEUE:-results}"
-STORAGE="${STORAGE-}"
-CONTAINERS="${CONTAINERS:-results claims}"
+RESULTS_QUEUE="${RESULTS_QUEUE-}"
+CONTAINERS="${CONTAINERS:-results}"
+KEEP_RESULTS_DAYS="${KEEP_RESULTS_DAYS:-0}"
+KEEP_CLAIMS_DAYS="${KEEP_CLAIMS_DAYS:-30}"
 INFERENCE_ONLY="${INFERENCE_ONLY:-false}"
 PRODUCER="${PRODUCER-}"
 PRODUCER_TYPE="${PRODUCER_TYPE:-Group}"
@@ -74,6 +78,13 @@ make_queue() { # NAME PROPERTIES
     az resource create --id "$NAMESPACE_ID/queues/$1" --api-version 2024-01-01 --properties "$2" -o none
 }
 
+lifecycle_rule() { # FOLDER DAYS
+    local prefixes="" container
+    for container in $CONTAINERS; do prefixes="$prefixes${prefixes:+, }\"$container/$1/\""; done
+    printf '{"name": "old-%s", "type": "Lifecycle", "definition": {"filters": {"blobTypes": ["blockBlob"], "prefixMatch": [%s]}, "actions": {"baseBlob": {"delete": {"daysAfterModificationGreaterThan": %s}}}}}' \
+        "$1" "$prefixes" "$2"
+}
+
 grant() { # PRINCIPAL TYPE ROLE SCOPE
     az role assignment create --assignee-object-id "$1" --assignee-principal-type "$2" --role "$3" --scope "$4" -o none
 }
@@ -92,16 +103,19 @@ echo "2/5 Service Bus"
 az servicebus namespace create -g "$RESOURCE_GROUP" -n "$NAMESPACE" -l "$LOCATION" --sku "$SKU" \
     --disable-local-auth true --minimum-tls-version 1.2 -o none
 for queue in $JOBS_QUEUES; do make_queue "$queue" "$JOBS_PROPERTIES"; done
-make_queue "$RESULTS_QUEUE" "$RESULTS_PROPERTIES"
+if [ -n "$RESULTS_QUEUE" ]; then make_queue "$RESULTS_QUEUE" "$RESULTS_PROPERTIES"; fi
 
 echo "3/5 storage"
-if [ -n "$STORAGE" ]; then
-    az storage account create -g "$RESOURCE_GROUP" -n "$STORAGE" -l "$LOCATION" --kind StorageV2 --sku Standard_ZRS \
-        --allow-shared-key-access false --allow-blob-public-access false --min-tls-version TLS1_2 --https-only true -o none
-    for container in $CONTAINERS; do
-        az storage container-rm create -g "$RESOURCE_GROUP" --storage-account "$STORAGE" -n "$container" -o none
-    done
-fi
+az storage account create -g "$RESOURCE_GROUP" -n "$STORAGE" -l "$LOCATION" --kind StorageV2 --sku Standard_ZRS \
+    --allow-shared-key-access false --allow-blob-public-access false --min-tls-version TLS1_2 --https-only true -o none
+az resource update --ids "$STORAGE_ID" --set properties.defaultToOAuthAuthentication=true -o none
+for container in $CONTAINERS; do
+    az storage container-rm create -g "$RESOURCE_GROUP" --storage-account "$STORAGE" -n "$container" -o none
+done
+rules="$(lifecycle_rule claims "$KEEP_CLAIMS_DAYS")"
+if [ "$KEEP_RESULTS_DAYS" != 0 ]; then rules="$rules, $(lifecycle_rule results "$KEEP_RESULTS_DAYS")"; fi
+az storage account management-policy create -g "$RESOURCE_GROUP" --account-name "$STORAGE" \
+    --policy "{\"rules\": [$rules]}" -o none
 
 echo "4/5 Azure OpenAI"
 if ! az resource show --ids "$ACCOUNT_ID" -o none 2>/dev/null; then
@@ -132,27 +146,28 @@ for queue in $JOBS_QUEUES; do
         grant "$PRODUCER" "$PRODUCER_TYPE" "$SERVICE_BUS_DATA_SENDER" "$NAMESPACE_ID/queues/$queue"
     fi
 done
-grant "$WORKER" ServicePrincipal "$SERVICE_BUS_DATA_SENDER" "$NAMESPACE_ID/queues/$RESULTS_QUEUE"
 grant "$WORKER" ServicePrincipal "$OPENAI_ROLE" "$ACCOUNT_ID"
-if [ -n "$PRODUCER" ]; then
-    grant "$PRODUCER" "$PRODUCER_TYPE" "$SERVICE_BUS_DATA_SENDER" "$NAMESPACE_ID/queues/$RESULTS_QUEUE"
-    grant "$PRODUCER" "$PRODUCER_TYPE" "$SERVICE_BUS_DATA_RECEIVER" "$NAMESPACE_ID/queues/$RESULTS_QUEUE"
+if [ -n "$RESULTS_QUEUE" ]; then
+    grant "$WORKER" ServicePrincipal "$SERVICE_BUS_DATA_SENDER" "$NAMESPACE_ID/queues/$RESULTS_QUEUE"
+    if [ -n "$PRODUCER" ]; then
+        grant "$PRODUCER" "$PRODUCER_TYPE" "$SERVICE_BUS_DATA_SENDER" "$NAMESPACE_ID/queues/$RESULTS_QUEUE"
+        grant "$PRODUCER" "$PRODUCER_TYPE" "$SERVICE_BUS_DATA_RECEIVER" "$NAMESPACE_ID/queues/$RESULTS_QUEUE"
+    fi
 fi
-if [ -n "$STORAGE" ]; then
-    for container in $CONTAINERS; do
-        scope="$STORAGE_ID/blobServices/default/containers/$container"
-        grant "$WORKER" ServicePrincipal "$BLOB_DATA_CONTRIBUTOR" "$scope"
-        if [ -n "$PRODUCER" ]; then
-            grant "$PRODUCER" "$PRODUCER_TYPE" "$BLOB_DATA_CONTRIBUTOR" "$scope"
-        fi
-    done
-fi
+for container in $CONTAINERS; do
+    scope="$STORAGE_ID/blobServices/default/containers/$container"
+    grant "$WORKER" ServicePrincipal "$BLOB_DATA_CONTRIBUTOR" "$scope"
+    if [ -n "$PRODUCER" ]; then
+        grant "$PRODUCER" "$PRODUCER_TYPE" "$BLOB_DATA_CONTRIBUTOR" "$scope"
+    fi
+done
 
 echo "The chart's values:"
 cat <<VALUES
 config:
   servicebus_namespace: $NAMESPACE.servicebus.windows.net
   openai_endpoint: $(az cognitiveservices account show -g "$RESOURCE_GROUP" -n "$ACCOUNT" --query properties.endpoint -o tsv)
+  blob_container: $(az storage account show -g "$RESOURCE_GROUP" -n "$STORAGE" --query primaryEndpoints.blob -o tsv)${CONTAINERS%% *}
 workloadIdentity:
   clientId: $(az identity show -g "$RESOURCE_GROUP" -n "$WORKER_IDENTITY" --query clientId -o tsv)
 VALUES

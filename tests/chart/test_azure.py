@@ -62,7 +62,7 @@ def properties(symbol: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def calls(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
     """What setup.sh asks az for, with everything switched on."""
-    return run_setup(tmp_path_factory.mktemp("az"), {"STORAGE": "mystorage", "PRODUCER": "producers"})
+    return run_setup(tmp_path_factory.mktemp("az"), {"RESULTS_QUEUE": "results", "PRODUCER": "producers"})
 
 
 def run_setup(folder: Path, more: dict[str, str]) -> list[list[str]]:
@@ -76,6 +76,7 @@ def run_setup(folder: Path, more: dict[str, str]) -> list[list[str]]:
         "CLUSTER": "cluster",
         "NAMESPACE": "mynamespace",
         "ACCOUNT": "myaccount",
+        "STORAGE": "mystorage",
         "WORKER_IDENTITY": "id-worker",
         "KEDA_IDENTITY": "id-keda",
         "JOBS_QUEUES": "jobs jobs-a jobs-b",
@@ -168,11 +169,39 @@ def test_the_worker_may_receive_from_every_jobs_queue_and_send_to_those_of_model
     assert sorted(queue for role, queue in given if role == sender) == ["jobs-a", "jobs-b", "results"]
 
 
-def test_with_one_model_the_worker_may_send_to_the_results_queue_alone(tmp_path: Path) -> None:
-    calls = run_setup(tmp_path, {"JOBS_QUEUES": "jobs", "KEDA_IDENTITY": ""})
+@pytest.mark.parametrize("results", ["", "results"])
+def test_with_one_model_the_worker_may_send_to_the_results_queue_alone(tmp_path: Path, results: str) -> None:
+    calls = run_setup(tmp_path, {"JOBS_QUEUES": "jobs", "KEDA_IDENTITY": "", "RESULTS_QUEUE": results})
     sender = azure_roles.SERVICE_BUS_DATA_SENDER.id
     sends = [option(call, "--scope") for call in calls if "--role" in call and option(call, "--role") == sender]
-    assert [scope.rsplit("/", 1)[1] for scope in sends] == ["results"]
+    assert [scope.rsplit("/", 1)[1] for scope in sends] == ([results] if results else [])
+    made = [option(call, "--id").rsplit("/", 1)[1] for call in calls if call[:2] == ["resource", "create"]]
+    assert made == ["jobs", results] if results else ["jobs"]
+
+
+def test_old_claims_are_deleted_and_results_only_where_that_is_wanted(tmp_path: Path) -> None:
+    def rules(**more: str) -> dict[str, tuple[list[str], int]]:
+        calls = run_setup(tmp_path, {"CONTAINERS": "results more", **more})
+        policy = next(option(call, "--policy") for call in calls if "management-policy" in call)
+        (tmp_path / "log").unlink()
+        return {
+            rule["name"]: (
+                rule["definition"]["filters"]["prefixMatch"],
+                rule["definition"]["actions"]["baseBlob"]["delete"]["daysAfterModificationGreaterThan"],
+            )
+            for rule in json.loads(policy)["rules"]
+        }
+
+    claims = (["results/claims/", "more/claims/"], 30)
+    assert rules() == {"old-claims": claims}
+    kept = rules(KEEP_RESULTS_DAYS="90")
+    assert kept == {"old-claims": claims, "old-results": (["results/results/", "more/results/"], 90)}
+    text = (AZURE / "main.bicep").read_text(encoding="utf-8")
+    assert re.findall(r"name: '(old-\w+)'", text) == list(kept)
+    assert re.findall(r"prefixMatch: map\(containerNames, name => '\$\{name\}(/\w+/)'\)", text) == [
+        "/claims/",
+        "/results/",
+    ]
 
 
 def test_the_readme_s_table_is_the_list_of_roles() -> None:

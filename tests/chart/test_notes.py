@@ -38,7 +38,8 @@ def test_the_worker_may_send_to_the_queues_of_models_alone_where_results_go_to_b
 
 
 def test_the_worker_may_send_to_the_results_queue_with_the_queue_sink_and_one_model() -> None:
-    assert senders(notes()) == ["results"]
+    assert senders(notes("default", {"config": {"sink": "queue"}})) == ["results"]
+    assert senders(notes()) == []
 
 
 def senders(told: str) -> list[str]:

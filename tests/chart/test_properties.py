@@ -64,7 +64,7 @@ def test_what_the_schema_accepts_as_settings_the_worker_takes(value: dict[str, A
     # settings that do not fit together, and a file that is not here
     given_.pop("queues", None)
     given_.pop("ca_file", None)
-    if given_.get("sink") == "blob":
+    if given_.get("sink", "blob") == "blob":
         given_.setdefault("blob_container", "https://a.example/results")
     try:
         WorkerSettings(**given_)

@@ -14,7 +14,7 @@ from tests.chart.helm import failure, render
         ("config.servicebus_namespace", {"config": {"servicebus_namespace": ""}}, "az servicebus namespace list"),
         ("config.openai_endpoint", {"config": {"openai_endpoint": ""}}, "az cognitiveservices account list"),
         ("config.models", {"config": {"models": None}}, "az cognitiveservices account deployment list"),
-        ("config.blob_container", {"config": {"sink": "blob"}}, "az storage account list"),
+        ("config.blob_container", {"config": {"blob_container": None}}, "az storage account list"),
         ("workloadIdentity.clientId", {"workloadIdentity": {"clientId": ""}}, "az identity show"),
         ("serviceAccount.name", {"serviceAccount": {"create": False}}, "kubectl get serviceaccounts"),
         ("autoscaling.keda.identityId", {"autoscaling": {"keda": {"identityId": ""}}}, "az identity show"),

@@ -45,6 +45,7 @@ async def client_of(
         "servicebus_namespace": bus.config.namespace,
         "servicebus_endpoint": f"localhost:{bus.tls_port}",
         "ca_file": authorities,
+        "sink": "queue",
         "results_queue": RESULTS,
         "blob_container": container.url if container else None,
         **changes,

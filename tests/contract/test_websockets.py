@@ -49,6 +49,7 @@ class Front:
             "servicebus_namespace": self.bus.config.namespace,
             "servicebus_endpoint": f"localhost:{self.port}",
             "servicebus_transport": "websockets",
+            "sink": "queue",
             "ca_file": self.bus.authority.ca_file,
         }
         return ConnectionSettings(**wanted | changes)

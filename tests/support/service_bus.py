@@ -52,6 +52,7 @@ def settings_for(
         ca_file=bus.authority.ca_file,
         jobs_queue=jobs,
         queues=queues,
+        sink="queue",
         results_queue=results,
     )
 

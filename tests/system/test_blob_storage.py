@@ -49,7 +49,7 @@ async def test_a_batch_with_large_jobs_goes_through_and_can_be_collected_by_anyb
             body = {"model": "gpt-5.4-mini", "messages": [*padding, *question], **limits}
             line = {"custom_id": f"q-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
             file.write(json.dumps(line) + "\n")
-    async with azure(tmp_path, config_for_tests(), "--blob") as cloud:
+    async with azure(tmp_path, config_for_tests()) as cloud:
         await submit(cloud, path)
         code, told = await command(cloud, "status", BATCH)
         assert (code, "0 of 44 results" in told) == (0, True), told
@@ -64,7 +64,7 @@ async def test_a_batch_with_large_jobs_goes_through_and_can_be_collected_by_anyb
 
 async def test_a_killed_worker_loses_and_doubles_no_result(tmp_path: Path) -> None:
     slots = 16
-    async with azure(tmp_path, config_for_tests(lock_duration=5.0), "--blob") as cloud:
+    async with azure(tmp_path, config_for_tests(lock_duration=5.0)) as cloud:
         await submit(cloud, write_batch(tmp_path / "in.jsonl", 200))
         async with worker(cloud, slots=str(slots)) as dying:
             await until_written(cloud, 50)
@@ -88,7 +88,7 @@ async def until_written(cloud: Azure, count: int) -> None:
 
 async def test_a_redelivered_job_whose_result_is_there_is_not_paid_again(tmp_path: Path) -> None:
     """As after a pod that died between writing and settling: ten of twenty jobs have their result already."""
-    async with azure(tmp_path, config_for_tests(), "--blob") as cloud:
+    async with azure(tmp_path, config_for_tests()) as cloud:
         await submit(cloud, write_batch(tmp_path / "in.jsonl", 20))
         await receive_write_and_abandon(cloud, count=20, written=10)
         async with worker(cloud) as one:

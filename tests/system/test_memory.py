@@ -57,7 +57,7 @@ async def done(one: Worker) -> None:
 
 @pytest.mark.timeout(LONGEST + 60)
 async def test_answers_of_ten_megabytes_stay_within_the_memory_of_a_pod_and_are_paid_once(tmp_path: Path) -> None:
-    async with azure(tmp_path, config_of_embeddings(), "--blob") as cloud:
+    async with azure(tmp_path, config_of_embeddings()) as cloud:
         path = write_embeddings(tmp_path / "in.jsonl")
         code, output = await command(cloud, "submit", str(path), "--batch", BATCH)
         assert code == 0, output

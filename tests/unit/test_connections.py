@@ -20,6 +20,7 @@ WEST = "https://west.openai.azure.com"
 def labels(monkeypatch: pytest.MonkeyPatch, models: object) -> dict[str, list[str]]:
     monkeypatch.setenv("AOAI_WORKER_SERVICEBUS_NAMESPACE", "my-namespace.servicebus.windows.net")
     monkeypatch.setenv("AZURE_OPENAI_ENDPOINT", EAST)
+    monkeypatch.setenv("AOAI_WORKER_SINK", "queue")
     monkeypatch.setenv("AOAI_WORKER_MODELS", json.dumps(models))
     found = targets(WorkerSettings())
     assert found is not None

@@ -27,6 +27,7 @@ KEY = "5-s3kret-value"
 
 ENOUGH = {
     "AOAI_WORKER_SERVICEBUS_NAMESPACE": "my-namespace.servicebus.windows.net",
+    "AOAI_WORKER_BLOB_CONTAINER": "https://mystore.blob.core.windows.net/results",
     "AZURE_OPENAI_ENDPOINT": "https://my-account.openai.azure.com",
     "AOAI_WORKER_MODELS": '{"gpt-5.4-mini": ["mini-1"]}',
 }
@@ -399,6 +400,7 @@ def test_the_file_holds_every_setting_and_the_environment_wins(
         tmp_path / "settings.yaml",
         servicebus_namespace="file.servicebus.windows.net",
         openai_endpoint="https://file.openai.azure.com",
+        sink="queue",
         models={"m": ["d"]},
         slots=7,
         attempts=3,

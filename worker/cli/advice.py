@@ -110,8 +110,9 @@ def _missing_role(text: str) -> str:
     for role in claims_wanted(text):
         return f'give this identity the role "{role.name}" on the queue; it takes effect within minutes.'
     return (
-        f'submitting needs the role "{SERVICE_BUS_DATA_SENDER.name}" on the queues of jobs and results, status and '
-        f'collect "{SERVICE_BUS_DATA_RECEIVER.name}" on the results queue; a new role takes effect within minutes.'
+        f'submitting needs the role "{SERVICE_BUS_DATA_SENDER.name}" on the queues of jobs. With the queue sink it '
+        f'needs it on that of results too, and status and collect need "{SERVICE_BUS_DATA_RECEIVER.name}" there. '
+        "A new role takes effect within minutes."
     )
 
 

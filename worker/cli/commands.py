@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -136,10 +136,10 @@ def local(
         Path | None,
         typer.Option(metavar="FILE", help="Queues, topics, subscriptions and rules of Service Bus, as YAML."),
     ] = None,
-    blob: Annotated[
-        bool,
-        typer.Option("--blob", help="Results go to Blob storage, not to the results queue."),
-    ] = False,
+    sink: Annotated[
+        Literal["blob", "queue"],
+        typer.Option(help="Where results go: Blob storage, or the results queue."),
+    ] = "blob",
 ) -> None:
     """Run an Azure on this machine, for trying out and for tests.
 
@@ -154,7 +154,7 @@ def local(
         )
         raise typer.Exit(FAILED) from None
     with readable_errors():
-        code = supervisor.run(write_env=write_env, state=state, config=config, entities=entities, blob=blob)
+        code = supervisor.run(write_env=write_env, state=state, config=config, entities=entities, sink=sink)
     raise typer.Exit(code)
 
 

@@ -25,7 +25,7 @@ contradict each other. The schema has already refused what is wrong in itself.
 {{- $missing = append $missing "- config.models is missing: the models that jobs may ask for, such as {gpt-5.4-mini: [my-deployment]}, or passthrough. Find the deployments with\n    az cognitiveservices account deployment list -g RESOURCE_GROUP -n ACCOUNT --query '[].{model:properties.model.name, deployment:name, capacity:sku.capacity}' -o table" -}}
 {{- end -}}
 {{- if and (not (include "aoai-worker.usesQueueSink" .)) (not .Values.config.blob_container) -}}
-{{- $missing = append $missing "- config.blob_container is missing, which config.sink blob needs: the URL of a container, such as https://my-account.blob.core.windows.net/results. Find it with\n    az storage account list --query '[].primaryEndpoints.blob' -o tsv" -}}
+{{- $missing = append $missing "- config.blob_container is missing: the URL of the container of results, such as https://my-account.blob.core.windows.net/results. Find it with\n    az storage account list --query '[].primaryEndpoints.blob' -o tsv\n  or send results to the results queue: config.sink=queue" -}}
 {{- end -}}
 {{- if and (include "aoai-worker.usesWorkloadIdentity" .) (not .Values.workloadIdentity.clientId) .Values.serviceAccount.create -}}
 {{- $missing = append $missing "- workloadIdentity.clientId is missing: the client id of the worker's managed identity. Find it with\n    az identity show -g RESOURCE_GROUP -n IDENTITY --query clientId -o tsv" -}}

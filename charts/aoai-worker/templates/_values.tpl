@@ -115,7 +115,7 @@ rule is the worker's: with one model the entry queue is its queue; with several 
 {{- end }}
 
 {{- define "aoai-worker.usesQueueSink" -}}
-{{- if eq (.Values.config.sink | default "queue") "queue" }}true{{ end -}}
+{{- if eq (.Values.config.sink | default "blob") "queue" }}true{{ end -}}
 {{- end }}
 
 {{/* The accounts' endpoints. */}}

@@ -629,7 +629,7 @@ def made(environment: pytest.MonkeyPatch) -> Made:
 
 
 def settings_of(**values: Any) -> ConnectionSettings:
-    return ConnectionSettings(servicebus_namespace="my-namespace.servicebus.windows.net", **values)
+    return ConnectionSettings(servicebus_namespace="my-namespace.servicebus.windows.net", sink="queue", **values)
 
 
 @pytest.mark.parametrize(

@@ -479,6 +479,7 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> WorkerSettings:
     return WorkerSettings(
         servicebus_namespace="my-bus.servicebus.windows.net",
         openai_endpoint="https://my-account.openai.azure.com",
+        blob_container=CONTAINER.url,
         models="passthrough",
     )
 

@@ -18,6 +18,7 @@ NAMESPACE = "my-namespace.servicebus.windows.net"
 ENOUGH = {
     "AOAI_WORKER_SERVICEBUS_NAMESPACE": NAMESPACE,
     "AOAI_WORKER_MODELS": "passthrough",
+    "AOAI_WORKER_SINK": "queue",
     "AZURE_OPENAI_ENDPOINT": "https://my-account.openai.azure.com",
 }
 

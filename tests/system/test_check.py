@@ -17,7 +17,13 @@ from embedded_azure.config import Config, Identity, RoleAssignment
 from tests.support.processes import MODELS, Azure, azure, config_for_tests, process
 from worker.operations.check.checks import examine
 from worker.operations.check.findings import Finding, State
-from worker.roles import OPENAI_USER, SERVICE_BUS_DATA_RECEIVER, SERVICE_BUS_DATA_SENDER, Role
+from worker.roles import (
+    BLOB_DATA_CONTRIBUTOR,
+    OPENAI_USER,
+    SERVICE_BUS_DATA_RECEIVER,
+    SERVICE_BUS_DATA_SENDER,
+    Role,
+)
 from worker.settings import ConnectionSettings, WorkerSettings, load
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -26,8 +32,10 @@ GRANTS = (
     (SERVICE_BUS_DATA_RECEIVER, "servicebus/jobs"),
     (SERVICE_BUS_DATA_SENDER, "servicebus/results"),
     (OPENAI_USER, "openai"),
+    (BLOB_DATA_CONTRIBUTOR, "blob/batches"),
 )
-"""What a worker needs; each of them lacks to an identity of its own."""
+"""What a worker needs, for one sink or the other; each of them lacks to an identity of its own."""
+QUEUE_SINK = {"AOAI_WORKER_SINK": "queue"}
 
 
 def identity_without(number: int, *, federated: bool = True) -> Identity:
@@ -94,6 +102,10 @@ async def check(cloud: Azure, *options: str, identity: str = "worker", **variabl
     return Checked(code, json.loads(output), output)
 
 
+def container_of(cloud: Azure) -> str:
+    return cloud.environment()["AOAI_WORKER_BLOB_CONTAINER"]
+
+
 def projected_token(cloud: Azure) -> str:
     return Path(cloud.environment()["AZURE_FEDERATED_TOKEN_FILE"]).read_text()
 
@@ -109,12 +121,11 @@ async def test_where_all_is_right_nothing_is_wrong_and_the_exit_code_is_0(cloud:
         "token for Azure OpenAI": "ok",
         "token for Service Bus": "ok",
         "token for Blob storage": "ok",
-        f"claims in {cloud.environment()['AOAI_WORKER_BLOB_CONTAINER']}": "ok",
+        f"results in {container_of(cloud)}": "ok",
+        f"claims in {container_of(cloud)}": "ok",
         "queue jobs": "ok",
-        "queue results": "ok",
         "deployment gpt-5.4-mini": "ok",
         "settings of queue jobs": "unseen",
-        "settings of queue results": "unseen",
     }
     worker = cloud.config.identity("worker")
     assert worker.subject in checked.output
@@ -141,33 +152,34 @@ async def test_a_log_gets_a_line_for_each_thing(cloud: Azure) -> None:
     code, output = await run_check(cloud)
     assert code == 0
     assert "ok       queue jobs: there, needs no session, and we may listen" in output.splitlines()
-    assert output.splitlines()[-1] == "2 unseen, 10 ok"
+    assert output.splitlines()[-1] == "1 unseen, 10 ok"
 
 
 @pytest.mark.parametrize(
-    ("lacks", "name", "resource"),
+    ("lacks", "names", "resource", "variables"),
     [
-        (0, "queue jobs", "Microsoft.ServiceBus/namespaces/local/queues/jobs"),
-        (1, "queue results", "Microsoft.ServiceBus/namespaces/local/queues/results"),
-        (2, "deployment gpt-5.4-mini", "Microsoft.CognitiveServices/accounts/<account>"),
+        (0, ["queue jobs"], "Microsoft.ServiceBus/namespaces/local/queues/jobs", {}),
+        (1, ["queue results"], "Microsoft.ServiceBus/namespaces/local/queues/results", QUEUE_SINK),
+        (2, ["deployment gpt-5.4-mini"], "Microsoft.CognitiveServices/accounts/<account>", {}),
+        (3, ["results in {}", "claims in {}"], "blobServices/default/containers/batches", {}),
     ],
 )
 async def test_a_missing_role_is_named_with_the_command_that_gives_it(
-    cloud: Azure, lacks: int, name: str, resource: str
+    cloud: Azure, lacks: int, names: list[str], resource: str, variables: dict[str, str]
 ) -> None:
-    checked = await check(cloud, identity=f"lacks-{lacks}")
+    checked = await check(cloud, identity=f"lacks-{lacks}", **variables)
     role: Role = GRANTS[lacks][0]
     assert checked.code == 1
-    assert set(checked.wrong()) == {name}
-    command = checked.command(name)
+    assert set(checked.wrong()) == {name.format(container_of(cloud)) for name in names}
+    command = checked.command(names[0].format(container_of(cloud)))
     assert command[:4] == ["az", "role", "assignment", "create"]
     assert command[command.index("--assignee-object-id") + 1] == identity_without(lacks).object_id
     assert command[command.index("--role") + 1] == role.name
-    assert command[command.index("--scope") + 1].endswith(f"/providers/{resource}")
+    assert command[command.index("--scope") + 1].endswith(f"/{resource}")
 
 
 async def test_a_missing_queue_is_named_with_the_command_that_creates_it(cloud: Azure) -> None:
-    checked = await check(cloud, AOAI_WORKER_JOBS_QUEUE="absent", AOAI_WORKER_RESULTS_QUEUE="gone")
+    checked = await check(cloud, AOAI_WORKER_JOBS_QUEUE="absent", AOAI_WORKER_RESULTS_QUEUE="gone", **QUEUE_SINK)
     assert checked.code == 1
     assert set(checked.wrong()) == {"queue absent", "queue gone"}
     command = checked.command("queue absent")
@@ -198,8 +210,8 @@ async def test_without_a_token_what_it_opens_is_unseen_and_not_wrong(
 ) -> None:
     checked = await check(cloud, identity=identity, **variables)
     assert checked.code == 1
-    # who has no role on the container is not told of it, and needs no token for it
-    assert set(checked.wrong()) - {"token for Blob storage"} == {"token for Azure OpenAI", "token for Service Bus"}
+    services = ("Azure OpenAI", "Service Bus", "Blob storage")
+    assert set(checked.wrong()) == {f"token for {service}" for service in services}
     assert checked.wrong()["token for Service Bus"]["suggestion"].startswith(command)
     assert checked.states()["queue jobs"] == "unseen"
     assert checked.states()["deployment gpt-5.4-mini"] == "unseen"
@@ -233,7 +245,7 @@ async def settings_of_queues(cloud: Azure, identity: str, monkeypatch: pytest.Mo
         host = urlsplit(cloud.servicebus).netloc
         return ServiceBusAdministrationClient(host, credential, connection_verify=str(settings.ca_file))
 
-    for name, value in (cloud.environment(identity) | {"AOAI_WORKER_MODELS": MODELS}).items():
+    for name, value in (cloud.environment(identity) | {"AOAI_WORKER_MODELS": MODELS} | QUEUE_SINK).items():
         monkeypatch.setenv(name, value)
     findings = await examine(load(WorkerSettings), administration=open_embedded)
     return {finding.name: finding for finding in findings if finding.name.startswith("settings of queue")}

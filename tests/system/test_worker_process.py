@@ -157,6 +157,7 @@ async def test_a_pod_without_its_webhooks_variables_is_told_which_are_missing(tm
         "AZURE_FEDERATED_TOKEN_FILE": str(tmp_path / "token"),
         "AOAI_WORKER_SERVICEBUS_NAMESPACE": "ns.servicebus.windows.net",
         "AZURE_OPENAI_ENDPOINT": "https://account.openai.azure.com",
+        "AOAI_WORKER_SINK": "queue",
         "AOAI_WORKER_MODELS": "passthrough",
     }
     del environment[name]

@@ -168,6 +168,7 @@ async def set_up(
         conduct = Conduct(
             models=models,
             attempts=settings.attempts,
+            unfit_answers=settings.unfit_answers,
             parking=settings.parking,
             max_age=settings.max_age,
             grace=settings.grace,

@@ -11,7 +11,7 @@ from worker.errors import Cause
 from worker.jobs.batch_records import PodReport
 from worker.jobs.copies import Copy
 from worker.jobs.job import Claim, Envelope, Job
-from worker.jobs.outcomes import Outcome, Response, Settlement, Usage
+from worker.jobs.outcomes import Outcome, Response, Settlement, Usage, WarningCode
 from worker.jobs.results import Result
 from worker.rate_limits import ThrottleKind
 
@@ -242,6 +242,16 @@ class CallEnded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerUnfit:
+    """An answer is not the JSON that its job asked for. `is_called_again`: another is sought."""
+
+    job_id: str
+    deployment: str
+    code: WarningCode
+    is_called_again: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BackedOff:
     """A job waits `seconds` before its next attempt."""
 
@@ -424,6 +434,7 @@ Event = (
     | JobsSorted
     | SortingFailed
     | CallEnded
+    | AnswerUnfit
     | BackedOff
     | GateClosed
     | IntakeClosed

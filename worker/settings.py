@@ -309,6 +309,9 @@ class WorkerSettings(ConnectionSettings):
     attempts: int = Field(6, ge=1, le=50)
     """Calls that may fail before a job's last failure becomes its result; throttles do not count."""
 
+    unfit_answers: int = Field(0, ge=0, le=5)
+    """How often a job is called again whose answer is not the JSON that it asked for. Each call is paid for."""
+
     call_timeout: float = Field(600.0, gt=0, le=3_600)
     """Seconds for one call; 600 is the openai SDK's own default, long answers of reasoning models need it."""
 

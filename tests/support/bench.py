@@ -41,6 +41,7 @@ class Bench:
         passthrough: bool = False,
         models: frozenset[str] | None = None,
         attempts: int = 6,
+        unfit_answers: int = 0,
         parking: float = 900.0,
         max_age: float = 86_400.0,
         unknown_model_patience: float = 0.0,
@@ -75,6 +76,7 @@ class Bench:
         conduct = Conduct(
             models={"jobs": models},
             attempts=attempts,
+            unfit_answers=unfit_answers,
             parking=parking,
             max_age=max_age,
             grace=grace,

@@ -24,6 +24,7 @@ from worker.jobs.outcomes import (
     Unfinished,
     Unreadable,
     Usage,
+    WarningCode,
 )
 from worker.rate_limits import ThrottleKind
 
@@ -70,6 +71,7 @@ _EXAMPLES: tuple[tuple[Any, Any], ...] = (
     (float | None, 1.5),
     (ThrottleKind | None, ThrottleKind.QUOTA),
     (Cause | None, Cause.ROLE_MISSING),
+    (WarningCode, WarningCode.INVALID_JSON),
     (Usage | None, Usage(prompt=10, completion=2, cached=4)),
 )
 

@@ -174,7 +174,8 @@ class BatchDetail:
     """What Blob storage tells more of a batch. Times are RFC 3339.
 
     `running`: calls under way, as the pods tell every 10 s; `cancelled`: jobs that will not be called.
-    `failures`: jobs by HTTP status or failure code, the most frequent first. `usage`: tokens by model.
+    `failures`: jobs by HTTP status or failure code, the most frequent first. `warnings`: answers that are not the
+    JSON which their job asked for, by code. `usage`: tokens by model.
     `rate`: results a second, of the last 5 minutes. `pods`: those that told of themselves within a minute,
     whatever batches they work on.
     """
@@ -185,6 +186,7 @@ class BatchDetail:
     running: int = 0
     queued: int = 0
     failures: Mapping[str, int] = field(default_factory=dict)
+    warnings: Mapping[str, int] = field(default_factory=dict)
     usage: Mapping[str, Usage] = field(default_factory=dict)
     rate: float = 0.0
     pods: Sequence[PodReport] = ()

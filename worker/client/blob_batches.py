@@ -213,6 +213,7 @@ class Tally:
         self._awaited_and_there = 0
         self._succeeded = 0
         self._failures: Counter[str] = Counter()
+        self._warnings: Counter[str] = Counter()
         self._usage: dict[str, Usage] = {}
         self._buckets: Counter[int] = Counter()
 
@@ -230,6 +231,8 @@ class Tally:
         if summary is None:
             return
         self._buckets[int(summary.finished // BUCKET)] += 1
+        if summary.warning:
+            self._warnings[summary.warning] += 1
         if summary.usage:
             self._usage[summary.model] = self._usage.get(summary.model, Usage()) + summary.usage
 
@@ -252,6 +255,7 @@ class Tally:
                 running=running,
                 queued=max(0, left - cancelled - running),
                 failures=dict(self._failures.most_common()),
+                warnings=dict(self._warnings.most_common()),
                 usage=self._usage,
                 rate=self._rate(now),
                 pods=pods,

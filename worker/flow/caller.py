@@ -7,7 +7,7 @@ model's adapter what a status means.
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from worker.admission.admission import Admission, Permit, Slot
 from worker.admission.costs import Cost, answer_bytes, estimate
@@ -25,9 +25,18 @@ from worker.errors import (
 from worker.flow.batches import Batches, Membership
 from worker.flow.retry import JobProgress, Retrier, RetryPolicy
 from worker.flow.rollouts import Rollouts
-from worker.interfaces import BackedOff, CallEnded, Model, Observer, Target
+from worker.interfaces import AnswerUnfit, BackedOff, CallEnded, Model, Observer, Target
+from worker.jobs.answers import check_answer
 from worker.jobs.job import Job
-from worker.jobs.outcomes import Answered, Concluded, Failed, FailureCode, HandBackReason, Refused, Response
+from worker.jobs.outcomes import (
+    Answered,
+    Concluded,
+    Failed,
+    FailureCode,
+    HandBackReason,
+    Refused,
+    Response,
+)
 from worker.waits import loop_time
 
 
@@ -42,6 +51,8 @@ class Caller:
     admission: Admission
     policy: RetryPolicy
     parking: float = 900.0
+    unfit_answers: int = 0
+    """How often an answer that is not the JSON which its job asked for is sought again, and paid for again."""
     observer: Observer
     rollouts: Rollouts = field(default_factory=lambda: Rollouts(0.0))
     batches: Batches = field(default_factory=Batches)
@@ -70,11 +81,35 @@ class Caller:
             return await self._wait_for_rollout(job, slot)
         attempts = _Attempts(self, job, slot, batch, estimate(job), progress)
         try:
-            return Answered(response=await self._retrier.run(attempts))
+            return await self._fitting_answer(attempts)
         except Expired as error:
             return Failed(code=FailureCode.EXPIRED, message=str(error))
         except (RefusedByService, Unavailable) as error:
             return last_word(error, progress)
+
+    async def _fitting_answer(self, attempts: "_Attempts") -> Answered:
+        """The first answer that is what the job asked for, or the last that was paid for."""
+        answered = Answered(response=await self._retrier.run(attempts))
+        for left in reversed(range(self.unfit_answers + 1)):
+            warning = check_answer(attempts.job, answered.response.body)
+            if warning is None:
+                break
+            answered = replace(answered, warning=warning)
+            self.observer(
+                AnswerUnfit(
+                    job_id=attempts.job.id,
+                    deployment=attempts.progress.target.label if attempts.progress.target else "",
+                    code=warning.code,
+                    is_called_again=left > 0,
+                )
+            )
+            if not left:
+                break
+            try:
+                answered = Answered(response=await self._retrier.run(attempts))
+            except (Expired, RefusedByService, Unavailable, HandedBack):
+                break
+        return answered
 
     async def _wait_for_rollout(self, job: Job, slot: Slot) -> Failed:
         """Refuse a job whose model is unknown once no rollout can be bringing it. Raises HandedBack until then."""

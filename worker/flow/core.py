@@ -64,6 +64,7 @@ class Conduct:
 
     models: Mapping[str, frozenset[str] | None]
     attempts: int
+    unfit_answers: int = 0
     parking: float
     max_age: float
     grace: float
@@ -117,6 +118,7 @@ def build_core(
         admission=admission,
         policy=RetryPolicy(attempts=conduct.attempts),
         parking=conduct.parking,
+        unfit_answers=conduct.unfit_answers,
         rollouts=rollouts,
         batches=batches,
         observer=observer,

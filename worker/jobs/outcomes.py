@@ -64,11 +64,27 @@ class Response:
     first_token: float | None = None
 
 
+class WarningCode(StrEnum):
+    """What is wrong with an answer; a closed list."""
+
+    INVALID_JSON = "invalid_json"
+    SCHEMA_MISMATCH = "schema_mismatch"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerWarning:
+    """An answer is not the JSON that its job asked for. `message` is for people: where, what, what may help."""
+
+    code: WarningCode
+    message: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
-    """The service answered."""
+    """The service answered. `warning`: why the answer is not what the job asked for, all the same."""
 
     response: Response
+    warning: AnswerWarning | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,8 +188,10 @@ def settlement_of(outcome: Outcome) -> Settlement:
 def without_body(outcome: Concluded) -> Concluded:
     """The same for those who need not know what the service said."""
     match outcome:
-        case Answered(response=response) | Refused(response=response):
-            return replace(outcome, response=replace(response, body=b""))
+        case Answered(response=response):  # a warning may quote the answer
+            return Answered(response=replace(response, body=b""))
+        case Refused(response=response):
+            return Refused(response=replace(response, body=b""))
         case Failed():
             return outcome
 

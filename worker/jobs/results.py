@@ -11,7 +11,7 @@ import orjson
 
 from worker.jobs.batch_records import manifest_id
 from worker.jobs.job import HASHED, MAX_ID_LENGTH, REPLAYED, Job, JsonObject, on_one_line, rfc3339
-from worker.jobs.outcomes import Answered, Concluded, Failed, Refused, Usage
+from worker.jobs.outcomes import Answered, AnswerWarning, Concluded, Failed, Refused, Usage
 
 RESULT_SCHEMA = 1
 
@@ -52,6 +52,8 @@ class ResultSummary:
     model: str
     finished: float
     usage: Usage | None = None
+    warning: str | None = None
+    """A `WarningCode`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +72,7 @@ def make_result(job: Job, outcome: Concluded, record: Record) -> Result:
         model=job.line.model,
         finished=record.finished,
         usage=None if isinstance(outcome, Failed) else outcome.response.usage,
+        warning=outcome.warning.code.value if isinstance(outcome, Answered) and outcome.warning else None,
     )
     line = encode_result(job, outcome, record)
     return Result(job=job, line=line, failed=not isinstance(outcome, Answered), summary=summary)
@@ -84,6 +87,7 @@ def encode_summary(summary: ResultSummary) -> dict[str, str]:
         "model": summary.model,
         "finished": f"{summary.finished:.3f}",
         **{name: str(count) for name, count in tokens.items() if count},
+        **({"warning": summary.warning} if summary.warning else {}),
     }
 
 
@@ -99,6 +103,7 @@ def decode_summary(metadata: Mapping[str, str]) -> ResultSummary | None:
                 completion=int(metadata.get("completion", 0)),
                 cached=int(metadata.get("cached", 0)),
             ),
+            warning=metadata.get("warning"),
         )
     except (KeyError, ValueError):
         return None
@@ -113,7 +118,7 @@ def encode_result(job: Job, outcome: Concluded, record: Record) -> bytes:
             "custom_id": job.line.custom_id,
             "response": response,
             "error": error,
-            "worker": _worker_block(job, record, usage),
+            "worker": _worker_block(job, record, usage, _warnings(outcome)),
         }
     )
 
@@ -131,7 +136,11 @@ def _verdict(outcome: Concluded) -> tuple[JsonObject | None, JsonObject | None, 
             return None, {"code": code, "message": message}, None
 
 
-def _worker_block(job: Job, record: Record, usage: Usage | None) -> JsonObject:
+def _warnings(outcome: Concluded) -> list[AnswerWarning]:
+    return [outcome.warning] if isinstance(outcome, Answered) and outcome.warning else []
+
+
+def _worker_block(job: Job, record: Record, usage: Usage | None, warnings: list[AnswerWarning]) -> JsonObject:
     block: JsonObject = {
         "schema": RESULT_SCHEMA,
         "job_id": job.id,
@@ -147,6 +156,8 @@ def _worker_block(job: Job, record: Record, usage: Usage | None) -> JsonObject:
         "usage": usage,
         "pod": record.pod,
     }
+    if warnings:
+        block["warnings"] = warnings
     if job.replay:
         block["replay"] = job.replay
     return block

@@ -28,6 +28,7 @@ LEVELS: Mapping[type[Any], int] = {
     events.SortingFailed: logging.WARNING,
     events.JobStarted: logging.DEBUG,
     events.CallEnded: logging.DEBUG,
+    events.AnswerUnfit: logging.INFO,
     events.BackedOff: logging.INFO,
     events.GateClosed: logging.INFO,
     events.IntakeClosed: logging.WARNING,

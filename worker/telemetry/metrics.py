@@ -16,7 +16,7 @@ from worker.admission.admission import Admission
 from worker.admission.closures import Closure
 from worker.admission.gate import OUTAGE, SETUP
 from worker.interfaces import Event
-from worker.jobs.outcomes import Answered, FailureCode, HandBackReason, Unfinished, label_of
+from worker.jobs.outcomes import Answered, FailureCode, HandBackReason, Unfinished, WarningCode, label_of
 from worker.rate_limits import ThrottleKind
 
 PREFIX = "aoai_worker"
@@ -85,6 +85,7 @@ class Metrics:
             events.SortingFailed: self._sorting_failed,
             events.JobStarted: self._job_started,
             events.CallEnded: self._call_ended,
+            events.AnswerUnfit: self._answer_unfit,
             events.GateClosed: self._gate_closed,
             events.IntakeClosed: self._intake_closed,
             events.IntakeOpened: self._intake_opened,
@@ -136,6 +137,9 @@ class Metrics:
         self.jobs = counter("jobs", "Deliveries by their outcome", ["queue", "deployment", "outcome"])
         self.tokens = counter("tokens", "Tokens as the service counts them", ["deployment", "kind"])
         self.calls = counter("calls", "Calls by HTTP status, none where there was none", ["deployment", "status"])
+        self.unfit = counter(
+            "unfit_answers", "Answers that are not the JSON their job asked for", ["deployment", "code"]
+        )
         self.throttles = counter("throttles", "Calls answered 429, by kind", ["deployment", "kind"])
         self.first_token = histogram(
             "first_token_seconds", "To a stream's first token", ["deployment"], CALL_BUCKETS
@@ -204,6 +208,8 @@ class Metrics:
     def _create_deployment(self, deployment: str) -> None:
         self._child(self.call_seconds, deployment)
         self._child(self.first_token, deployment)
+        for code in WarningCode:
+            self._child(self.unfit, deployment, code)
         for kind in ThrottleKind:
             self._child(self.throttles, deployment, kind)
         for reason in (*ThrottleKind, SETUP, OUTAGE):
@@ -237,6 +243,9 @@ class Metrics:
             self._child(self.first_token, deployment).observe(event.first_token)
         if event.throttle is not None:
             self._child(self.throttles, deployment, event.throttle).inc()
+
+    def _answer_unfit(self, event: events.AnswerUnfit) -> None:
+        self._child(self.unfit, self._label_of(event.deployment), event.code).inc()
 
     def _gate_closed(self, event: events.GateClosed) -> None:
         self._child(self.gate_closed, self._label_of(event.deployment), event.reason).inc(event.seconds)

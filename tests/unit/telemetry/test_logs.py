@@ -175,6 +175,7 @@ def test_a_fault_of_ours_is_shown_with_its_traceback(log: EventLog, lines: Lines
         (example_of(events.CallEnded, status="429", detail="slow down"), logging.DEBUG),
         (example_of(events.CallEnded, status="503", detail="down"), logging.WARNING),
         (example_of(events.CallEnded, status="none", detail="timeout"), logging.WARNING),
+        (example_of(events.AnswerUnfit), logging.INFO),
         (example_of(events.BackedOff), logging.INFO),
         (example_of(events.GateClosed), logging.INFO),
         (example_of(events.IntakeClosed, reason="start-up"), logging.INFO),

@@ -139,6 +139,10 @@ def test_what_is_exposed_is_what_prometheus_reads(metrics: Metrics) -> None:
                 ("call_seconds_count", {"deployment": deployment}),
                 ("first_token_seconds_count", {"deployment": deployment}),
                 *[
+                    ("unfit_answers_total", {"deployment": deployment, "code": code})
+                    for code in ("invalid_json", "schema_mismatch")
+                ],
+                *[
                     ("throttles_total", {"deployment": deployment, "kind": kind})
                     for kind in ("quota", "capacity", "cut", "provisioned")
                 ],

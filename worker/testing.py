@@ -19,7 +19,7 @@ from worker.jobs.claims import invalid_claim, make_claim
 from worker.jobs.job import Claim, Envelope, Job
 from worker.jobs.outcomes import Abandon, Complete, DeadLetter, Release, Response, Settlement, Usage
 from worker.jobs.results import Result, ResultSummary, result_id
-from worker.waits import Bell, loop_time
+from worker.waits import EARLY, Bell, loop_time
 
 
 class FakeDelivery:
@@ -102,8 +102,10 @@ class FakeQueue:
     async def receive(self, count: int, *, wait: float) -> Sequence[Delivery]:
         if self.down:
             raise SourceUnavailable(f"queue {self.queue!r}: down")
-        if not self._waiting:
-            await self._bell.wait(loop_time() + wait)
+        until = loop_time() + wait
+        # who comes too late waits on, before those who have just received, as at a broker
+        while not self._waiting and loop_time() + EARLY < until:
+            await self._bell.wait(until)
         taken = [FakeDelivery(envelope, self) for envelope in self._waiting[:count]]
         del self._waiting[:count]
         self.locked += taken

@@ -42,10 +42,10 @@ def loop_time() -> float:
 
 
 class Bell:
-    """Wakes all who wait on it."""
+    """Wakes all who wait on it, those first who have waited longest."""
 
     def __init__(self) -> None:
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._waiting: dict[asyncio.Future[None], None] = {}
 
     def ring(self) -> None:
         for waiter in self._waiting:
@@ -57,11 +57,11 @@ class Bell:
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[None] = loop.create_future()
         timer = loop.call_at(until, _finish, waiter) if until < math.inf else None
-        self._waiting.add(waiter)
+        self._waiting[waiter] = None
         try:
             await waiter
         finally:
-            self._waiting.discard(waiter)
+            del self._waiting[waiter]
             if timer is not None:
                 timer.cancel()
 

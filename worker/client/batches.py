@@ -231,7 +231,8 @@ class Collection:
     """`complete`: the files have their own names; else they are `.partial` and the next collection goes on.
 
     `total` is None where no manifest has come yet. `timed_out`: following ended because nothing new came.
-    `cancelled`: jobs of a cancelled batch that have no result and will get none.
+    `cancelled`: jobs of a cancelled batch that have no result and will get none. `outdated`: jobs that were sent
+    again and whose new result has not come; the earlier one counts as succeeded or failed.
     """
 
     batch_id: str
@@ -241,10 +242,13 @@ class Collection:
     complete: bool
     timed_out: bool = False
     cancelled: int = 0
+    outdated: int = 0
 
     @property
     def missing(self) -> int | None:
-        return None if self.total is None else max(0, self.total - self.succeeded - self.failed - self.cancelled)
+        if self.total is None:
+            return None
+        return max(0, self.total - self.succeeded - self.failed - self.cancelled) + self.outdated
 
 
 OnProgress = Callable[[Progress], None]

@@ -204,7 +204,7 @@ class QueueCollector:
         self.follow = follow
         self.manifest: Manifest | None = None
         self.timed_out = False
-        self.cancelled = 0
+        self.cancelled = self.outdated = 0
         self._timeout = timeout
         self._clock = asyncio.get_running_loop().time
         self._news_at = self._clock()

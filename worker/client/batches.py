@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import orjson
 
 from worker.errors import WorkerError
 from worker.jobs.batch_records import Manifest, PodReport
 from worker.jobs.job import BATCH_ID
-from worker.jobs.outcomes import Usage
+from worker.jobs.outcomes import FailureCode, Usage
 from worker.waits import backoff
 
 FOLLOW_TIMEOUT = 900.0
@@ -195,6 +195,9 @@ class BatchDetail:
         return (self.running + self.queued) / self.rate if self.rate else None
 
 
+BatchState = Literal["queued", "running", "done", "cancelled"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchStatus:
     """What of a batch is there to be collected.
@@ -218,6 +221,21 @@ class BatchStatus:
     def complete(self) -> bool:
         cancelled = self.detail.cancelled if self.detail else 0
         return is_whole(self.succeeded + self.failed + cancelled, self.total)
+
+    @property
+    def state(self) -> BatchState:
+        """`cancelled`: complete, though some jobs were never called. `queued`: nothing runs, nor has lately."""
+        detail = self.detail or BatchDetail()
+        if self.complete:
+            return "cancelled" if self.cancelled else "done"
+        return "running" if detail.running or detail.rate else "queued"
+
+    @property
+    def cancelled(self) -> int:
+        """Jobs that were never called as their batch was cancelled, with a result that says so or without."""
+        if self.detail is None:
+            return 0
+        return self.detail.cancelled + self.detail.failures.get(FailureCode.BATCH_CANCELLED, 0)
 
     @property
     def is_unknown(self) -> bool:

@@ -6,12 +6,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import pytest
@@ -20,10 +21,12 @@ from typer.testing import CliRunner, Result
 
 import worker.client
 from worker.azure.blob.container import refusal
-from worker.cli.commands import _Lines, app
+from worker.cli.commands import app
+from worker.cli.progress import ProgressLines
 from worker.cli.terminal import Heartbeat, parse_seconds
 from worker.client import BatchDetail, BatchStatus, Collection, CollectionRecord, OtherBatch, Progress, Submission
 from worker.jobs.batch_records import Manifest
+from worker.settings import Price
 
 GOOD_LINE = (
     '{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m", "messages": []}}\n'
@@ -32,6 +35,8 @@ GOOD_LINE = (
 
 class FakeClient:
     """Answers as it is told to; an exception is raised instead."""
+
+    prices: Mapping[str, Price] = MappingProxyType({})
 
     def __init__(self, answer: Any) -> None:
         self._answer = answer
@@ -53,6 +58,20 @@ class FakeClient:
 
     async def collect(self, *_: Any, **options: Any) -> Any:
         options["on_progress"](Progress(done=0, total=None))
+        return self._give()
+
+    async def newest(self, limit: int) -> Any:
+        return self._give()[:limit]
+
+    async def watch(self, *_: Any, **options: Any) -> AsyncIterator[Any]:
+        for status in self._give():
+            yield status
+
+    async def cancel(self, *_: Any) -> Any:
+        return self._give()
+
+    async def retry(self, *_: Any, **options: Any) -> Any:
+        options["on_progress"](Progress(done=1, total=1))
         return self._give()
 
     def _give(self) -> Any:
@@ -261,7 +280,7 @@ def test_the_status_of_an_unknown_batch_is_exit_code_1(
 
 
 def test_nothing_is_ever_said_to_be_above_100_percent(capsys: pytest.CaptureFixture[str]) -> None:
-    report = _Lines("collected")
+    report = ProgressLines("collected")
     report(Progress(done=5, total=2))
     assert "100 %" in capsys.readouterr().err
 
@@ -278,6 +297,7 @@ def test_status_as_json_is_one_object_on_standard_output(monkeypatch: pytest.Mon
         "being_collected_by_other": False,
         "collected": None,
         "later": 0,
+        "detail": None,
     }
 
 
@@ -312,6 +332,13 @@ def test_status_is_told_in_words(monkeypatch: pytest.MonkeyPatch, status: BatchS
         (collection(failed=1), 3, "3 results so far (2 succeeded, 1 failed)"),
         (collection(), 3, "1 of 3 are missing"),
         (collection(total=None), 3, "its manifest has not come"),
+        (
+            replace(collection(complete=True), cancelled=1),
+            4,
+            "cancelled, 2 results (2 succeeded, 0 failed) in out.jsonl",
+        ),
+        (replace(collection(complete=True), cancelled=1), 4, "1 job will get no result"),
+        (replace(collection(), outdated=1), 3, "2 of 3 are missing, of which 1 were sent again"),
         (replace(collection(total=None), succeeded=0), 3, "Next: check the id, which submit printed"),
     ],
 )
@@ -349,7 +376,7 @@ def test_a_timeout_that_is_none_is_wrong_input(text: str) -> None:
 
 def test_a_log_says_what_is_waited_for_when_nothing_comes(capsys: pytest.CaptureFixture[str]) -> None:
     now = 0.0
-    report = _Lines("collected", clock=lambda: now)
+    report = ProgressLines("collected", clock=lambda: now)
     for moment, progress in (
         (0, Progress(done=0, total=None)),
         (5, Progress(done=30, total=250)),
@@ -454,11 +481,11 @@ def test_help_says_of_each_command_in_one_line_what_it_does() -> None:
         assert [line for line in listed if not line.endswith(".") or line.endswith("...")] == []
 
 
-@pytest.mark.parametrize("command", ["submit", "status", "collect"])
+@pytest.mark.parametrize("command", ["submit", "list", "status", "cancel", "retry", "collect"])
 def test_help_shows_flags_without_a_value_and_whole_paragraphs(command: str) -> None:
     told = CliRunner().invoke(app, [command, "--help"]).stdout
     assert "bool" not in told
-    paragraphs = told.partition("\n\n")[2].partition("Arguments:")[0].split("\n\n")
+    paragraphs = told.partition("\n\n")[2].partition("Arguments:")[0].partition("Options:")[0].split("\n\n")
     for line in (line for paragraph in paragraphs for line in paragraph.splitlines()[:-1]):
         assert len(line) > 60, "a line that ends in the midst of a paragraph"
 

@@ -43,13 +43,18 @@ class Wait(NamedTuple):
 
 def waits_of(status: "BatchStatus") -> Sequence[Wait]:
     """Empty where nothing is left, or nothing is known to wait."""
+    from worker.jobs.batch_records import FOR_SO_LONG
+
     detail = status.detail
     if detail is None or not detail.queued + detail.running or status.complete:
         return ()
     if not detail.pods:
         return (Wait("", NO_POD, 0),)
-    told = Counter(reason for pod in detail.pods for reason in pod.waits.items())
-    waits = [Wait(concerns, why, pods) for (concerns, why), pods in told.most_common()]
+    reasons = (reason for pod in detail.pods for reason in pod.waits.items())
+    told = [(concerns, why, why.partition(FOR_SO_LONG)[0]) for concerns, why in reasons]
+    pods = Counter((concerns, alike) for concerns, _, alike in told)
+    first = {(concerns, alike): why for concerns, why, alike in reversed(told)}
+    waits = [Wait(concerns, first[concerns, alike], count) for (concerns, alike), count in pods.most_common()]
     if not waits and not detail.running:
         return (Wait("", OTHERS_FIRST, len(detail.pods)),)
     return waits
@@ -83,8 +88,9 @@ def describe(status: "BatchStatus") -> str:
             f"{status.batch_id}: unknown. There is neither a manifest nor a result of such a batch. Next: check "
             "the id, which submit printed, and that the settings are those of submit"
         )
-    done = status.succeeded + status.failed
-    counts = f"({status.succeeded:,} succeeded, {status.failed:,} failed)"
+    failed = _failed(status)
+    done = status.succeeded + failed
+    counts = f"({status.succeeded:,} succeeded, {failed:,} failed)"
     if record := status.collected:
         return (
             f"{status.batch_id}: collected at {record.collected_at} into {record.out}, "
@@ -98,6 +104,14 @@ def describe(status: "BatchStatus") -> str:
         return f"{status.batch_id}: {how}, {counted(done, 'result')}{wait} {counts}"
     how = f"{status.state}, " if status.detail else ""
     return f"{status.batch_id}: {how}{done:,} of {counted(status.total, 'result')}{wait} {counts}"
+
+
+def _failed(status: "BatchStatus") -> int:
+    """Without the jobs that failed for being cancelled, which are told as that."""
+    from worker.jobs.outcomes import FailureCode
+
+    failures = status.detail.failures if status.detail else {}
+    return status.failed - failures.get(FailureCode.BATCH_CANCELLED, 0)
 
 
 def _describe_later(later: int) -> str:
@@ -134,6 +148,8 @@ def describe_in_full(status: "BatchStatus", cost: "Cost", *, now: float, width: 
 
 
 def _facts(status: "BatchStatus", detail: "BatchDetail", cost: "Cost", now: float) -> Sequence[tuple[str, str]]:
+    from worker.jobs.outcomes import Usage
+
     facts = []
     if detail.submitted_at:
         facts.append(("submitted", _with_age(detail.submitted_at, now)))
@@ -142,13 +158,16 @@ def _facts(status: "BatchStatus", detail: "BatchDetail", cost: "Cost", now: floa
     if not status.complete:
         facts.append(("jobs", _describe_pace(detail)))
     elif detail.running:
-        facts.append(("jobs", f"{detail.running:,} still running; their results come yet"))
+        facts.append(
+            ("jobs", f"{detail.running:,} still with workers; calls under way end, and their results come")
+        )
     if detail.failures:
         facts.append(("failed", ", ".join(f"{code}: {count:,}" for code, count in detail.failures.items())))
-    for model, usage in sorted(detail.usage.items()):
+    used = {model: usage for model, usage in sorted(detail.usage.items()) if usage != Usage()}
+    for model, usage in used.items():
         cached = f" ({usage.cached:,} cached)" if usage.cached else ""
         facts.append(("tokens", f"{model}: {usage.prompt:,} in{cached}, {usage.completion:,} out"))
-    if detail.usage:
+    if used:
         facts.append(("cost", describe_cost(cost)))
     waits = waits_of(status)
     facts += [("waits", str(wait)) for wait in waits[:SHOWN_WAITS]]
@@ -217,16 +236,16 @@ def _row(status: "BatchStatus", now: float) -> tuple[str, ...]:
 def describe_cancellation(status: "BatchStatus") -> str:
     from worker.client.batches import counted
 
-    done = counted(status.succeeded + status.failed, "result")
-    counts = f"{status.succeeded:,} succeeded, {status.failed:,} failed"
+    failed = _failed(status)
+    done = counted(status.succeeded + failed, "result")
+    counts = f"{status.succeeded:,} succeeded, {failed:,} failed"
     if not status.cancelled:
         if status.complete:
             return f"{status.batch_id}: complete, {done} ({counts}); there was nothing left to cancel."
         return f"{status.batch_id}: cancelled, {done} ({counts})"
     running = status.detail.running if status.detail else 0
     under_way = (
-        f"\nUp to {counted(running, 'job')} of these {'is' if running == 1 else 'are'} with a worker now: a call "
-        "that is under way ends, and its result comes."
+        f"\nWorkers hold up to {running:,} of these now: a call that is under way ends, and its result comes."
         if running
         else ""
     )

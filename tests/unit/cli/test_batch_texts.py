@@ -27,7 +27,8 @@ from worker.settings import Price
 
 NOW = 1_790_000_000.0
 PRICES = {"gpt-4o-mini": Price(input=1.0, output=4.0)}
-THROTTLED = {"gpt-4o-mini@my-account.openai.azure.com": "429: RateLimitReached, opens in 42 s"}
+GATE = "gpt-4o-mini@my-account.openai.azure.com"
+THROTTLED = {GATE: "429: token, for another 42 s"}
 
 
 def pod(name: str = "pod-1", **waits: str) -> PodReport:
@@ -41,7 +42,10 @@ DETAIL = BatchDetail(
     failures={"attempts_exhausted": 30, "400": 4},
     usage={"gpt-4o-mini": Usage(prompt=1_234_567, cached=12_345, completion=234_567)},
     rate=12.34,
-    pods=(PodReport(pod="pod-1", at=NOW, waits=THROTTLED), PodReport(pod="pod-2", at=NOW, waits=THROTTLED)),
+    pods=(
+        PodReport(pod="pod-1", at=NOW, waits=THROTTLED),
+        PodReport(pod="pod-2", at=NOW, waits={GATE: "429: token, for another 40 s"}),
+    ),
 )
 RUNNING = BatchStatus(batch_id="reviews-2026-11", total=5_000, succeeded=1_200, failed=34, detail=DETAIL)
 DONE = BatchStatus(batch_id="b1", total=3, succeeded=3, detail=BatchDetail(submitted_at=rfc3339(NOW - 90_000)))
@@ -62,10 +66,10 @@ def test_a_running_batch_is_told_in_80_columns() -> None:
         "  failed     attempts_exhausted: 30, 400: 4\n"
         "  tokens     gpt-4o-mini: 1,234,567 in (12,345 cached), 234,567 out\n"
         "  cost       2.17\n"
-        "  waits      gpt-4o-mini@my-account.openai.azure.com: 429: RateLimitReached,\n"
-        "             opens in 42 s (2 pods)"
+        "  waits      gpt-4o-mini@my-account.openai.azure.com: 429: token, for another 42\n"
+        "             s (2 pods)"
     )
-    assert in_full(RUNNING, width=140).endswith("RateLimitReached, opens in 42 s (2 pods)")
+    assert in_full(RUNNING, width=140).endswith("429: token, for another 42 s (2 pods)")
 
 
 @pytest.mark.parametrize(
@@ -78,7 +82,7 @@ def test_each_batch_has_one_state(status: BatchStatus, state: str) -> None:
 def test_jobs_that_workers_ended_as_cancelled_are_counted_with_those_that_nobody_met() -> None:
     detail = BatchDetail(cancelled=3, failures={"batch_cancelled": 1})
     status = replace(CANCELLED, detail=detail)
-    assert describe(status) == "b2: cancelled, 4 not called, 2 results (1 succeeded, 1 failed)"
+    assert describe(status) == "b2: cancelled, 4 not called, 1 result (1 succeeded, 0 failed)"
 
 
 def test_a_cost_without_a_price_is_unknown() -> None:
@@ -98,6 +102,12 @@ def test_a_cost_without_a_price_is_unknown() -> None:
 def test_why_jobs_wait_comes_from_the_pods(detail: BatchDetail, why: str) -> None:
     (wait,) = waits_of(replace(QUEUED, detail=detail))
     assert why in str(wait)
+
+
+def test_tokens_of_failures_that_used_none_are_no_line() -> None:
+    status = replace(QUEUED, detail=BatchDetail(queued=4, failures={"400": 1}, usage={"m": Usage()}, pods=(pod(),)))
+    assert "tokens" not in in_full(status)
+    assert "cost" not in in_full(status)
 
 
 def test_nothing_waits_in_a_batch_that_is_complete_or_all_of_whose_jobs_are_called() -> None:
@@ -165,7 +175,7 @@ def test_a_cancellation_says_what_was_done_and_what_will_not_be() -> None:
     detail = BatchDetail(cancelled=3, running=1)
     told = describe_cancellation(replace(CANCELLED, detail=detail))
     assert told.startswith("b2: cancelled. 2 results (1 succeeded, 1 failed) so far; 3 jobs will not be called")
-    assert "1 job of these is with a worker now" in told
+    assert "Workers hold up to 1 of these now" in told
     assert "there was nothing left to cancel" in describe_cancellation(DONE)
 
 
@@ -203,5 +213,5 @@ def test_a_program_gets_all_that_is_known() -> None:
         "jobs_per_second": 12.34,
         "seconds_left": 305.2,
         "pods": 2,
-        "waits": [{"concerns": next(iter(THROTTLED)), "why": next(iter(THROTTLED.values())), "pods": 2}],
+        "waits": [{"concerns": GATE, "why": THROTTLED[GATE], "pods": 2}],
     }

@@ -24,7 +24,17 @@ from worker.azure.blob.container import refusal
 from worker.cli.commands import app
 from worker.cli.progress import ProgressLines
 from worker.cli.terminal import Heartbeat, parse_seconds
-from worker.client import BatchDetail, BatchStatus, Collection, CollectionRecord, OtherBatch, Progress, Submission
+from worker.client import (
+    BatchDetail,
+    BatchRetry,
+    BatchStatus,
+    Collection,
+    CollectionRecord,
+    NeedsBlob,
+    OtherBatch,
+    Progress,
+    Submission,
+)
 from worker.jobs.batch_records import Manifest
 from worker.settings import Price
 
@@ -499,3 +509,70 @@ def test_help_loads_neither_azure_nor_the_settings() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert shown.stdout == "[]\n"
+
+
+RUNNING = BatchStatus(batch_id="b1", total=3, succeeded=1, detail=BatchDetail(queued=1, running=1))
+CANCELLED = BatchStatus(batch_id="b1", total=3, succeeded=1, detail=BatchDetail(cancelled=2))
+DONE = BatchStatus(batch_id="b1", total=3, succeeded=3, detail=BatchDetail())
+
+
+def test_watching_prints_a_line_for_each_change_where_nobody_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, [RUNNING, RUNNING, DONE])
+    result = call("status", "b1", "--watch")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [
+        "b1: running, 1 of 3 results (1 succeeded, 0 failed); 1 queued, 1 running, none finished lately",
+        "b1: complete, 3 results (3 succeeded, 0 failed)",
+    ]
+
+
+def test_watching_for_a_program_prints_an_object_for_each_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, [RUNNING, RUNNING, DONE])
+    lines = call("status", "b1", "--watch", "--json").stdout.splitlines()
+    assert [json.loads(line)["detail"]["state"] for line in lines] == ["running", "done"]
+
+
+def test_a_list_is_a_table_or_an_object_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, [RUNNING, DONE])
+    assert len(call("list").stdout.splitlines()) == 3
+    assert [json.loads(line)["succeeded"] for line in call("list", "--json").stdout.splitlines()] == [1, 3]
+    assert len(call("list", "--limit", "1").stdout.splitlines()) == 2
+
+
+def test_an_empty_list_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, [])
+    result = call("list")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "submit FILE" in result.stderr
+
+
+def test_a_cancellation_says_what_will_not_be_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, CANCELLED)
+    result = call("cancel", "b1")
+    assert result.exit_code == 0
+    assert "1 result (1 succeeded, 0 failed) so far; 2 jobs will not be called" in result.stdout
+    assert json.loads(call("cancel", "b1", "--json").stdout)["detail"]["cancelled"] == 2
+
+
+def test_a_retry_says_what_it_sent(monkeypatch: pytest.MonkeyPatch, jobs_file: Path) -> None:
+    answer_with(monkeypatch, BatchRetry(batch_id="b1", number=1_000, sent=1))
+    result = call("retry", "b1", jobs_file, "--only", "429", "--only", "attempts_exhausted")
+    assert result.exit_code == 0
+    assert "b1: 1 job sent again, as retry 1000." in result.stdout
+    assert json.loads(call("retry", "b1", jobs_file, "--json").stdout)["number"] == 1_000
+
+
+def test_a_code_that_there_is_not_is_refused_before_anything_is_asked(jobs_file: Path) -> None:
+    result = call("retry", "b1", jobs_file, "--only", "throttled")
+    assert result.exit_code == 2
+    assert "code 'throttled': allowed are an HTTP status such as 429, and answer_too_large" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["list", "cancel b1", "retry b1 {file}", "status b1 --watch"])
+def test_what_needs_blob_storage_is_wrong_input_with_a_queue(
+    monkeypatch: pytest.MonkeyPatch, jobs_file: Path, command: str
+) -> None:
+    answer_with(monkeypatch, NeedsBlob("this"))
+    result = call(*command.format(file=jobs_file).split())
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "AOAI_WORKER_SINK=blob" in result.stderr

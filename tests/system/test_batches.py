@@ -27,7 +27,7 @@ JOBS = 60
 PRICES = json.dumps({"gpt-4o-mini": {"input": 1.0, "output": 2.0}})
 WITHIN = 10.0
 """Seconds after which no pod makes a new call for a batch that was cancelled."""
-THROTTLE = {"kind": "throttle", "reason": "call", "retry_after": 8}
+THROTTLE = {"kind": "throttle", "reason": "call", "retry_after": 4}
 
 
 async def told(cloud: Azure, *arguments: str, expect: int = 0) -> str:
@@ -52,7 +52,7 @@ async def test_after_a_cancellation_no_pod_calls_and_a_retry_since_answers_what_
     path = write_batch(tmp_path / "in.jsonl", JOBS)
     out, errors = tmp_path / "out.jsonl", tmp_path / "err.jsonl"
     collect = ("collect", BATCH, "-o", str(out), "--errors", str(errors))
-    async with azure(tmp_path, config_for_tests(), "--blob") as cloud:
+    async with azure(tmp_path, config_for_tests(latency=1.0), "--blob") as cloud:
         await told(cloud, "submit", str(path), "--batch", BATCH)
         async with worker(cloud, slots="4") as one, worker(cloud, slots="4") as other:
             await until(lambda: has_called(cloud, 10))

@@ -21,7 +21,7 @@ from azure.core.credentials_async import AsyncTokenCredential
 from azure.servicebus.aio import ServiceBusClient
 
 from worker.azure.blob.claims import BlobClaims
-from worker.azure.blob.container import STORAGE_SCOPE, BlobFailed
+from worker.azure.blob.container import STORAGE_SCOPE
 from worker.azure.blob.storage import Storage, open_storage
 from worker.azure.identity import open_broker
 from worker.azure.servicebus.jobs_queue import SERVICEBUS_SCOPE, connect
@@ -36,7 +36,6 @@ from worker.client.batch_files import (
 )
 from worker.client.batches import (
     FOLLOW_TIMEOUT,
-    REPEAT_DELAYS,
     BatchStatus,
     Collection,
     NeedsBlob,
@@ -46,18 +45,16 @@ from worker.client.batches import (
     require_timeout,
 )
 from worker.client.blob_batches import BlobBatches
-from worker.client.blob_collector import BlobCollector, pause_after
+from worker.client.blob_collector import BlobCollector
 from worker.client.queue_collector import QueueCollector
 from worker.client.result_files import ResultOutput, output_of
 from worker.client.retries import BatchRetry, begin_retry, require_codes
 from worker.client.submission import JobQueues, Stamp, make_manifest, send_jobs, send_manifest
+from worker.client.watching import watch
 from worker.settings import ConnectionSettings, Price, load
 
 NEWEST = 20
 """Batches that are listed: each is counted anew."""
-
-WATCH_IDLE = 2
-"""Of `pause_after`: some 2 s between two looks at a small batch."""
 
 CLOSE_TIMEOUT = 10.0
 """Seconds for closing all connections. Each waits up to a second for the SDK's keep-alive task."""
@@ -153,7 +150,7 @@ class JobClient:
             links.sessions, settings.results_queue, batch_id, links.storage.claims
         )
 
-    async def watch(
+    def watch(
         self, batch_id: str, *, on_waiting: Callable[[str], None] | None = None
     ) -> AsyncIterator[BatchStatus]:
         """What `status` tells, every few seconds until the batch is complete or nothing of it is there. A large
@@ -161,30 +158,9 @@ class JobClient:
 
         What failed once it had worked is tried again for a minute and a half. `on_waiting` is told what is waited
         for; an empty text is a pause between two looks.
-        Raises NeedsBlob, InvalidBatchId, BlobFailed or UnusableBlob.
+        Raises NeedsBlob or InvalidBatchId; the iterator BlobFailed or UnusableBlob.
         """
-        batches, waiting = self._blob_batches("watching"), on_waiting or _ignore
-        waiting_for = f"Blob storage to answer about batch {require_batch_id(batch_id)}"
-        worked, delays = False, iter(REPEAT_DELAYS)
-        clock = asyncio.get_running_loop().time
-        while True:
-            begun = clock()
-            waiting(waiting_for)
-            try:
-                status = await batches.status(batch_id)
-            except BlobFailed as error:
-                delay = next(delays, None)
-                if not worked or not error.is_passing or delay is None:
-                    raise  # it never worked: an answer now is better than patience
-                waiting(f"{waiting_for}, again after {delay:g} s; the last try failed: {error}")
-                await asyncio.sleep(delay)
-                continue
-            worked, delays = True, iter(REPEAT_DELAYS)
-            yield status
-            if status.complete or status.is_unknown:
-                return
-            waiting("")
-            await asyncio.sleep(pause_after(clock() - begun, WATCH_IDLE))
+        return watch(self._blob_batches("watching"), require_batch_id(batch_id), on_waiting or _ignore)
 
     @property
     def prices(self) -> Mapping[str, Price]:

@@ -305,12 +305,12 @@ def describe_collection(collection: "Collection", out: Path, errors: Path | None
     if collection.complete:
         also = f" and {errors}" if errors else ""
         written = f"{counted(done, 'result')} ({counts}) in {where}{also}"
-        if not collection.cancelled:
+        if not collection.cancelled_at or not collection.failed + collection.cancelled:
             return f"{collection.batch_id}: complete, {written}"
+        without = f"; {counted(collection.cancelled, 'job')} will get no result" if collection.cancelled else ""
         return (
-            f"{collection.batch_id}: cancelled, {written}; "
-            f"{counted(collection.cancelled, 'job')} will get no result\n"
-            f"Next: aoai-worker retry {collection.batch_id} INPUT.jsonl, where they are wanted after all"
+            f"{collection.batch_id}: cancelled, {written}{without}\n"
+            f"Next: aoai-worker retry {collection.batch_id} INPUT.jsonl sends the others again"
         )
     gave_up = (
         f"\nNeither a manifest nor a new result came within {timeout} (--timeout)." if collection.timed_out else ""

@@ -250,7 +250,8 @@ class Collection:
 
     `total` is None where no manifest has come yet. `timed_out`: following ended because nothing new came.
     `cancelled`: jobs of a cancelled batch that have no result and will get none. `outdated`: jobs that were sent
-    again and whose new result has not come; the earlier one counts as succeeded or failed.
+    again and whose new result has not come; the earlier one counts as succeeded or failed. `cancelled_at` (RFC
+    3339): None where the batch was not cancelled, or a retry came since.
     """
 
     batch_id: str
@@ -261,6 +262,7 @@ class Collection:
     timed_out: bool = False
     cancelled: int = 0
     outdated: int = 0
+    cancelled_at: str | None = None
 
     @property
     def missing(self) -> int | None:

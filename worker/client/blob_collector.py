@@ -60,6 +60,13 @@ class BlobCollector:
         return max(0, self.total - len(self._files) - sent_again)
 
     @property
+    def cancelled_at(self) -> str | None:
+        """None where a retry came since."""
+        cancellation = self._records.cancellation
+        holds = cancellation and cancellation.holds_for(self._records.latest_replay)
+        return cancellation.cancelled_at if cancellation and holds else None
+
+    @property
     def outdated(self) -> int:
         """Jobs that were sent again, of which the files have an earlier result."""
         return sum(key in self._ranks for key in self._awaited())

@@ -256,6 +256,7 @@ class JobClient:
                 timed_out=collector.timed_out,
                 cancelled=collector.cancelled,
                 outdated=collector.outdated,
+                cancelled_at=collector.cancelled_at,
             )
 
     async def _collect_into(

@@ -205,6 +205,7 @@ class QueueCollector:
         self.manifest: Manifest | None = None
         self.timed_out = False
         self.cancelled = self.outdated = 0
+        self.cancelled_at: str | None = None
         self._timeout = timeout
         self._clock = asyncio.get_running_loop().time
         self._news_at = self._clock()

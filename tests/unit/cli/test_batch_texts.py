@@ -28,7 +28,7 @@ from worker.settings import Price
 NOW = 1_790_000_000.0
 PRICES = {"gpt-4o-mini": Price(input=1.0, output=4.0)}
 GATE = "gpt-4o-mini@my-account.openai.azure.com"
-THROTTLED = {GATE: "429: token, for another 42 s"}
+THROTTLED = {GATE: "429: quota, for another 42 s"}
 
 
 def pod(name: str = "pod-1", **waits: str) -> PodReport:
@@ -44,7 +44,7 @@ DETAIL = BatchDetail(
     rate=12.34,
     pods=(
         PodReport(pod="pod-1", at=NOW, waits=THROTTLED),
-        PodReport(pod="pod-2", at=NOW, waits={GATE: "429: token, for another 40 s"}),
+        PodReport(pod="pod-2", at=NOW, waits={GATE: "429: quota, for another 40 s"}),
     ),
 )
 RUNNING = BatchStatus(batch_id="reviews-2026-11", total=5_000, succeeded=1_200, failed=34, detail=DETAIL)
@@ -66,10 +66,10 @@ def test_a_running_batch_is_told_in_80_columns() -> None:
         "  failed     attempts_exhausted: 30, 400: 4\n"
         "  tokens     gpt-4o-mini: 1,234,567 in (12,345 cached), 234,567 out\n"
         "  cost       2.17\n"
-        "  waits      gpt-4o-mini@my-account.openai.azure.com: 429: token, for another 42\n"
+        "  waits      gpt-4o-mini@my-account.openai.azure.com: 429: quota, for another 42\n"
         "             s (2 pods)"
     )
-    assert in_full(RUNNING, width=140).endswith("429: token, for another 42 s (2 pods)")
+    assert in_full(RUNNING, width=140).endswith("429: quota, for another 42 s (2 pods)")
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,20 @@ class Deployment(BaseModel):
 Deployments = Annotated[list[Annotated[Deployment, BeforeValidator(_deployment)]], Field(min_length=1)]
 
 
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Price(BaseModel):
+    """Of a model, for a million tokens, in any currency."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    input: Amount
+    cached_input: Amount | None = None
+    """Of input tokens that the service had cached; left out, they cost as much as others."""
+    output: Amount
+
+
 class ConnectionSettings(BaseSettings):
     """What producers and workers share: how to be somebody, and where the queues are."""
 
@@ -224,6 +238,11 @@ class ConnectionSettings(BaseSettings):
 
     largest_claim: int = Field(16 << 20, ge=1, le=256 << 20)
     """Bytes of the largest job that is fetched for a claim; it is held in memory while it is in flight."""
+
+    prices: dict[str, Price] | None = None
+    """Prices by model for `status` and `list`, such as
+    `{"gpt-5.4-mini": {"input": 1.5, "cached_input": 0.75, "output": 6.0}}` for a million tokens, in any currency.
+    They change, so none is known here."""
 
     credential: Literal["auto", "workload", "managed", "cli", "default"] = "auto"
     """Who we are. `auto`: the workload identity where AZURE_FEDERATED_TOKEN_FILE is set, else the Azure CLI's
@@ -570,6 +589,8 @@ def _shown(detail: Any) -> str:
 
 def _allowed(detail: Any) -> str:
     """What would be accepted, in words that follow "must be"."""
+    if detail["loc"][0] == "prices" and detail["type"] in ("extra_forbidden", "dict_type", "model_type"):
+        return f"JSON such as {_PRICES}, for a million tokens"
     if detail["type"] in _TYPES:
         return _TYPES[detail["type"]]
     message = str(detail["msg"])
@@ -577,6 +598,8 @@ def _allowed(detail: Any) -> str:
         message = message.removeprefix(beginning)
     return message
 
+
+_PRICES = '{"gpt-5.4-mini": {"input": 1.5, "cached_input": 0.75, "output": 6.0}}'
 
 _TYPES = {
     "bool_parsing": "true or false",
@@ -592,5 +615,6 @@ _TYPES = {
 _PURPOSES = {
     "servicebus_namespace": "the Service Bus namespace, such as my-namespace.servicebus.windows.net",
     "AZURE_OPENAI_ENDPOINT": "the account's endpoint, such as https://my-account.openai.azure.com",
+    "prices": "of a million tokens, 0 where nothing is charged",
     "models": 'the models and their deployments, such as {"gpt-5.4-mini": ["my-deployment"]}, or passthrough',
 }

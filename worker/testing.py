@@ -373,7 +373,7 @@ def _redelivered(envelope: Envelope, more: int) -> Envelope:
     return replace(envelope, delivery_count=envelope.delivery_count + more)
 
 
-def result_of(job: Job, line: bytes, *, failed: bool = False) -> Result:
+def result_of(job: Job, line: bytes, *, failed: bool = False, code: str | None = None) -> Result:
     """What a sink is given."""
-    summary = ResultSummary(code="500" if failed else "200", model=job.line.model, finished=0.0)
+    summary = ResultSummary(code=code or ("500" if failed else "200"), model=job.line.model, finished=0.0)
     return Result(job=job, line=line, failed=failed, summary=summary)

@@ -152,7 +152,9 @@ def _inline(node: Any, definitions: Schema) -> Any:
     if not isinstance(node, dict):
         return node
     if "$ref" in node:
-        return _deployment(definitions[node["$ref"].rsplit("/", 1)[-1]], definitions)
+        name = node["$ref"].rsplit("/", 1)[-1]
+        whole = _whole(definitions[name], definitions)
+        return {"anyOf": [{"type": "string", "minLength": 1}, whole]} if name == "Deployment" else whole
     skipped = ("title", "format", "description")
     return {
         key: _inline(part, definitions)
@@ -161,12 +163,11 @@ def _inline(node: Any, definitions: Schema) -> Any:
     }
 
 
-def _deployment(schema: Schema, definitions: Schema) -> Schema:
+def _whole(schema: Schema, definitions: Schema) -> Schema:
     properties = {
         name: _with_pattern(name, _inline(part, definitions)) for name, part in schema["properties"].items()
     }
-    whole = {**_close(properties), "required": schema["required"]}
-    return {"anyOf": [{"type": "string", "minLength": 1}, whole]}
+    return {**_close(properties), "required": schema["required"]}
 
 
 def _with_pattern(name: str, schema: Schema) -> Schema:

@@ -555,3 +555,22 @@ def test_queues_that_cannot_be_are_refused_with_the_next_step(
     with pytest.raises(InvalidSettings) as refused:
         load(WorkerSettings)
     assert told in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (
+            '{"m": {"input": -1, "output": 2}}',
+            "AOAI_WORKER_PRICES[m][input]=-1: must be greater than or equal to 0",
+        ),
+        ('{"m": {"input": 1}}', "AOAI_WORKER_PRICES[m][output] is missing: of a million tokens, 0 where nothing"),
+        ('{"m": {"input": 1, "output": 2, "tax": 3}}', "AOAI_WORKER_PRICES[m][tax]=3: must be JSON such as"),
+        ('{"m": 2}', "AOAI_WORKER_PRICES[m]=2: must be JSON such as"),
+        ('{"m": {"input": "free", "output": 2}}', "AOAI_WORKER_PRICES[m][input]='free': must be a number"),
+    ],
+)
+def test_a_price_that_is_none_is_named(environment: pytest.MonkeyPatch, value: str, told: str) -> None:
+    environment.setenv("AOAI_WORKER_PRICES", value)
+    (line,) = problems(ConnectionSettings)
+    assert line.startswith(told)

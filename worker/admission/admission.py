@@ -31,6 +31,7 @@ from worker.admission.routes import Route, Routes, Waiter
 from worker.admission.suspects import Suspect, cohort_size, is_suspect
 from worker.errors import CallFailed, HandedBack
 from worker.interfaces import Observer, Target
+from worker.jobs.batch_records import FOR_SO_LONG
 from worker.jobs.outcomes import HandBackReason
 from worker.waits import EARLY, Bell, loop_time
 
@@ -356,7 +357,11 @@ class Admission:
     def waits(self) -> dict[str, str]:
         """What keeps jobs from being received or called now, by what it concerns."""
         now = loop_time()
-        closed = {gate.target.label: why for gate in self.state.routes.gates if (why := gate.waits_for(now))}
+        closed = {
+            gate.target.label: f"{why}{FOR_SO_LONG}{gate.opens_at - now:.0f} s" if gate.opens_at > now else why
+            for gate in self.state.routes.gates
+            if (why := gate.waits_for(now))
+        }
         return self.closures | closed
 
     def gauges(self) -> dict[str, dict[str, float | None]]:

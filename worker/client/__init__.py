@@ -19,12 +19,14 @@ from worker.client.job_client import JobClient, LikelyRefused, make_batch_id
 from worker.client.queue_collector import ClaimsNotConfigured, UncheckedBatch
 from worker.client.result_files import OutputGone, UnusableOutput, UnwritableOutput
 from worker.client.result_session import BeingCollected
+from worker.client.retries import BatchRetry, InvalidCode, PassedOver, RetryRefused
 from worker.client.submission import SubmissionInterrupted
 
 __all__ = [
     "AlreadyCollected",
     "BatchDetail",
     "BatchFile",
+    "BatchRetry",
     "BatchStatus",
     "BeingCollected",
     "ClaimsNotConfigured",
@@ -32,13 +34,16 @@ __all__ = [
     "CollectionRecord",
     "InvalidBatch",
     "InvalidBatchId",
+    "InvalidCode",
     "JobClient",
     "LikelyRefused",
     "LineProblem",
     "NeedsBlob",
     "OtherBatch",
     "OutputGone",
+    "PassedOver",
     "Progress",
+    "RetryRefused",
     "Submission",
     "SubmissionInterrupted",
     "UncheckedBatch",

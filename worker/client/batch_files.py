@@ -175,11 +175,13 @@ def check_unchanged(batch: BatchFile) -> None:
 
 
 class FileJob(NamedTuple):
-    """A job of a batch file; `line` is what is sent."""
+    """A job of a batch file; `line` is what is sent. `replay`: the number under which it is sent again, 0 the first
+    time."""
 
     custom_id: str
     model: str
     line: bytes
+    replay: int = 0
 
 
 def read_jobs(batch: BatchFile) -> Iterator[FileJob]:

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import orjson
 
 from worker.errors import WorkerError
 from worker.jobs.batch_records import Manifest, PodReport
 from worker.jobs.job import BATCH_ID
-from worker.jobs.outcomes import Usage
+from worker.jobs.outcomes import FailureCode, Usage
 from worker.waits import backoff
 
 FOLLOW_TIMEOUT = 900.0
@@ -197,6 +197,9 @@ class BatchDetail:
         return (self.running + self.queued) / self.rate if self.rate else None
 
 
+BatchState = Literal["queued", "running", "done", "cancelled"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchStatus:
     """What of a batch is there to be collected.
@@ -222,6 +225,21 @@ class BatchStatus:
         return is_whole(self.succeeded + self.failed + cancelled, self.total)
 
     @property
+    def state(self) -> BatchState:
+        """`cancelled`: complete, though some jobs were never called. `queued`: nothing runs, nor has lately."""
+        detail = self.detail or BatchDetail()
+        if self.complete:
+            return "cancelled" if self.cancelled else "done"
+        return "running" if detail.running or detail.rate else "queued"
+
+    @property
+    def cancelled(self) -> int:
+        """Jobs that were never called as their batch was cancelled, with a result that says so or without."""
+        if self.detail is None:
+            return 0
+        return self.detail.cancelled + self.detail.failures.get(FailureCode.BATCH_CANCELLED, 0)
+
+    @property
     def is_unknown(self) -> bool:
         """There is nothing of this batch: neither manifest, nor result, nor the record of a collection."""
         nothing = self.total is None and not self.succeeded + self.failed
@@ -233,7 +251,9 @@ class Collection:
     """`complete`: the files have their own names; else they are `.partial` and the next collection goes on.
 
     `total` is None where no manifest has come yet. `timed_out`: following ended because nothing new came.
-    `cancelled`: jobs of a cancelled batch that have no result and will get none.
+    `cancelled`: jobs of a cancelled batch that have no result and will get none. `outdated`: jobs that were sent
+    again and whose new result has not come; the earlier one counts as succeeded or failed. `cancelled_at` (RFC
+    3339): None where the batch was not cancelled, or a retry came since.
     """
 
     batch_id: str
@@ -243,10 +263,14 @@ class Collection:
     complete: bool
     timed_out: bool = False
     cancelled: int = 0
+    outdated: int = 0
+    cancelled_at: str | None = None
 
     @property
     def missing(self) -> int | None:
-        return None if self.total is None else max(0, self.total - self.succeeded - self.failed - self.cancelled)
+        if self.total is None:
+            return None
+        return max(0, self.total - self.succeeded - self.failed - self.cancelled) + self.outdated
 
 
 OnProgress = Callable[[Progress], None]

@@ -5,9 +5,10 @@ however often. In memory are a page of the listing, and counts.
 """
 
 import asyncio
+import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Protocol, TypeVar
 
@@ -22,6 +23,7 @@ from worker.azure.blob.names import (
     manifest_name,
     parse_result_name,
     retries_folder,
+    retry_name,
 )
 from worker.client.batches import (
     BatchDetail,
@@ -42,6 +44,7 @@ from worker.jobs.batch_records import (
     decode_retry,
     encode_cancellation,
     encode_manifest,
+    encode_retry,
 )
 from worker.jobs.job import rfc3339
 from worker.jobs.outcomes import Usage
@@ -136,6 +139,23 @@ class BlobBatches:
             yield list(counting(whole))
         yield list(counting(held))
 
+    async def codes(self, batch_id: str, records: BatchRecords) -> Mapping[bytes, str | None]:
+        """Of each job with a result its code, by key; None where it succeeded. A job that was sent again is left
+        out until the result of that is there. In memory are some 100 bytes a job."""
+        awaited = records.awaited()
+        codes: dict[bytes, str | None] = {}
+        async for results in self.results(batch_id):
+            for result in results:
+                key = bytes.fromhex(result.key)
+                if result.replay >= awaited.get(key, 0):
+                    codes[key] = sys.intern(_code(result)) if result.failed else None
+        return codes
+
+    async def record_retry(self, batch_id: str, retry: Retry) -> bool:
+        """False where its number is taken."""
+        name = retry_name(self._prefix, batch_id, retry.number)
+        return await self._container.create(name, encode_retry(retry)) is not None
+
     async def read(self, result: ResultName) -> bytes | None:
         """Its line; None where it is gone since it was listed."""
         return await read_if_there(self._container, result.name, LARGEST_RESULT)
@@ -225,7 +245,7 @@ class Tally:
             self._awaited_and_there += 1
         summary = decode_summary(result.metadata)
         if result.failed:
-            self._failures[summary.code if summary else UNKNOWN_CODE] += 1
+            self._failures[_code(result)] += 1
         else:
             self._succeeded += 1
         if summary is None:
@@ -268,6 +288,11 @@ class Tally:
         if not recent:
             return 0.0
         return sum(recent.values()) / max(BUCKET, now - min(recent) * BUCKET)
+
+
+def _code(result: ResultName) -> str:
+    summary = decode_summary(result.metadata)
+    return summary.code if summary else UNKNOWN_CODE
 
 
 def _split_before_last_job(results: Sequence[ResultName]) -> tuple[Sequence[ResultName], list[ResultName]]:

@@ -56,7 +56,25 @@ class BlobCollector:
         """Jobs that will not be called."""
         if self.total is None or self._records.cancellation is None:
             return 0
-        return max(0, self.total - len(self._files))
+        sent_again = len(self._awaited()) - self.outdated
+        return max(0, self.total - len(self._files) - sent_again)
+
+    @property
+    def cancelled_at(self) -> str | None:
+        """None where a retry came since."""
+        cancellation = self._records.cancellation
+        holds = cancellation and cancellation.holds_for(self._records.latest_replay)
+        return cancellation.cancelled_at if cancellation and holds else None
+
+    @property
+    def outdated(self) -> int:
+        """Jobs that were sent again, of which the files have an earlier result."""
+        return sum(key in self._ranks for key in self._awaited())
+
+    def _awaited(self) -> Sequence[bytes]:
+        """Jobs that were sent again, without the result of that."""
+        awaited = self._records.awaited().items()
+        return [key for key, replay in awaited if self._ranks.get(key, (0, False))[0] < replay]
 
     async def gather(self, *, follow: bool, timeout: float = FOLLOW_TIMEOUT) -> None:
         """Return when the batch is whole and published or, not following, when all that was listed is in the files.
@@ -113,10 +131,10 @@ class BlobCollector:
     @property
     def complete(self) -> bool:
         """Whether the files hold all that the batch will have, as far as was listed."""
-        awaited = self._records.awaited()
-        missing = sum(self._ranks.get(key, (0, False))[0] < replay for key, replay in awaited.items())
-        if missing or self._files.published or self.total is None:
-            return self._files.published and not missing
+        if self._awaited():
+            return False
+        if self._files.published or self.total is None:
+            return self._files.published
         return is_whole(len(self._files) + self.cancelled, self.total)
 
     def _is_new(self, result: ResultName) -> bool:

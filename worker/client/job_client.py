@@ -11,7 +11,7 @@ sink is, gets what comes out, and `result_files.py` keeps it.
 import asyncio
 import contextlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -21,6 +21,7 @@ from typing import Any, Self
 from azure.core.credentials_async import AsyncTokenCredential
 from azure.servicebus.aio import ServiceBusClient
 
+from worker.azure.blob.claims import BlobClaims
 from worker.azure.blob.container import STORAGE_SCOPE
 from worker.azure.blob.storage import Storage, open_storage
 from worker.azure.identity import open_broker
@@ -32,6 +33,7 @@ from worker.client.batch_files import (
     BatchFile,
     check_sizes,
     check_unchanged,
+    read_jobs,
 )
 from worker.client.batches import (
     FOLLOW_TIMEOUT,
@@ -47,8 +49,10 @@ from worker.client.blob_batches import BlobBatches
 from worker.client.blob_collector import BlobCollector
 from worker.client.queue_collector import QueueCollector
 from worker.client.result_files import ResultOutput, output_of
+from worker.client.retries import BatchRetry, begin_retry, require_codes
 from worker.client.submission import JobQueues, Stamp, make_manifest, send_jobs, send_manifest
-from worker.settings import ConnectionSettings, load
+from worker.client.watching import watch
+from worker.settings import ConnectionSettings, Price, load
 
 NEWEST = 20
 """Batches that are listed: each is counted anew."""
@@ -137,13 +141,11 @@ class JobClient:
         )
         waiting = on_waiting or _ignore
         async with JobQueues(links.senders, settings.jobs_queue, settings.named_queues, waiting) as queues:
-            names = {queues.queue(model) for model in batch.models}
-            largest = min([await largest_body(queues.sender(name)) for name in sorted(names)])
-            check_sizes(batch, message=largest, claim=claims.largest if claims else None)
-            check_unchanged(batch)
+            await _require_room(queues, batch, claims)
             before = await self._announce(batch, stamp.batch_id, waiting)
             stamp = replace(stamp, check_result=before is not None)
-            await send_jobs(queues, batch, stamp, claims=claims, report=on_progress or _ignore)
+            jobs = read_jobs(batch)
+            await send_jobs(queues, jobs, batch.total, stamp, claims=claims, report=on_progress or _ignore)
         return Submission(batch_id=stamp.batch_id, total=batch.total, sha256=batch.sha256, submitted_before=before)
 
     async def status(self, batch_id: str) -> BatchStatus:
@@ -155,6 +157,23 @@ class JobClient:
         return await queue_collector.count_waiting(
             links.sessions, settings.results_queue, batch_id, links.storage.claims
         )
+
+    def watch(
+        self, batch_id: str, *, on_waiting: Callable[[str], None] | None = None
+    ) -> AsyncIterator[BatchStatus]:
+        """What `status` tells, every few seconds until the batch is complete or nothing of it is there. A large
+        batch is looked at less often: a tenth of the time at most goes into looking.
+
+        What failed once it had worked is tried again for a minute and a half. `on_waiting` is told what is waited
+        for; an empty text is a pause between two looks.
+        Raises NeedsBlob or InvalidBatchId; the iterator BlobFailed or UnusableBlob.
+        """
+        return watch(self._blob_batches("watching"), require_batch_id(batch_id), on_waiting or _ignore)
+
+    @property
+    def prices(self) -> Mapping[str, Price]:
+        """Of the settings, by model."""
+        return self._settings.prices or {}
 
     async def newest(self, limit: int = NEWEST) -> Sequence[BatchStatus]:
         """The batches that were submitted last, the newest first. Raises NeedsBlob, BlobFailed or UnusableBlob."""
@@ -169,6 +188,38 @@ class JobClient:
         batches = self._blob_batches("cancel")
         await batches.cancel(require_batch_id(batch_id))
         return await batches.status(batch_id)
+
+    async def retry(
+        self,
+        batch: BatchFile,
+        batch_id: str,
+        *,
+        only: Iterable[str] = (),
+        on_progress: OnProgress | None = None,
+        on_waiting: Callable[[str], None] | None = None,
+    ) -> BatchRetry:
+        """Send again the jobs of `batch` that failed or, where the batch is cancelled, have no result. Their new
+        results supersede the old ones.
+
+        `batch` is the file that was submitted, or any that has the lines of the failed jobs. `only`: these codes,
+        HTTP statuses or failure codes. Safe to repeat: an interrupted retry is finished under its own number, and
+        jobs whose retry has no result yet are sent under the number that they have, whatever `only` says.
+        Raises NeedsBlob, InvalidBatchId, InvalidCode, InvalidBatch, UnknownBatch, RetryRefused, BlobFailed,
+        UnusableBlob or the SDK's ServiceBusError, all before anything is sent; SubmissionInterrupted after that.
+        """
+        batches, codes = self._blob_batches("retry"), require_codes(only)
+        links, settings = self._open_links, self._settings
+        claims, waiting = links.storage.claims, on_waiting or _ignore
+        stamp = Stamp(batch_id=require_batch_id(batch_id), time_to_live=None, deadline=None)
+        async with JobQueues(links.senders, settings.jobs_queue, settings.named_queues, waiting) as queues:
+            await _require_room(queues, batch, claims)
+            waiting(f"Blob storage to tell the results of batch {batch_id}")
+            plan = await begin_retry(batches, batch_id, batch, codes)
+            if len(plan):
+                stamp = replace(stamp, check_result=bool(plan.resumed))
+                jobs = plan.jobs(batch, batch_id)
+                await send_jobs(queues, jobs, len(plan), stamp, claims=claims, report=on_progress or _ignore)
+        return plan.outcome(batch_id)
 
     def _blob_batches(self, purpose: str) -> BlobBatches:
         if self._open_links.batches is None:
@@ -212,6 +263,8 @@ class JobClient:
                 complete=collector.complete,
                 timed_out=collector.timed_out,
                 cancelled=collector.cancelled,
+                outdated=collector.outdated,
+                cancelled_at=collector.cancelled_at,
             )
 
     async def _collect_into(
@@ -271,6 +324,14 @@ class JobClient:
         if self._links is None:
             raise RuntimeError("this JobClient is not open: async with JobClient.from_environment() as client")
         return self._links
+
+
+async def _require_room(queues: JobQueues, batch: BatchFile, claims: BlobClaims | None) -> None:
+    """Raises InvalidBatch where a line fits no message and no claim, or the file has changed."""
+    names = {queues.queue(model) for model in batch.models}
+    largest = min([await largest_body(queues.sender(name)) for name in sorted(names)])
+    check_sizes(batch, message=largest, claim=claims.largest if claims else None)
+    check_unchanged(batch)
 
 
 def make_batch_id(batch: BatchFile) -> str:

@@ -204,7 +204,8 @@ class QueueCollector:
         self.follow = follow
         self.manifest: Manifest | None = None
         self.timed_out = False
-        self.cancelled = 0
+        self.cancelled = self.outdated = 0
+        self.cancelled_at: str | None = None
         self._timeout = timeout
         self._clock = asyncio.get_running_loop().time
         self._news_at = self._clock()

@@ -19,7 +19,7 @@ from worker.azure.blob.container import BlobFailed
 from worker.azure.servicebus.faults import FAULTS
 from worker.azure.servicebus.packing import largest_body, pack
 from worker.azure.servicebus.sending import RetryingSender
-from worker.client.batch_files import BatchFile, FileJob, InvalidBatch, read_jobs
+from worker.client.batch_files import BatchFile, FileJob, InvalidBatch
 from worker.client.batches import OnProgress, Progress
 from worker.client.result_session import MANIFEST_SUBJECT
 from worker.errors import WorkerError
@@ -27,6 +27,7 @@ from worker.jobs.batch_records import Manifest, encode_manifest, manifest_id
 from worker.jobs.claims import encode_claim
 from worker.jobs.copies import CHECK_RESULT, MODEL_PROPERTY
 from worker.jobs.job import CLAIM_TYPE, make_job_id, rfc3339
+from worker.jobs.replays import replay_id
 
 READ_AHEAD = 8 << 20
 """Bytes of lines that are read, sorted by their queues, and where they are too large put into Blob storage,
@@ -91,26 +92,27 @@ class JobQueues:
 
 async def send_jobs(
     queues: JobQueues,
-    batch: BatchFile,
+    jobs: Iterable[FileJob],
+    total: int,
     stamp: Stamp,
     *,
     claims: BlobClaims | None,
     report: OnProgress,
 ) -> None:
-    """Each job to the queue of its model. Raises SubmissionInterrupted: by Service Bus, by Blob storage, or because
-    the file has changed."""
+    """Each of these `total` jobs to the queue of its model. Raises SubmissionInterrupted: by Service Bus, by Blob
+    storage, or because the file has changed."""
     sent = 0
     try:
-        for group in _read_ahead(read_jobs(batch)):
-            for queue, jobs in _by_queue(group, queues).items():
+        for group in _read_ahead(jobs):
+            for queue, alike in _by_queue(group, queues).items():
                 sender = queues.sender(queue)
-                messages = _job_messages(jobs, stamp, await _largest(sender, sent, batch), claims)
+                messages = _job_messages(alike, stamp, await _largest(sender, sent, total), claims)
                 async for packed in pack(sender, messages, lambda message: message, _refuse):
-                    await _send(sender, packed.batch, SubmissionInterrupted(sent, batch.total))
+                    await _send(sender, packed.batch, SubmissionInterrupted(sent, total))
                     sent += len(packed.entries)
-                    report(Progress(done=sent, total=batch.total))
+                    report(Progress(done=sent, total=total))
     except (InvalidBatch, BlobFailed) as error:
-        raise SubmissionInterrupted(sent, batch.total) from error
+        raise SubmissionInterrupted(sent, total) from error
 
 
 def _by_queue(group: Sequence[FileJob], queues: JobQueues) -> Mapping[str, Sequence[FileJob]]:
@@ -120,11 +122,11 @@ def _by_queue(group: Sequence[FileJob], queues: JobQueues) -> Mapping[str, Seque
     return by_queue
 
 
-async def _largest(sender: RetryingSender, sent: int, batch: BatchFile) -> int:
+async def _largest(sender: RetryingSender, sent: int, total: int) -> int:
     try:
         return await largest_body(sender)
     except FAULTS as error:
-        raise SubmissionInterrupted(sent, batch.total) from error
+        raise SubmissionInterrupted(sent, total) from error
 
 
 async def _send(
@@ -170,7 +172,8 @@ async def _job_messages(
 
 
 def job_message(job: FileJob, claim: bytes | None, stamp: Stamp) -> ServiceBusMessage:
-    properties: dict[str | bytes, Any] = {}
+    job_id = make_job_id(stamp.batch_id, job.custom_id)
+    properties: dict[str | bytes, Any] = {"job-id": job_id} if job.replay else {}
     if stamp.deadline:
         properties["deadline"] = rfc3339(stamp.deadline.timestamp())
     if stamp.check_result:
@@ -179,7 +182,7 @@ def job_message(job: FileJob, claim: bytes | None, stamp: Stamp) -> ServiceBusMe
         properties[MODEL_PROPERTY] = job.model
     return ServiceBusMessage(
         job.line if claim is None else claim,
-        message_id=make_job_id(stamp.batch_id, job.custom_id),
+        message_id=replay_id(job_id, job.replay) if job.replay else job_id,
         correlation_id=stamp.batch_id,
         content_type="application/json" if claim is None else CLAIM_TYPE,
         time_to_live=stamp.time_to_live,

@@ -14,6 +14,8 @@ FIRST_RETRY = 1_000
 """The number of a batch's first retry; the replays of dead letters have the numbers below."""
 LAST_RETRY = 9_999
 RECORD_SCHEMA = 1
+FOR_SO_LONG = ", for another "
+"""In what a pod waits for: what follows is a time, which differs from pod to pod."""
 
 _Record = TypeVar("_Record")
 

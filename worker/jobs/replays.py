@@ -151,11 +151,15 @@ def message_id_of(letter: DeadLetter) -> str:
     """Of the letter's replay: what its producer called the message, and the next number."""
     number = _times_replayed(letter) + 1
     own = _own_id(letter)
-    base = own if letter.job_id is None else REPLAYED.sub("", own)
-    plain = f"{base}~r{number}"
+    return replay_id(own if letter.job_id is None else REPLAYED.sub("", own), number)
+
+
+def replay_id(message_id: str, number: int) -> str:
+    """The message-id of the replay `number` of what was sent as `message_id`."""
+    plain = f"{message_id}~r{number}"
     if len(plain) <= MAX_ID_LENGTH:
         return plain
-    return f"{HASHED}{hashlib.sha256(base.encode()).hexdigest()}~r{number}"
+    return f"{HASHED}{hashlib.sha256(message_id.encode()).hexdigest()}~r{number}"
 
 
 def _own_id(letter: DeadLetter) -> str:
@@ -180,6 +184,8 @@ def _objection(letter: DeadLetter, deadline: NewDeadline | None, now: float, ids
             f"another dead letter would be replayed as {message_id_of(letter)} too, and duplicate detection "
             "would drop one of the two; discard the one that is not wanted"
         )
+    if _times_replayed(letter) >= FIRST_RETRY:
+        return "`aoai-worker retry` sent it, under a number of its own; that command sends it again"
     if _times_replayed(letter) >= MOST_REPLAYS:
         return f"it has been replayed {MOST_REPLAYS:,} times, which is as often as can be"
     return None

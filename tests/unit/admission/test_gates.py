@@ -736,6 +736,7 @@ async def test_a_gate_says_what_it_waits_for_and_until_when() -> None:
     closed = gate.describe(loop_time())
     assert (closed["state"], closed["waits_for"]) == ("closed", "429: cut")
     assert closed["opens_in_seconds"] == 30
+    assert list(admission.waits().values()) == ["429: cut, for another 30 s"]
     assert gate.gauges(loop_time())["gate_open"] == 0
 
 

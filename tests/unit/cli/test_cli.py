@@ -6,12 +6,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import pytest
@@ -20,10 +21,22 @@ from typer.testing import CliRunner, Result
 
 import worker.client
 from worker.azure.blob.container import refusal
-from worker.cli.commands import _Lines, app
+from worker.cli.commands import app
+from worker.cli.progress import ProgressLines
 from worker.cli.terminal import Heartbeat, parse_seconds
-from worker.client import BatchDetail, BatchStatus, Collection, CollectionRecord, OtherBatch, Progress, Submission
+from worker.client import (
+    BatchDetail,
+    BatchRetry,
+    BatchStatus,
+    Collection,
+    CollectionRecord,
+    NeedsBlob,
+    OtherBatch,
+    Progress,
+    Submission,
+)
 from worker.jobs.batch_records import Manifest
+from worker.settings import Price
 
 GOOD_LINE = (
     '{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m", "messages": []}}\n'
@@ -32,6 +45,8 @@ GOOD_LINE = (
 
 class FakeClient:
     """Answers as it is told to; an exception is raised instead."""
+
+    prices: Mapping[str, Price] = MappingProxyType({})
 
     def __init__(self, answer: Any) -> None:
         self._answer = answer
@@ -53,6 +68,20 @@ class FakeClient:
 
     async def collect(self, *_: Any, **options: Any) -> Any:
         options["on_progress"](Progress(done=0, total=None))
+        return self._give()
+
+    async def newest(self, limit: int) -> Any:
+        return self._give()[:limit]
+
+    async def watch(self, *_: Any, **options: Any) -> AsyncIterator[Any]:
+        for status in self._give():
+            yield status
+
+    async def cancel(self, *_: Any) -> Any:
+        return self._give()
+
+    async def retry(self, *_: Any, **options: Any) -> Any:
+        options["on_progress"](Progress(done=1, total=1))
         return self._give()
 
     def _give(self) -> Any:
@@ -273,7 +302,7 @@ def test_the_status_of_an_unknown_batch_is_exit_code_1(
 
 
 def test_nothing_is_ever_said_to_be_above_100_percent(capsys: pytest.CaptureFixture[str]) -> None:
-    report = _Lines("collected")
+    report = ProgressLines("collected")
     report(Progress(done=5, total=2))
     assert "100 %" in capsys.readouterr().err
 
@@ -290,6 +319,7 @@ def test_status_as_json_is_one_object_on_standard_output(monkeypatch: pytest.Mon
         "being_collected_by_other": False,
         "collected": None,
         "later": 0,
+        "detail": None,
     }
 
 
@@ -324,6 +354,19 @@ def test_status_is_told_in_words(monkeypatch: pytest.MonkeyPatch, status: BatchS
         (collection(failed=1), 3, "3 results so far (2 succeeded, 1 failed)"),
         (collection(), 3, "1 of 3 are missing"),
         (collection(total=None), 3, "its manifest has not come"),
+        (
+            replace(collection(complete=True), cancelled=1, cancelled_at="then"),
+            4,
+            "cancelled, 2 results (2 succeeded, 0 failed) in out.jsonl",
+        ),
+        (replace(collection(complete=True), cancelled=1, cancelled_at="then"), 4, "1 job will get no result"),
+        (
+            replace(collection(complete=True, failed=1), cancelled_at="then"),
+            4,
+            "b1: cancelled, 3 results (2 succeeded",
+        ),
+        (replace(collection(complete=True), cancelled_at="then"), 0, "b1: complete, 2 results (2 succeeded"),
+        (replace(collection(), outdated=1), 3, "2 of 3 are missing, of which 1 were sent again"),
         (replace(collection(total=None), succeeded=0), 3, "Next: check the id, which submit printed"),
     ],
 )
@@ -361,7 +404,7 @@ def test_a_timeout_that_is_none_is_wrong_input(text: str) -> None:
 
 def test_a_log_says_what_is_waited_for_when_nothing_comes(capsys: pytest.CaptureFixture[str]) -> None:
     now = 0.0
-    report = _Lines("collected", clock=lambda: now)
+    report = ProgressLines("collected", clock=lambda: now)
     for moment, progress in (
         (0, Progress(done=0, total=None)),
         (5, Progress(done=30, total=250)),
@@ -466,11 +509,11 @@ def test_help_says_of_each_command_in_one_line_what_it_does() -> None:
         assert [line for line in listed if not line.endswith(".") or line.endswith("...")] == []
 
 
-@pytest.mark.parametrize("command", ["submit", "status", "collect"])
+@pytest.mark.parametrize("command", ["submit", "list", "status", "cancel", "retry", "collect"])
 def test_help_shows_flags_without_a_value_and_whole_paragraphs(command: str) -> None:
     told = CliRunner().invoke(app, [command, "--help"]).stdout
     assert "bool" not in told
-    paragraphs = told.partition("\n\n")[2].partition("Arguments:")[0].split("\n\n")
+    paragraphs = told.partition("\n\n")[2].partition("Arguments:")[0].partition("Options:")[0].split("\n\n")
     for line in (line for paragraph in paragraphs for line in paragraph.splitlines()[:-1]):
         assert len(line) > 60, "a line that ends in the midst of a paragraph"
 
@@ -484,3 +527,70 @@ def test_help_loads_neither_azure_nor_the_settings() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert shown.stdout == "[]\n"
+
+
+RUNNING = BatchStatus(batch_id="b1", total=3, succeeded=1, detail=BatchDetail(queued=1, running=1))
+CANCELLED = BatchStatus(batch_id="b1", total=3, succeeded=1, detail=BatchDetail(cancelled=2))
+DONE = BatchStatus(batch_id="b1", total=3, succeeded=3, detail=BatchDetail())
+
+
+def test_watching_prints_a_line_for_each_change_where_nobody_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, [RUNNING, RUNNING, DONE])
+    result = call("status", "b1", "--watch")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [
+        "b1: running, 1 of 3 results (1 succeeded, 0 failed); 1 queued, 1 running, none finished lately",
+        "b1: complete, 3 results (3 succeeded, 0 failed)",
+    ]
+
+
+def test_watching_for_a_program_prints_an_object_for_each_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, [RUNNING, RUNNING, DONE])
+    lines = call("status", "b1", "--watch", "--json").stdout.splitlines()
+    assert [json.loads(line)["detail"]["state"] for line in lines] == ["running", "done"]
+
+
+def test_a_list_is_a_table_or_an_object_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, [RUNNING, DONE])
+    assert len(call("list").stdout.splitlines()) == 3
+    assert [json.loads(line)["succeeded"] for line in call("list", "--json").stdout.splitlines()] == [1, 3]
+    assert len(call("list", "--limit", "1").stdout.splitlines()) == 2
+
+
+def test_an_empty_list_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, [])
+    result = call("list")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "submit FILE" in result.stderr
+
+
+def test_a_cancellation_says_what_will_not_be_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, CANCELLED)
+    result = call("cancel", "b1")
+    assert result.exit_code == 0
+    assert "1 result (1 succeeded, 0 failed) so far; 2 jobs will not be called" in result.stdout
+    assert json.loads(call("cancel", "b1", "--json").stdout)["detail"]["cancelled"] == 2
+
+
+def test_a_retry_says_what_it_sent(monkeypatch: pytest.MonkeyPatch, jobs_file: Path) -> None:
+    answer_with(monkeypatch, BatchRetry(batch_id="b1", number=1_000, sent=1))
+    result = call("retry", "b1", jobs_file, "--only", "429", "--only", "attempts_exhausted")
+    assert result.exit_code == 0
+    assert "b1: 1 job sent again, as retry 1000." in result.stdout
+    assert json.loads(call("retry", "b1", jobs_file, "--json").stdout)["number"] == 1_000
+
+
+def test_a_code_that_there_is_not_is_refused_before_anything_is_asked(jobs_file: Path) -> None:
+    result = call("retry", "b1", jobs_file, "--only", "throttled")
+    assert result.exit_code == 2
+    assert "code 'throttled': allowed are an HTTP status such as 429, and answer_too_large" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["list", "cancel b1", "retry b1 {file}", "status b1 --watch"])
+def test_what_needs_blob_storage_is_wrong_input_with_a_queue(
+    monkeypatch: pytest.MonkeyPatch, jobs_file: Path, command: str
+) -> None:
+    answer_with(monkeypatch, NeedsBlob("this"))
+    result = call(*command.format(file=jobs_file).split())
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "AOAI_WORKER_SINK=blob" in result.stderr

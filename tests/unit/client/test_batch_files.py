@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from worker.client.batch_files import (
     BYTE_ORDER_MARK,
     LARGE_LINE_BYTES,
+    FileJob,
     InvalidBatch,
     check_sizes,
     read_batch_file,
@@ -64,7 +65,7 @@ def test_the_end_of_lines_and_of_the_file_do_not_change_a_batch(tmp_path: Path) 
 def test_a_line_is_sent_as_it_stands_in_the_file(tmp_path: Path) -> None:
     line = make_line("ä").replace(b": ", b" :  ")
     batch = read_batch_file(write(tmp_path / "jobs.jsonl", [line]))
-    assert list(read_jobs(batch)) == [("ä", "gpt-5.4-mini", line)]
+    assert list(read_jobs(batch)) == [FileJob("ä", "gpt-5.4-mini", line)]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,7 @@ def test_what_is_skipped_and_compression_change_neither_jobs_nor_batch(
     other = read_batch_file(folder / "other.jsonl")
     assert (other.total, other.sha256) == (plain.total, plain.sha256)
     assert (other.blank_lines, other.byte_order_marks) == (sum(blanks), 1)
-    assert list(read_jobs(other)) == [(f"{number}", "gpt-5.4-mini", line) for number, line in enumerate(lines)]
+    assert list(read_jobs(other)) == [FileJob(str(n), "gpt-5.4-mini", line) for n, line in enumerate(lines)]
 
 
 def test_a_problem_keeps_the_number_that_its_line_has_in_the_file(tmp_path: Path) -> None:
@@ -155,7 +156,7 @@ def test_a_byte_order_mark_in_the_middle_is_skipped_as_files_are_put_together(tm
     lines = [BYTE_ORDER_MARK + make_line("a"), BYTE_ORDER_MARK + make_line("b")]
     batch = read_batch_file(write(tmp_path / "jobs.jsonl", lines))
     assert (batch.total, batch.byte_order_marks) == (2, 2)
-    assert list(read_jobs(batch)) == [("a", "gpt-5.4-mini", make_line("a")), ("b", "gpt-5.4-mini", make_line("b"))]
+    assert list(read_jobs(batch)) == [FileJob(name, "gpt-5.4-mini", make_line(name)) for name in "ab"]
 
 
 def test_a_file_of_blank_lines_is_empty(tmp_path: Path) -> None:

@@ -148,8 +148,11 @@ def test_one_that_is_not_chosen_can_be_the_other_ones_twin() -> None:
 
 def test_after_999_replays_there_is_no_other_as_retries_have_the_numbers_above() -> None:
     assert "999 times" in plan(envelope(message_id="b/a~r999", job_id="b/a")).left[1]
-    assert "999 times" in plan(envelope(message_id="b/a~r1000", job_id="b/a")).left[1]
     assert plan(envelope(message_id="b/a~r998", job_id="b/a")).left == {}
+
+
+def test_what_a_retry_sent_is_left_to_the_next_retry() -> None:
+    assert "`aoai-worker retry`" in plan(envelope(message_id="b/a~r1000", job_id="b/a")).left[1]
 
 
 def test_a_selection_is_of_numbers_of_a_reason_or_of_all() -> None:

@@ -1,0 +1,383 @@
+"""The producer's commands: submit, list, status, cancel, retry, collect. `batch_texts.py` has what they say."""
+
+import asyncio
+import json
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from worker.cli.batch_texts import (
+    describe_cancellation,
+    describe_change,
+    describe_collection,
+    describe_in_full,
+    describe_retry,
+    describe_skipped,
+    retry_document,
+    status_document,
+    table,
+)
+from worker.cli.progress import progress_of
+from worker.cli.terminal import (
+    FAILED,
+    FAILED_JOBS,
+    GOES_ON,
+    INCOMPLETE,
+    Heartbeat,
+    complain,
+    parse_seconds,
+    readable_errors,
+)
+
+if TYPE_CHECKING:
+    from worker.client import BatchFile, BatchRetry, BatchStatus, Collection, Progress, Submission
+    from worker.settings import Price
+
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+
+UNBROKEN = 1_000_000
+"""Columns of what is not a terminal: nothing is wrapped there."""
+
+InputFile = Annotated[
+    Path,
+    typer.Argument(
+        exists=True,
+        dir_okay=False,
+        readable=True,
+        allow_dash=True,
+        metavar="FILE",
+        path_type=str,  # as a Path typer does not know a dash
+        help="A Batch input file, of OpenAI's form or Azure's; gzip is read too, and - is standard input.",
+    ),
+]
+BatchId = Annotated[str, typer.Argument(metavar="BATCH", help="The batch id, as submit printed it.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
+
+
+@app.command()
+def submit(
+    file: InputFile,
+    batch: Annotated[
+        str | None, typer.Option(metavar="ID", help="The batch id; else one made from what the file holds.")
+    ] = None,
+) -> None:
+    """Send a Batch input file, one message a line. Prints the batch id.
+
+    Every line is checked before the first is sent. The same file under the same id is sent once only: what Service
+    Bus has seen within its duplicate-detection window it drops, so submitting again after a failure is safe.
+    A batch that was collected from the results queue is refused, as is another file under an id that is taken.
+
+    Exit codes: 0 submitted; 1 something outside failed; 2 the input or the settings are wrong, or the batch was
+    collected before; 130 interrupted.
+    """
+    with readable_errors(interrupted=GOES_ON), Heartbeat("the command to be loaded") as heartbeat:
+        submission = _submit(Path(file), batch, heartbeat)
+    if submission.submitted_before:
+        complain(
+            f"This batch was submitted before, at {submission.submitted_before}: jobs that the queue still knows, "
+            "by its duplicate detection, were dropped; the others were sent."
+        )
+    jobs = "job" if submission.total == 1 else "jobs"
+    complain(
+        f"{submission.total:,} {jobs} submitted. "
+        f"Next: aoai-worker collect {submission.batch_id} -o OUT.jsonl --follow"
+    )
+    typer.echo(submission.batch_id)
+
+
+@app.command("list")
+def list_batches(
+    limit: Annotated[int, typer.Option(min=1, max=1_000, metavar="N", help="Show so many at most.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Show the newest batches. Read-only.
+
+    It needs results in Blob storage, and counts each batch that it shows: a request for each 5,000 results. DONE
+    is results of jobs. JOBS/S is of the last 5 minutes, and LEFT an estimate from it. AGE is the time since the
+    batch was submitted. With --json there is one JSON object a line, as of status --json.
+
+    Exit codes: 0 shown, or there is none; 1 something outside failed; 2 the settings are wrong, or results go to a
+    queue; 130 interrupted.
+    """
+    with readable_errors(), Heartbeat("a token and Blob storage to list its batches"):
+        statuses, prices = asyncio.run(_newest(limit))
+    if as_json:
+        for one in statuses:
+            typer.echo(json.dumps(status_document(one, prices)))
+    elif statuses:
+        typer.echo(table(statuses, now=time.time(), width=_width()))
+    else:
+        complain("There is no batch. Next: aoai-worker submit FILE")
+
+
+@app.command()
+def status(
+    batch: BatchId,
+    watch: Annotated[bool, typer.Option("--watch", help="Look every few seconds, until it is complete.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show how far a batch is, what it cost, and why it waits. Read-only.
+
+    With results in a queue it shows how many can be collected; of a batch that was collected when, into which file,
+    and the counts. With results in Blob storage it shows all that was done, and --watch goes on until the batch is
+    complete: in place on a terminal, else a line (with --json an object) for each change. AOAI_WORKER_PRICES gives
+    the prices that the cost is made from.
+
+    Exit codes: 0 shown, whatever the state; 1 nothing was submitted under this id, or something outside failed; 2
+    the settings are wrong, or --watch and results go to a queue; 130 interrupted.
+    """
+    with readable_errors(), Heartbeat(f"a token and an answer about batch {batch}") as heartbeat:
+        found = asyncio.run(_watch(batch, as_json, heartbeat) if watch else _status(batch, as_json))
+    if found.is_unknown:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def cancel(batch: BatchId, as_json: AsJson = False) -> None:
+    """Let no job of a batch be called any more. Results stay.
+
+    It needs results in Blob storage. After 10 s no pod makes a new call for the batch; calls under way end, as they
+    are paid for. The batch is complete at once, with the results that there are, and collect writes them.
+    Cancelling again is harmless. Jobs that were not called can be sent by retry.
+
+    Exit codes: 0 cancelled, now or before, or it was complete; 1 nothing was submitted under this id, or something
+    outside failed; 2 the settings are wrong, or results go to a queue; 130 interrupted.
+    """
+    with readable_errors(), Heartbeat(f"a token and Blob storage to cancel batch {batch}"):
+        found, prices = asyncio.run(_cancel(batch))
+    if as_json:
+        typer.echo(json.dumps(status_document(found, prices)))
+    else:
+        typer.echo(describe_cancellation(found))
+
+
+@app.command()
+def retry(
+    batch: BatchId,
+    file: InputFile,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CODE", help="Failed with this code alone, such as 429 or attempts_exhausted; may be repeated."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Send again the jobs of a batch that failed.
+
+    FILE is the file that was submitted, or any with the lines of the failed jobs. Of a cancelled batch the jobs
+    without a result are sent too, if FILE is the one that was submitted; let calls end first that status shows as
+    running. The new results supersede the old ones: the batch is complete when all have come.
+
+    It needs results in Blob storage. Interrupted, the same command goes on: a job of an earlier retry without a
+    result is sent under the number that it has, whatever --only says, and the queue drops what it knows.
+
+    Exit codes: 0 sent, or nothing to retry; 1 nothing was submitted under this id, or something outside failed; 2
+    the input or the settings are wrong, or results go to a queue; 130 interrupted.
+    """
+    with readable_errors(interrupted=GOES_ON), Heartbeat("the command to be loaded") as heartbeat:
+        outcome = _retry(batch, Path(file), only or [], heartbeat)
+    if as_json:
+        typer.echo(json.dumps(retry_document(outcome)))
+    else:
+        typer.echo(describe_retry(outcome))
+
+
+@app.command()
+def collect(
+    batch: BatchId,
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="OUT.jsonl", help="The Batch output file; - is standard output.")
+    ],
+    errors: Annotated[
+        Path | None, typer.Option(metavar="ERR.jsonl", help="Results that are errors; else they are in OUT too.")
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Wait until the batch is complete.")] = False,
+    timeout: Annotated[
+        str,
+        typer.Option(metavar="TIME", help="With --follow: end after this time without anything new; s, m, h or d."),
+    ] = "15m",
+) -> None:
+    """Write the results of a batch to a file. The queue then has them no longer; Blob storage keeps them.
+
+    Without --follow it takes what is there when it begins. The file has the suffix .partial until every job has its
+    result. Interrupted or killed, the same command goes on where it was; not so with standard output.
+
+    Exit codes: 0 complete, and every job succeeded; 1 something outside failed, or another process collects; 2 the
+    input or the settings are wrong, or the batch was collected into other files; 3 results are missing; 4 complete,
+    and jobs failed or were cancelled; 130 interrupted.
+    """
+    seconds = parse_seconds(timeout, "--timeout")
+    with readable_errors(interrupted=GOES_ON), Heartbeat("a token") as heartbeat:
+        collection = asyncio.run(_collect(batch, out, errors, follow, seconds, heartbeat))
+    complain(describe_collection(collection, out, errors, timeout))
+    if not collection.complete:
+        raise typer.Exit(INCOMPLETE)
+    if collection.failed or collection.cancelled:
+        raise typer.Exit(FAILED_JOBS)
+
+
+def _submit(file: Path, batch_id: str | None, heartbeat: Heartbeat) -> "Submission":
+    from worker.client.batches import require_batch_id
+
+    if batch_id is not None:
+        require_batch_id(batch_id)
+    with _regular_file(file, heartbeat) as (path, name):
+        return asyncio.run(_send(_checked(path, name, heartbeat), batch_id, heartbeat))
+
+
+def _checked(path: Path, name: str, heartbeat: Heartbeat) -> "BatchFile":
+    from worker.client import read_batch_file
+
+    heartbeat.wait_for(f"the check of {name}")
+    found = read_batch_file(path, name=name)
+    if skipped := describe_skipped(found):
+        heartbeat.say(skipped)
+    for warning in found.warnings:
+        heartbeat.say(warning)
+    return found
+
+
+@contextmanager
+def _regular_file(file: Path, heartbeat: Heartbeat) -> Iterator[tuple[Path, str]]:
+    """A file that can be read twice, and its name to people."""
+    from worker.client.batch_files import spooled
+
+    if str(file) == "-":
+        heartbeat.wait_for("the end of standard input")
+        with spooled(sys.stdin.buffer) as path:
+            yield path, "standard input"
+    elif file.is_file():
+        yield file, str(file)
+    else:
+        heartbeat.wait_for(f"the end of {file}")
+        with file.open("rb") as pipe, spooled(pipe) as path:
+            yield path, str(file)
+
+
+async def _send(batch: "BatchFile", batch_id: str | None, heartbeat: Heartbeat) -> "Submission":
+    from worker.client import JobClient, LikelyRefused
+
+    heartbeat.wait_for("a token and a link to Service Bus")
+    async with JobClient.from_environment() as client:
+        with progress_of("submitted", heartbeat) as report, warnings.catch_warnings():
+            warnings.simplefilter("ignore", LikelyRefused)  # said already, in the form of this command
+            return await client.submit(batch, batch_id=batch_id, on_progress=report, on_waiting=heartbeat.wait_for)
+
+
+async def _newest(limit: int) -> "tuple[Sequence[BatchStatus], Mapping[str, Price]]":
+    from worker.client import JobClient
+
+    async with JobClient.from_environment() as client:
+        return await client.newest(limit), client.prices
+
+
+async def _cancel(batch_id: str) -> "tuple[BatchStatus, Mapping[str, Price]]":
+    from worker.client import JobClient
+
+    async with JobClient.from_environment() as client:
+        return await client.cancel(batch_id), client.prices
+
+
+async def _status(batch_id: str, as_json: bool) -> "BatchStatus":
+    from worker.client import JobClient
+
+    async with JobClient.from_environment() as client:
+        found = await client.status(batch_id)
+        typer.echo(_rendered(found, client.prices, as_json))
+        return found
+
+
+async def _watch(batch_id: str, as_json: bool, heartbeat: Heartbeat) -> "BatchStatus":
+    from worker.client import JobClient
+
+    told = ""
+    async with JobClient.from_environment() as client:
+        with _screen(as_json) as show:
+            async for found in client.watch(batch_id, on_waiting=heartbeat.wait_for):
+                heartbeat.note_said()
+                if show:
+                    show(_rendered(found, client.prices, as_json))
+                elif (text := _line(found, client.prices, as_json)) != told:
+                    told = text
+                    typer.echo(text)
+    return found
+
+
+def _rendered(found: "BatchStatus", prices: "Mapping[str, Price]", as_json: bool) -> str:
+    from worker.client.prices import cost_of
+
+    if as_json:
+        return json.dumps(status_document(found, prices))
+    cost = cost_of(found.detail.usage if found.detail else {}, prices)
+    return describe_in_full(found, cost, now=time.time(), width=_width())
+
+
+def _line(found: "BatchStatus", prices: "Mapping[str, Price]", as_json: bool) -> str:
+    return json.dumps(status_document(found, prices)) if as_json else describe_change(found)
+
+
+@contextmanager
+def _screen(as_json: bool) -> "Iterator[Callable[[str], None] | None]":
+    """Shows a text in the place of the last one; None where nobody watches."""
+    if as_json or not sys.stdout.isatty():
+        yield None
+        return
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(auto_refresh=False) as live:
+        yield lambda text: live.update(Text(text), refresh=True)
+
+
+def _width() -> int:
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else UNBROKEN
+
+
+def _retry(batch_id: str, file: Path, only: list[str], heartbeat: Heartbeat) -> "BatchRetry":
+    from worker.client.batches import require_batch_id
+    from worker.client.retries import require_codes
+
+    require_batch_id(batch_id)
+    require_codes(only)
+    with _regular_file(file, heartbeat) as (path, name):
+        return asyncio.run(_send_again(_checked(path, name, heartbeat), batch_id, only, heartbeat))
+
+
+async def _send_again(batch: "BatchFile", batch_id: str, only: list[str], heartbeat: Heartbeat) -> "BatchRetry":
+    from worker.client import JobClient
+
+    heartbeat.wait_for("a token and a link to Service Bus")
+    async with JobClient.from_environment() as client:
+        with progress_of("sent again", heartbeat) as report:
+            return await client.retry(batch, batch_id, only=only, on_progress=report, on_waiting=heartbeat.wait_for)
+
+
+async def _collect(
+    batch_id: str, out: Path, errors: Path | None, follow: bool, timeout: float, heartbeat: Heartbeat
+) -> "Collection":
+    from worker.client import JobClient
+
+    async with JobClient.from_environment() as client:
+        with progress_of("collected", heartbeat) as report:
+
+            def note(now: "Progress") -> None:
+                heartbeat.note_said()  # there was an answer; `report` says when nothing new comes
+                report(now)
+
+            return await client.collect(
+                batch_id,
+                out,
+                errors,
+                follow=follow,
+                timeout=timeout,
+                on_progress=note,
+                on_waiting=heartbeat.wait_for,
+            )

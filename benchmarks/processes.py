@@ -177,9 +177,9 @@ class Azure:
 
 
 @asynccontextmanager
-async def embedded_azure(folder: Path, config: Config) -> AsyncIterator[Azure]:
-    """`folder` must not exist yet."""
-    arguments = ["--state", str(folder / "state"), "--config", str(_write_config(folder, config))]
+async def embedded_azure(folder: Path, config: Config, *options: str) -> AsyncIterator[Azure]:
+    """`folder` must not exist yet. `options` are more of `aoai-worker local`."""
+    arguments = ["--state", str(folder / "state"), "--config", str(_write_config(folder, config)), *options]
     command = [sys.executable, "-m", "worker", "local", "--write-env", str(folder / "azure.env"), *arguments]
     async with child(*command, environment=clean_environment(), says="is ready") as process:
         yield Azure(state=folder / "state", process=process)

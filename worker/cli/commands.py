@@ -11,9 +11,10 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from worker.cli import dlq as dlq_cli
+from worker.cli.invalid_lines import InvalidLines
 from worker.cli.terminal import (
     FAILED,
     FAILED_JOBS,
@@ -28,12 +30,21 @@ from worker.cli.terminal import (
     INCOMPLETE,
     Heartbeat,
     complain,
+    parse_model_map,
+    parse_moment,
     parse_seconds,
     readable_errors,
 )
 
 if TYPE_CHECKING:
-    from worker.client import BatchFile, BatchStatus, Collection, Progress, Submission
+    from worker.client import (
+        BatchFile,
+        BatchStatus,
+        Collection,
+        ModelTokens,
+        Progress,
+        Submission,
+    )
 
 app = typer.Typer(
     name="aoai-worker",
@@ -162,8 +173,29 @@ def local(
 def submit(
     file: InputFile,
     batch: Annotated[
-        str | None, typer.Option(metavar="ID", help="The batch id; else one made from what the file holds.")
+        str | None, typer.Option(metavar="ID", help="The batch id; else one made from what is sent.")
     ] = None,
+    deadline: Annotated[
+        str | None,
+        typer.Option(metavar="WHEN", help="Jobs that are not done by then expire: RFC 3339, or a time such as 4h."),
+    ] = None,
+    at: Annotated[
+        str | None, typer.Option(metavar="WHEN", help="No worker receives the jobs before; as --deadline.")
+    ] = None,
+    queue: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Send all jobs to this queue, whatever their models.")
+    ] = None,
+    model_map: Annotated[
+        list[str] | None,
+        typer.Option(metavar="OLD=NEW", help="Send body.model OLD as NEW; for each model once."),
+    ] = None,
+    skip_invalid: Annotated[
+        bool,
+        typer.Option("--skip-invalid", help="Send the valid lines; write the others to FILE.invalid.jsonl."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the file and print jobs and tokens by model. Asks no Azure.")
+    ] = False,
 ) -> None:
     """Send a Batch input file, one message a line. Prints the batch id.
 
@@ -171,16 +203,55 @@ def submit(
     Bus has seen within its duplicate-detection window it drops, so submitting again after a failure is safe.
     A batch that was collected from the results queue is refused, as is another file under an id that is taken.
 
+    Examples: `aoai-worker submit jobs.jsonl`, `zcat jobs.gz | aoai-worker submit -`,
+    `aoai-worker submit jobs.jsonl --at 2026-12-01T22:00:00Z --deadline 2026-12-02T06:00:00Z`,
+    `aoai-worker submit old.jsonl --model-map gpt-4o-mini=gpt-5.4-mini --dry-run`.
+
     Exit codes: 0 submitted; 1 something outside failed; 2 the input or the settings are wrong, or the batch was
-    collected before; 130 interrupted.
+    collected before; 3 submitted without the lines that --skip-invalid left out; 130 interrupted.
     """
-    with readable_errors(interrupted=GOES_ON), Heartbeat("the command to be loaded") as heartbeat:
-        submission = _submit(Path(file), batch, heartbeat)
+    now = time.time()
+    due, start = parse_moment(deadline, "--deadline", now), parse_moment(at, "--at", now)
+    models = parse_model_map(model_map or (), "--model-map")
+    with (
+        readable_errors(interrupted=GOES_ON),
+        Heartbeat("the command to be loaded") as heartbeat,
+        _checked_file(Path(file), batch, models, skip_invalid, heartbeat) as found,
+    ):
+        if dry_run:
+            _show_plan(found, batch)
+        else:
+            submission = asyncio.run(
+                _send(found, heartbeat, batch_id=batch, deadline=due, enqueue_at=start, queue=queue)
+            )
+            _report(submission, at=start)
+    if found.left_out:
+        raise typer.Exit(INCOMPLETE)
+
+
+def _show_plan(found: "BatchFile", batch_id: str | None) -> None:
+    from worker.client import make_batch_id, tokens_by_model
+
+    typer.echo("\n".join(describe_tokens(tokens_by_model(found))))
+    complain(f"Nothing was sent. The batch id will be {batch_id or make_batch_id(found)}.")
+
+
+def describe_tokens(by_model: "Mapping[str, ModelTokens]") -> list[str]:
+    """A table: tokens are estimates, as they are before a call."""
+    rows = [("model", "jobs", "prompt tokens, about", "answer tokens, about")]
+    rows += [(name, f"{of.jobs:,}", f"{of.prompt:,}", f"{of.answer:,}") for name, of in by_model.items()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+
+
+def _report(submission: "Submission", *, at: datetime | None) -> None:
     if submission.submitted_before:
         complain(
             f"This batch was submitted before, at {submission.submitted_before}: jobs that the queue still knows, "
             "by its duplicate detection, were dropped; the others were sent."
         )
+    if at:
+        complain(f"No worker receives them before {at:%Y-%m-%dT%H:%M:%SZ}.")
     jobs = "job" if submission.total == 1 else "jobs"
     complain(
         f"{submission.total:,} {jobs} submitted. "
@@ -241,20 +312,26 @@ def collect(
         raise typer.Exit(FAILED_JOBS)
 
 
-def _submit(file: Path, batch_id: str | None, heartbeat: Heartbeat) -> "Submission":
+@contextmanager
+def _checked_file(
+    file: Path, batch_id: str | None, models: Mapping[str, str], skip_invalid: bool, heartbeat: Heartbeat
+) -> "Iterator[BatchFile]":
     from worker.client import read_batch_file
     from worker.client.batches import require_batch_id
 
     if batch_id is not None:
         require_batch_id(batch_id)
-    with _regular_file(file, heartbeat) as (path, name):
+    with _regular_file(file, heartbeat) as (path, name), ExitStack() as stack:
         heartbeat.wait_for(f"the check of {name}")
-        found = read_batch_file(path, name=name)
+        left_out = stack.enter_context(InvalidLines(file if path == file else None)) if skip_invalid else None
+        found = read_batch_file(path, name=name, model_map=models, on_invalid=left_out)
+        if left_out and left_out.count:
+            heartbeat.say(left_out.describe(name))
         if skipped := describe_skipped(found):
             heartbeat.say(skipped)
         for warning in found.warnings:
             heartbeat.say(warning)
-        return asyncio.run(_send(found, batch_id, heartbeat))
+        yield found
 
 
 @contextmanager
@@ -280,14 +357,15 @@ def describe_skipped(batch: "BatchFile") -> str:
     return f"{batch.name}: skipped {' and '.join(skipped)}" if skipped else ""
 
 
-async def _send(batch: "BatchFile", batch_id: str | None, heartbeat: Heartbeat) -> "Submission":
+async def _send(batch: "BatchFile", heartbeat: Heartbeat, **options: Any) -> "Submission":
+    """`options`: of `JobClient.submit`."""
     from worker.client import JobClient, LikelyRefused
 
     heartbeat.wait_for("a token and a link to Service Bus")
     async with JobClient.from_environment() as client:
         with _progress("submitted", heartbeat) as report, warnings.catch_warnings():
             warnings.simplefilter("ignore", LikelyRefused)  # said already, in the form of this command
-            return await client.submit(batch, batch_id=batch_id, on_progress=report, on_waiting=heartbeat.wait_for)
+            return await client.submit(batch, on_progress=report, on_waiting=heartbeat.wait_for, **options)
 
 
 async def _status(batch_id: str) -> "BatchStatus":

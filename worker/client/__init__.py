@@ -20,6 +20,7 @@ from worker.client.queue_collector import ClaimsNotConfigured, UncheckedBatch
 from worker.client.result_files import OutputGone, UnusableOutput, UnwritableOutput
 from worker.client.result_session import BeingCollected
 from worker.client.submission import SubmissionInterrupted
+from worker.client.tokens import ModelTokens, tokens_by_model
 
 __all__ = [
     "AlreadyCollected",
@@ -35,6 +36,7 @@ __all__ = [
     "JobClient",
     "LikelyRefused",
     "LineProblem",
+    "ModelTokens",
     "NeedsBlob",
     "OtherBatch",
     "OutputGone",
@@ -48,4 +50,5 @@ __all__ = [
     "UnwritableOutput",
     "make_batch_id",
     "read_batch_file",
+    "tokens_by_model",
 ]

@@ -29,6 +29,7 @@ from worker.jobs.batch_records import Manifest, encode_manifest, manifest_id
 from worker.jobs.claims import encode_claim
 from worker.jobs.copies import CHECK_RESULT, MODEL_PROPERTY
 from worker.jobs.job import CLAIM_TYPE, make_job_id, rfc3339
+from worker.jobs.replays import InvalidDeadline
 
 READ_AHEAD = 4 << 20
 """Bytes of lines that are read, sorted by their queues, and where they are too large put into Blob storage,
@@ -49,6 +50,20 @@ class Stamp:
     deadline: datetime | None
     check_result: bool = False
     enqueue_at: datetime | None = None
+
+
+def require_times(deadline: datetime | None, enqueue_at: datetime | None, now: float) -> None:
+    """Raises InvalidDeadline unless now, enqueuing and deadline come in that order."""
+    begin = now
+    if enqueue_at is not None:
+        begin = enqueue_at.timestamp()
+        if begin <= now:
+            raise InvalidDeadline(f"the jobs are scheduled for {rfc3339(begin)}, which is not a moment to come")
+    if deadline is not None and deadline.timestamp() <= begin:
+        raise InvalidDeadline(
+            f"the deadline is {rfc3339(deadline.timestamp())}; it must be after {rfc3339(begin)}, when workers can "
+            "receive the jobs. Next: a later --deadline"
+        )
 
 
 class SubmissionInterrupted(WorkerError):

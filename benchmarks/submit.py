@@ -33,7 +33,7 @@ FURTHER_AWAY = 0.02
 ROUNDS = 2
 SECONDS_TARGET, PEAK_TARGET = 15.0, 95.4
 """The peak is 100 MB."""
-PLACES = {"queue": (), "Blob": ("--blob",), "Blob, 20 ms away": ("--blob",)}
+PLACES = {"queue": (), "Blob, 20 ms away": ("--blob",)}
 """Options of `aoai-worker local` by sink."""
 FIGURES = ("seconds", "cpu_seconds", "peak_rss_mib")
 HERE = Path(__file__).parent.parent
@@ -125,19 +125,17 @@ async def _watch(
         peak = cpu = 0.0
         try:
             while process.returncode is None:
-                try:
+                with contextlib.suppress(OSError, ValueError):  # it has just ended
                     peak, cpu = max(peak, peak_rss_mib(process.pid)), family_cpu_ms(process.pid) / 1_000
-                except (OSError, ValueError):  # it has just ended
-                    break
                 await asyncio.sleep(LOOK_EVERY)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            code = await process.wait()
+        except asyncio.CancelledError:
+            process.kill()
+            await process.wait()
+            raise
         seconds = time.monotonic() - begun
-        if code:
+        if process.returncode:
             said.seek(0)
-            raise BenchmarkFailed(f"submit ended with {code}:\n{said.read().decode()}")
+            raise BenchmarkFailed(f"submit ended with {process.returncode}:\n{said.read().decode()}")
     strangers = (foreign_cpu_ms(azure.process.pid) - foreign) / 1_000 - cpu
     return seconds, cpu, peak, max(0.0, 100 * strangers / seconds)
 

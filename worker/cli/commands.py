@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from datetime import datetime
+from datetime import datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -487,12 +487,20 @@ def _progress(verb: str, heartbeat: Heartbeat | None = None) -> "Iterator[Callab
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeElapsedColumn(),
+    )
+    speed = _Speed()
     with Bars(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(verb, total=None)
+        task = bar.add_task(verb, total=None, speed="")
 
         def move(now: "Progress") -> None:
-            bar.update(task, completed=_shown(now), total=now.total, description=_label(verb, now))
+            described = speed.describe(now)
+            bar.update(task, completed=_shown(now), total=now.total, description=_label(verb, now), speed=described)
             if heartbeat:
                 heartbeat.note_said()
 
@@ -501,6 +509,26 @@ def _progress(verb: str, heartbeat: Heartbeat | None = None) -> "Iterator[Callab
 
 def _shown(now: "Progress") -> int:
     return now.done if now.total is None else min(now.done, now.total)
+
+
+class _Speed:
+    """Jobs a second since the first progress, which may begin in the middle, and the time left at that speed."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._began: tuple[float, int] | None = None
+
+    def describe(self, now: "Progress") -> str:
+        """`9,000/s, 0:01:30 left`; empty where nothing is known yet."""
+        if now.total is None or now.held:
+            return ""
+        moment = self._clock()
+        began, before = self._began = self._began or (moment, now.done)
+        if moment <= began or now.done <= before:
+            return ""
+        rate = (now.done - before) / (moment - began)
+        left = timedelta(seconds=round(max(0, now.total - now.done) / rate))
+        return f"{rate:,.0f}/s" + (f", {left} left" if now.done < now.total else "")
 
 
 class _Lines:
@@ -512,6 +540,7 @@ class _Lines:
         self._verb = verb
         self._say = say
         self._clock = clock
+        self._speed = _Speed(clock)
         self._told = ""
         self._done = -1
         self._done_at = clock()
@@ -519,10 +548,10 @@ class _Lines:
     def __call__(self, now: "Progress") -> None:
         if now.done != self._done:
             self._done, self._done_at = now.done, self._clock()
-        text = self._describe(now)
+        text, speed = self._describe(now), self._speed.describe(now)
         if text != self._told:
             self._told = text
-            self._say(f"{text} ({now.done:,})")
+            self._say(f"{text} ({now.done:,}{'; ' if speed else ''}{speed})")
 
     def _describe(self, now: "Progress") -> str:
         label = _label(self._verb, now)

@@ -432,7 +432,21 @@ def test_a_log_says_what_is_waited_for_when_nothing_comes(capsys: pytest.Capture
         "collected: 10 % (30)",
         "waiting for the other 220 of 250 results (30)",
         "waiting for another collector to end (30)",
-        "collected: 100 % (250)",
+        "collected: 100 % (250; 3/s)",
+    ]
+
+
+def test_a_log_tells_the_speed_and_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+    now = 0.0
+    report = _Lines("submitted", clock=lambda: now)
+    for moment, done in ((0, 10_000), (2, 30_000), (4, 49_000), (10, 100_000)):
+        now = float(moment)
+        report(Progress(done=done, total=100_000))
+    assert capsys.readouterr().err.splitlines() == [
+        "submitted: 10 % (10,000)",
+        "submitted: 30 % (30,000; 10,000/s, 0:00:07 left)",
+        "submitted: 40 % (49,000; 9,750/s, 0:00:05 left)",
+        "submitted: 100 % (100,000; 9,000/s)",
     ]
 
 

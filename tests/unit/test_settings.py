@@ -553,3 +553,20 @@ def test_queues_that_cannot_be_are_refused_with_the_next_step(
     with pytest.raises(InvalidSettings) as refused:
         load(WorkerSettings)
     assert told in str(refused.value)
+
+
+def test_producers_read_the_file_of_the_worker(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ENOUGH:
+        environment.delenv(name)
+    file = write(
+        tmp_path / "settings.yaml",
+        servicebus_namespace="file.servicebus.windows.net",
+        models={"m": ["d"]},
+        jobs_queue="entry",
+        results_queue="out",
+    )
+    environment.setenv("AOAI_WORKER_CONFIG", file)
+    environment.setenv("AOAI_WORKER_RESULTS_QUEUE", "elsewhere")
+    settings = load(ConnectionSettings)
+    assert settings.servicebus_namespace == "file.servicebus.windows.net"
+    assert (settings.jobs_queue, settings.results_queue) == ("entry", "elsewhere")

@@ -1,7 +1,7 @@
 """The command `aoai-worker`: the worker, the local Azure, and the producer's submit, status and collect.
 
 Standard output carries only what one would pipe; the rest goes to standard error. Exit codes: 0 done, 1 something
-outside failed, 2 the input or the settings are wrong, 3 the batch is not complete, 4 it is complete and jobs
+outside failed, 2 the input or the settings are wrong, 3 some of it is not done, 4 it is complete and jobs
 failed, 130 interrupted. What a command needs is imported by that command, so that `--help` is quick. `dlq_cli.py`
 has the commands for dead letters.
 """
@@ -50,7 +50,6 @@ app = typer.Typer(
     name="aoai-worker",
     help="A keyless streaming batch worker for Azure OpenAI, fed through Azure Service Bus.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,  # plain text: paragraphs are wrapped anew, and flags show no <bool>
     pretty_exceptions_enable=False,
 )
@@ -203,9 +202,13 @@ def submit(
     Bus has seen within its duplicate-detection window it drops, so submitting again after a failure is safe.
     A batch that was collected from the results queue is refused, as is another file under an id that is taken.
 
-    Examples: `aoai-worker submit jobs.jsonl`, `zcat jobs.gz | aoai-worker submit -`,
-    `aoai-worker submit jobs.jsonl --at 2026-12-01T22:00:00Z --deadline 2026-12-02T06:00:00Z`,
-    `aoai-worker submit old.jsonl --model-map gpt-4o-mini=gpt-5.4-mini --dry-run`.
+    \b
+    Examples:
+      aoai-worker submit jobs.jsonl
+      aoai-worker submit jobs.jsonl --dry-run
+      aoai-worker submit jobs.jsonl --at 2h --deadline 10h
+      aoai-worker submit jobs.jsonl --model-map old-model=new-model
+      make-jobs | aoai-worker submit - --skip-invalid
 
     Exit codes: 0 submitted; 1 something outside failed; 2 the input or the settings are wrong, or the batch was
     collected before; 3 submitted without the lines that --skip-invalid left out; 130 interrupted.

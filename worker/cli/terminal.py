@@ -129,7 +129,7 @@ def parse_model_map(pairs: Sequence[str], option: str) -> Mapping[str, str]:
         if not (equals and MODEL.fullmatch(old) and MODEL.fullmatch(new)) or models.setdefault(old, new) != new:
             raise typer.BadParameter(
                 f"{pair!r} is not OLD=NEW, two names of models, or OLD has another NEW already. Next: such as "
-                "gpt-4o-mini=gpt-5.4-mini",
+                "old-model=new-model",
                 param_hint=f"'{option}'",
             )
     return models

@@ -20,6 +20,7 @@ from worker.client.queue_collector import ClaimsNotConfigured, UncheckedBatch
 from worker.client.result_files import OutputGone, UnusableOutput, UnwritableOutput
 from worker.client.result_session import BeingCollected
 from worker.client.submission import SubmissionInterrupted
+from worker.client.sync_client import SyncJobClient
 from worker.client.tokens import ModelTokens, tokens_by_model
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "Progress",
     "Submission",
     "SubmissionInterrupted",
+    "SyncJobClient",
     "UncheckedBatch",
     "UnknownBatch",
     "UnusableBlob",

@@ -539,7 +539,8 @@ def test_help_shows_flags_without_a_value_and_whole_paragraphs(command: str) -> 
     told = CliRunner().invoke(app, [command, "--help"]).stdout
     assert "bool" not in told
     paragraphs = told.partition("\n\n")[2].partition("Arguments:")[0].split("\n\n")
-    for line in (line for paragraph in paragraphs for line in paragraph.splitlines()[:-1]):
+    prose = [paragraph for paragraph in paragraphs if "Examples:" not in paragraph]
+    for line in (line for paragraph in prose for line in paragraph.splitlines()[:-1]):
         assert len(line) > 60, "a line that ends in the midst of a paragraph"
 
 
@@ -552,3 +553,20 @@ def test_help_loads_neither_azure_nor_the_settings() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert shown.stdout == "[]\n"
+
+
+def test_a_shell_completes_commands_and_options() -> None:
+    def complete(*words: str) -> list[str]:
+        environment = {"_AOAI_WORKER_COMPLETE": "complete_bash", "COMP_WORDS": " ".join(words)}
+        told = CliRunner().invoke(
+            app, [], prog_name="aoai-worker", env=environment | {"COMP_CWORD": str(len(words) - 1)}
+        )
+        return told.stdout.split()
+
+    assert complete("aoai-worker", "sub") == ["submit"]
+    assert complete("aoai-worker", "submit", "--de") == ["--deadline"]
+
+
+def test_the_help_of_submit_has_examples_on_lines_of_their_own() -> None:
+    told = CliRunner().invoke(app, ["submit", "--help"], terminal_width=80).stdout
+    assert "\n    aoai-worker submit jobs.jsonl --at 2h --deadline 10h\n" in told

@@ -215,6 +215,11 @@ def submit(
     """
     now = time.time()
     due, start = parse_moment(deadline, "--deadline", now), parse_moment(at, "--at", now)
+    if due and start and due <= start:
+        raise typer.BadParameter(
+            f"{deadline!r} is not after --at {at}, when workers can receive the jobs. Next: a later deadline",
+            param_hint="'--deadline'",
+        )
     models = parse_model_map(model_map or (), "--model-map")
     with (
         readable_errors(interrupted=GOES_ON),

@@ -195,6 +195,13 @@ def test_a_moment_that_is_none_to_come_is_refused(jobs_file: Path, option: str, 
     assert "such as 4h" in " ".join(result.stderr.replace("│", " ").split())
 
 
+def test_a_deadline_before_the_jobs_can_be_received_is_refused_before_the_file_is_read(jobs_file: Path) -> None:
+    jobs_file.write_text("{")
+    result = call("submit", jobs_file, "--at", "2h", "--deadline", "1h")
+    assert result.exit_code == 2
+    assert "'1h' is not after --at 2h" in result.stderr
+
+
 @pytest.mark.parametrize("pairs", [["m"], ["m="], ["=m"], ["m=a b"], ["m=a", "m=b"]])
 def test_a_model_map_that_is_none_is_refused(jobs_file: Path, pairs: list[str]) -> None:
     result = call("submit", jobs_file, *(word for pair in pairs for word in ("--model-map", pair)))

@@ -177,16 +177,11 @@ class Azure:
 
 
 @asynccontextmanager
-async def embedded_azure(folder: Path, config: Config) -> AsyncIterator[Azure]:
-    """`folder` must not exist yet. Results go to a queue, as the textbook worker's do."""
-    arguments = [
-        "--state",
-        str(folder / "state"),
-        "--config",
-        str(_write_config(folder, config)),
-        "--sink",
-        "queue",
-    ]
+async def embedded_azure(folder: Path, config: Config, *options: str) -> AsyncIterator[Azure]:
+    """`folder` must not exist yet. `options` are more of `aoai-worker local`. Results go to a queue, as the
+    textbook worker's do, unless `options` say otherwise."""
+    where = [] if "--sink" in options else ["--sink", "queue"]
+    arguments = ["--state", str(folder / "state"), "--config", str(_write_config(folder, config)), *where, *options]
     command = [sys.executable, "-m", "worker", "local", "--write-env", str(folder / "azure.env"), *arguments]
     async with child(*command, environment=clean_environment(), says="is ready") as process:
         yield Azure(state=folder / "state", process=process)

@@ -23,6 +23,7 @@ from benchmarks.pairs import compare, compare_further_away
 from benchmarks.processes import BenchmarkFailed
 from benchmarks.report import describe_machine, stamp, write_block
 from benchmarks.sorting import measure_sorting
+from benchmarks.submit import measure_submit
 from benchmarks.token_refresh import measure_refreshes
 
 Measure = Callable[[Path, float], Coroutine[Any, Any, str]]
@@ -62,6 +63,7 @@ MEASUREMENTS = {
     "decisions": Measurement(measure=measure_decisions, minutes=0.2),
     "quota": Measurement(measure=measure_quota, minutes=0.5),
     "profile": Measurement(measure=profile_worker, minutes=1),
+    "submit": Measurement(measure=measure_submit, minutes=4, by_default=False),
     "sorting": Measurement(measure=measure_sorting, minutes=4, by_default=False),
     "memory": Measurement(measure=measure_memory, minutes=10, by_default=False),
     "locks": Measurement(measure=measure_locks, minutes=4, by_default=False),
@@ -105,7 +107,7 @@ def make_folder(parent: Path, name: str) -> Path:
 def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, metavar="NAME", help=", ".join(MEASUREMENTS))
-    parser.add_argument("--all", action="store_true", help="what takes long too: sorting, memory, locks")
+    parser.add_argument("--all", action="store_true", help="what takes long too: submit, sorting, memory, locks")
     parser.add_argument("--write", action="store_true", help="put the results into docs/benchmarks.md")
     parser.add_argument("--share", type=float, default=1.0, help="of the jobs, to see that it works (default: 1)")
     arguments = parser.parse_args()

@@ -285,6 +285,25 @@ class ConnectionSettings(BaseSettings):
             )
         return self
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment wins over the file, so one pod can be tried with another value."""
+        file = os.environ.get(f"{PREFIX}CONFIG")
+        sources = [init_settings, env_settings]
+        if file:
+            # without this, mappings such as `models` would be merged rather than replaced
+            given = env_settings()
+            values = {name: value for name, value in _read_yaml(Path(file)).items() if name not in given}
+            sources.append(InitSettingsSource(settings_cls, values))
+        return tuple(sources)
+
 
 class WorkerSettings(ConnectionSettings):
     """The knobs of `aoai-worker run`."""
@@ -464,25 +483,6 @@ class WorkerSettings(ConnectionSettings):
         models: dict[str, str | None] = {queue: model for model, queue in self.queue_of_models.items()}
         models |= self.queues or {}
         return {queue: frozenset({model} if model else ()) for queue, model in models.items()}
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment wins over the file, so one pod can be tried with another value."""
-        file = os.environ.get(f"{PREFIX}CONFIG")
-        sources = [init_settings, env_settings]
-        if file:
-            # without this, mappings such as `models` would be merged rather than replaced
-            given = env_settings()
-            values = {name: value for name, value in _read_yaml(Path(file)).items() if name not in given}
-            sources.append(InitSettingsSource(settings_cls, values))
-        return tuple(sources)
 
 
 def _budget(deployment: Deployment) -> tuple[int | None, int | None]:

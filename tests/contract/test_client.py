@@ -24,12 +24,14 @@ from worker.client import (
     AlreadyCollected,
     BatchStatus,
     BeingCollected,
+    Collection,
     InvalidBatchId,
     JobClient,
     LikelyRefused,
     OtherBatch,
     Progress,
     Submission,
+    SyncJobClient,
     UncheckedBatch,
     make_batch_id,
     read_batch_file,
@@ -501,3 +503,30 @@ async def test_what_a_model_is_likely_to_refuse_is_warned_of_once_and_sent(
         await client.submit(read_batch_file(path))
     assert len(caught) == 1
     assert len(await receive_all(bus, "jobs")) == 2
+
+
+async def test_a_script_without_a_loop_submits_asks_and_collects(bus: Bus, tmp_path: Path) -> None:
+    names = [f"q{number}" for number in range(40)]
+    file = write_batch(tmp_path / "jobs.jsonl", names)
+
+    def submit() -> tuple[Submission, BatchStatus]:
+        with SyncJobClient(settings_for(bus), bus.credential()) as client:
+            return client.submit(read_batch_file(file), batch_id="b1"), client.status("b1")
+
+    def collect() -> Collection:
+        with SyncJobClient(settings_for(bus), bus.credential()) as client:
+            return client.collect("b1", tmp_path / "out.jsonl")
+
+    submission, status = await asyncio.to_thread(submit)
+    assert (submission.total, status.total, status.succeeded) == (40, 40, 0)
+    await answer(bus, "b1", dict.fromkeys(names, 200))
+    collection = await asyncio.to_thread(collect)
+    assert (collection.complete, collection.succeeded) == (True, 40)
+
+
+async def test_a_sync_client_that_is_not_open_or_in_a_loop_says_so(bus: Bus) -> None:
+    client = SyncJobClient(settings_for(bus), bus.credential())
+    with pytest.raises(RuntimeError, match="not open"):
+        client.status("b1")
+    with pytest.raises(RuntimeError, match="use JobClient"), client:
+        pass

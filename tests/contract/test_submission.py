@@ -4,6 +4,7 @@ import json
 import os
 import random
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.support.service_bus import RESULTS, disturb, service_of, settings_for
 from worker.cli.advice import explain
 from worker.client import InvalidBatch, JobClient, Progress, SubmissionInterrupted, read_batch_file
 from worker.jobs.job import make_job_id
+from worker.jobs.replays import InvalidDeadline
 
 
 def make_lines(megabytes: float, *, longest: int) -> Iterator[tuple[str, bytes]]:
@@ -95,6 +97,44 @@ async def test_a_queue_of_a_model_that_is_not_there_is_told_before_anything_is_s
         with pytest.raises(ServiceBusError):
             await client.submit(batch, batch_id="b")
     assert service_of(bus).broker.entity(RESULTS).counts().active == 0
+
+
+async def test_scheduled_jobs_of_many_batches_can_be_received_at_their_time_only(bus: Bus, tmp_path: Path) -> None:
+    jobs = list(make_lines(1.5, longest=3_000))
+    batch = read_batch_file(write_lines(tmp_path / "jobs.jsonl", jobs))
+    start = datetime.now(UTC) + timedelta(hours=1)
+    async with JobClient(settings_for(bus), bus.credential()) as client:
+        await client.submit(batch, batch_id="b1", enqueue_at=start, deadline=start + timedelta(hours=2))
+    counts = service_of(bus).broker.entity("jobs").counts()
+    assert (counts.active, counts.scheduled) == (0, len(jobs))
+    messages = service_of(bus).broker.entity("jobs").peek(1, 1_000_000)
+    assert {message.scheduled_enqueue_time for message in messages} == {int(1_000 * start.timestamp()) / 1_000}
+
+
+@pytest.mark.parametrize("start", [None, timedelta(hours=2)])
+async def test_a_deadline_before_workers_can_receive_the_jobs_is_refused_before_anything_is_sent(
+    bus: Bus, tmp_path: Path, start: timedelta | None
+) -> None:
+    batch = read_batch_file(write_lines(tmp_path / "jobs.jsonl", list(make_lines(0.01, longest=90))))
+    now = datetime.now(UTC)
+    async with JobClient(settings_for(bus), bus.credential()) as client:
+        with pytest.raises(InvalidDeadline, match="must be after"):
+            await client.submit(
+                batch,
+                deadline=now + timedelta(hours=1) if start else now,
+                enqueue_at=now + start if start else None,
+            )
+    assert (arrived(bus, "jobs"), arrived(bus, RESULTS)) == ([], [])
+
+
+async def test_a_named_queue_gets_the_jobs_of_all_models(bus: Bus, tmp_path: Path) -> None:
+    jobs = list(make_lines(0.1, longest=900))
+    batch = read_batch_file(write_lines(tmp_path / "jobs.jsonl", jobs))
+    settings = settings_for(bus, queues={"held": "gpt-5.4-mini"})
+    async with JobClient(settings, bus.credential()) as client:
+        await client.submit(batch, batch_id="b", queue="large")
+    assert arrived(bus, "large") == [make_job_id("b", custom_id) for custom_id, _ in jobs]
+    assert arrived(bus, "held") == arrived(bus, "jobs") == []
 
 
 LOST: dict[str, Any] = {"kind": "lose_answer", "on": "send"}

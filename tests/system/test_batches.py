@@ -52,7 +52,7 @@ async def test_after_a_cancellation_no_pod_calls_and_a_retry_since_answers_what_
     path = write_batch(tmp_path / "in.jsonl", JOBS)
     out, errors = tmp_path / "out.jsonl", tmp_path / "err.jsonl"
     collect = ("collect", BATCH, "-o", str(out), "--errors", str(errors))
-    async with azure(tmp_path, config_for_tests(latency=1.0), "--blob") as cloud:
+    async with azure(tmp_path, config_for_tests(latency=1.0)) as cloud:
         await told(cloud, "submit", str(path), "--batch", BATCH)
         async with worker(cloud, slots="4") as one, worker(cloud, slots="4") as other:
             await until(lambda: has_called(cloud, 10))
@@ -96,7 +96,7 @@ async def have_met_all(cloud: Azure) -> bool:
 async def test_what_failed_is_sent_again_and_whoever_watches_sees_it(tmp_path: Path) -> None:
     path, out = write_batch(tmp_path / "in.jsonl", 20), tmp_path / "out.jsonl"
     config = replace(config_for_tests(), deployments=(Deployment(name="gpt-5.4-mini", model="gpt-5.4-mini"),))
-    async with azure(tmp_path, config, "--blob") as cloud:
+    async with azure(tmp_path, config) as cloud:
         await cloud.control("/local/faults", {"kind": "answer", "status": 400, "count": 6})
         await told(cloud, "submit", str(path), "--batch", BATCH)
         async with worker(cloud):
@@ -114,7 +114,7 @@ async def test_what_failed_is_sent_again_and_whoever_watches_sees_it(tmp_path: P
 
 
 async def test_watching_ends_by_ctrl_c_with_130_and_says_that_no_pod_works(tmp_path: Path) -> None:
-    async with azure(tmp_path, config_for_tests(), "--blob") as cloud:
+    async with azure(tmp_path, config_for_tests()) as cloud:
         await told(cloud, "submit", str(write_batch(tmp_path / "in.jsonl", 1)), "--batch", BATCH)
         assert "no pod has told of itself within a minute" in await told(cloud, "status", BATCH)
         watching = ("-m", "worker", "status", BATCH, "--watch")

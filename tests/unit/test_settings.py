@@ -574,3 +574,21 @@ def test_a_price_that_is_none_is_named(environment: pytest.MonkeyPatch, value: s
     environment.setenv("AOAI_WORKER_PRICES", value)
     (line,) = problems(ConnectionSettings)
     assert line.startswith(told)
+
+
+def test_producers_read_the_file_of_the_worker(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ENOUGH:
+        environment.delenv(name)
+    file = write(
+        tmp_path / "settings.yaml",
+        servicebus_namespace="file.servicebus.windows.net",
+        models={"m": ["d"]},
+        sink="queue",
+        jobs_queue="entry",
+        results_queue="out",
+    )
+    environment.setenv("AOAI_WORKER_CONFIG", file)
+    environment.setenv("AOAI_WORKER_RESULTS_QUEUE", "elsewhere")
+    settings = load(ConnectionSettings)
+    assert settings.servicebus_namespace == "file.servicebus.windows.net"
+    assert (settings.jobs_queue, settings.results_queue) == ("entry", "elsewhere")

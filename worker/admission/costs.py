@@ -9,7 +9,7 @@ the memory bears.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from worker.jobs.job import Job, JsonObject, Operation
+from worker.jobs.job import Job, JobLine, JsonObject, Operation
 from worker.jobs.reasoning import USUAL_EFFORT, effort_of
 
 CHARACTERS_PER_TOKEN = 4
@@ -49,16 +49,20 @@ class Cost:
 
 
 def estimate(job: Job) -> Cost:
+    return estimate_line(job.line)
+
+
+def estimate_line(line: JobLine) -> Cost:
     """Four characters of the prompt to a token, and the longest answer that the job allows, as often as it asks.
     Without a limit a model that reasons takes more the harder it shall reason."""
-    body = job.line.body
+    body = line.body
     prompt = _characters(body) // CHARACTERS_PER_TOKEN + 1
-    if job.line.operation is Operation.EMBEDDINGS:
+    if line.operation is Operation.EMBEDDINGS:
         return Cost(prompt)
     answers = max(1, _count(body, "n"), _count(body, "best_of"))
     if limit := next((limit for name in _LIMITS if (limit := _count(body, name))), 0):
         return Cost(prompt, limit * answers)
-    effort = effort_of(job.line.model, body)
+    effort = effort_of(line.model, body)
     reasoning = 0 if effort is None else ASSUMED_REASONING.get(effort, ASSUMED_REASONING[USUAL_EFFORT])
     return Cost(prompt, ASSUMED_ANSWER * answers, reasoning * answers)
 

@@ -11,7 +11,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from worker.client import BatchDetail, BatchFile, BatchRetry, BatchStatus, Collection, PassedOver
+    from worker.client import BatchDetail, BatchFile, BatchRetry, BatchStatus, Collection, ModelTokens, PassedOver
     from worker.client.prices import Cost
     from worker.settings import Price
 
@@ -341,6 +341,14 @@ def describe_skipped(batch: "BatchFile") -> str:
     counts = [(batch.blank_lines, "blank line"), (batch.byte_order_marks, "byte order mark")]
     skipped = [f"{count:,} {what}{'' if count == 1 else 's'}" for count, what in counts if count]
     return f"{batch.name}: skipped {' and '.join(skipped)}" if skipped else ""
+
+
+def describe_tokens(by_model: "Mapping[str, ModelTokens]") -> list[str]:
+    """A table: tokens are estimates, as they are before a call."""
+    rows = [("model", "jobs", "prompt tokens, about", "answer tokens, about")]
+    rows += [(name, f"{of.jobs:,}", f"{of.prompt:,}", f"{of.answer:,}") for name, of in by_model.items()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
 
 
 def status_document(status: "BatchStatus", prices: "Mapping[str, Price]") -> dict[str, Any]:

@@ -7,9 +7,11 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,10 +22,12 @@ from worker.cli.batch_texts import (
     describe_in_full,
     describe_retry,
     describe_skipped,
+    describe_tokens,
     retry_document,
     status_document,
     table,
 )
+from worker.cli.invalid_lines import InvalidLines
 from worker.cli.progress import progress_of
 from worker.cli.terminal import (
     FAILED,
@@ -32,6 +36,8 @@ from worker.cli.terminal import (
     INCOMPLETE,
     Heartbeat,
     complain,
+    parse_model_map,
+    parse_moment,
     parse_seconds,
     readable_errors,
 )
@@ -65,8 +71,29 @@ AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output.")
 def submit(
     file: InputFile,
     batch: Annotated[
-        str | None, typer.Option(metavar="ID", help="The batch id; else one made from what the file holds.")
+        str | None, typer.Option(metavar="ID", help="The batch id; else one made from what is sent.")
     ] = None,
+    deadline: Annotated[
+        str | None,
+        typer.Option(metavar="WHEN", help="Jobs that are not done by then expire: RFC 3339, or a time such as 4h."),
+    ] = None,
+    at: Annotated[
+        str | None, typer.Option(metavar="WHEN", help="No worker receives the jobs before; as --deadline.")
+    ] = None,
+    queue: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Send all jobs to this queue, whatever their models.")
+    ] = None,
+    model_map: Annotated[
+        list[str] | None,
+        typer.Option(metavar="OLD=NEW", help="Send body.model OLD as NEW; for each model once."),
+    ] = None,
+    skip_invalid: Annotated[
+        bool,
+        typer.Option("--skip-invalid", help="Send the valid lines; write the others to FILE.invalid.jsonl."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the file and print jobs and tokens by model. Asks no Azure.")
+    ] = False,
 ) -> None:
     """Send a Batch input file, one message a line. Prints the batch id.
 
@@ -74,16 +101,56 @@ def submit(
     Bus has seen within its duplicate-detection window it drops, so submitting again after a failure is safe.
     A batch that was collected from the results queue is refused, as is another file under an id that is taken.
 
+    \b
+    Examples:
+      aoai-worker submit jobs.jsonl
+      aoai-worker submit jobs.jsonl --dry-run
+      aoai-worker submit jobs.jsonl --at 2h --deadline 10h
+      aoai-worker submit jobs.jsonl --model-map old-model=new-model
+      make-jobs | aoai-worker submit - --skip-invalid
+
     Exit codes: 0 submitted; 1 something outside failed; 2 the input or the settings are wrong, or the batch was
-    collected before; 130 interrupted.
+    collected before; 3 submitted without the lines that --skip-invalid left out; 130 interrupted.
     """
-    with readable_errors(interrupted=GOES_ON), Heartbeat("the command to be loaded") as heartbeat:
-        submission = _submit(Path(file), batch, heartbeat)
+    now = time.time()
+    due, start = parse_moment(deadline, "--deadline", now), parse_moment(at, "--at", now)
+    if due and start and due <= start:
+        raise typer.BadParameter(
+            f"{deadline!r} is not after --at {at}, when workers can receive the jobs. Next: a later deadline",
+            param_hint="'--deadline'",
+        )
+    models = parse_model_map(model_map or (), "--model-map")
+    with (
+        readable_errors(interrupted=GOES_ON),
+        Heartbeat("the command to be loaded") as heartbeat,
+        _checked_file(Path(file), heartbeat, batch, models, skip_invalid) as found,
+    ):
+        if dry_run:
+            _show_plan(found, batch)
+        else:
+            submission = asyncio.run(
+                _send(found, heartbeat, batch_id=batch, deadline=due, enqueue_at=start, queue=queue)
+            )
+            _report(submission, at=start)
+    if found.left_out:
+        raise typer.Exit(INCOMPLETE)
+
+
+def _show_plan(found: "BatchFile", batch_id: str | None) -> None:
+    from worker.client import make_batch_id, tokens_by_model
+
+    typer.echo("\n".join(describe_tokens(tokens_by_model(found))))
+    complain(f"Nothing was sent. The batch id will be {batch_id or make_batch_id(found)}.")
+
+
+def _report(submission: "Submission", *, at: datetime | None) -> None:
     if submission.submitted_before:
         complain(
             f"This batch was submitted before, at {submission.submitted_before}: jobs that the queue still knows, "
             "by its duplicate detection, were dropped; the others were sent."
         )
+    if at:
+        complain(f"No worker receives them before {at:%Y-%m-%dT%H:%M:%SZ}.")
     jobs = "job" if submission.total == 1 else "jobs"
     complain(
         f"{submission.total:,} {jobs} submitted. "
@@ -224,25 +291,30 @@ def collect(
         raise typer.Exit(FAILED_JOBS)
 
 
-def _submit(file: Path, batch_id: str | None, heartbeat: Heartbeat) -> "Submission":
+@contextmanager
+def _checked_file(
+    file: Path,
+    heartbeat: Heartbeat,
+    batch_id: str | None = None,
+    models: Mapping[str, str] = MappingProxyType({}),
+    skip_invalid: bool = False,
+) -> "Iterator[BatchFile]":
+    from worker.client import read_batch_file
     from worker.client.batches import require_batch_id
 
     if batch_id is not None:
         require_batch_id(batch_id)
-    with _regular_file(file, heartbeat) as (path, name):
-        return asyncio.run(_send(_checked(path, name, heartbeat), batch_id, heartbeat))
-
-
-def _checked(path: Path, name: str, heartbeat: Heartbeat) -> "BatchFile":
-    from worker.client import read_batch_file
-
-    heartbeat.wait_for(f"the check of {name}")
-    found = read_batch_file(path, name=name)
-    if skipped := describe_skipped(found):
-        heartbeat.say(skipped)
-    for warning in found.warnings:
-        heartbeat.say(warning)
-    return found
+    with _regular_file(file, heartbeat) as (path, name), ExitStack() as stack:
+        heartbeat.wait_for(f"the check of {name}")
+        left_out = stack.enter_context(InvalidLines(file if path == file else None)) if skip_invalid else None
+        found = read_batch_file(path, name=name, model_map=models, on_invalid=left_out)
+        if left_out and left_out.count:
+            heartbeat.say(left_out.describe(name))
+        if skipped := describe_skipped(found):
+            heartbeat.say(skipped)
+        for warning in found.warnings:
+            heartbeat.say(warning)
+        yield found
 
 
 @contextmanager
@@ -262,14 +334,15 @@ def _regular_file(file: Path, heartbeat: Heartbeat) -> Iterator[tuple[Path, str]
             yield path, str(file)
 
 
-async def _send(batch: "BatchFile", batch_id: str | None, heartbeat: Heartbeat) -> "Submission":
+async def _send(batch: "BatchFile", heartbeat: Heartbeat, **options: Any) -> "Submission":
+    """`options`: of `JobClient.submit`."""
     from worker.client import JobClient, LikelyRefused
 
     heartbeat.wait_for("a token and a link to Service Bus")
     async with JobClient.from_environment() as client:
         with progress_of("submitted", heartbeat) as report, warnings.catch_warnings():
             warnings.simplefilter("ignore", LikelyRefused)  # said already, in the form of this command
-            return await client.submit(batch, batch_id=batch_id, on_progress=report, on_waiting=heartbeat.wait_for)
+            return await client.submit(batch, on_progress=report, on_waiting=heartbeat.wait_for, **options)
 
 
 async def _newest(limit: int) -> "tuple[Sequence[BatchStatus], Mapping[str, Price]]":
@@ -347,8 +420,8 @@ def _retry(batch_id: str, file: Path, only: list[str], heartbeat: Heartbeat) -> 
 
     require_batch_id(batch_id)
     require_codes(only)
-    with _regular_file(file, heartbeat) as (path, name):
-        return asyncio.run(_send_again(_checked(path, name, heartbeat), batch_id, only, heartbeat))
+    with _checked_file(file, heartbeat) as found:
+        return asyncio.run(_send_again(found, batch_id, only, heartbeat))
 
 
 async def _send_again(batch: "BatchFile", batch_id: str, only: list[str], heartbeat: Heartbeat) -> "BatchRetry":

@@ -21,7 +21,6 @@ app = typer.Typer(
     name="aoai-worker",
     help="A keyless streaming batch worker for Azure OpenAI, fed through Azure Service Bus.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,  # plain text: paragraphs are wrapped anew, and flags show no <bool>
     pretty_exceptions_enable=False,
 )

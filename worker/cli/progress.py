@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from worker.cli.terminal import Heartbeat, complain
@@ -25,12 +26,20 @@ def progress_of(verb: str, heartbeat: Heartbeat | None = None) -> "Iterator[Call
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeElapsedColumn(),
+    )
+    speed = _Speed()
     with Bars(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(verb, total=None)
+        task = bar.add_task(verb, total=None, speed="")
 
         def move(now: "Progress") -> None:
-            bar.update(task, completed=_shown(now), total=now.total, description=_label(verb, now))
+            described = speed.describe(now)
+            bar.update(task, completed=_shown(now), total=now.total, description=_label(verb, now), speed=described)
             if heartbeat:
                 heartbeat.note_said()
 
@@ -39,6 +48,26 @@ def progress_of(verb: str, heartbeat: Heartbeat | None = None) -> "Iterator[Call
 
 def _shown(now: "Progress") -> int:
     return now.done if now.total is None else min(now.done, now.total)
+
+
+class _Speed:
+    """Jobs a second since the first progress, which may begin in the middle, and the time left at that speed."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._began: tuple[float, int] | None = None
+
+    def describe(self, now: "Progress") -> str:
+        """`9,000/s, 0:01:30 left`; empty where nothing is known yet."""
+        if now.total is None or now.held:
+            return ""
+        moment = self._clock()
+        began, before = self._began = self._began or (moment, now.done)
+        if moment <= began or now.done <= before:
+            return ""
+        rate = (now.done - before) / (moment - began)
+        left = timedelta(seconds=round(max(0, now.total - now.done) / rate))
+        return f"{rate:,.0f}/s" + (f", {left} left" if now.done < now.total else "")
 
 
 class ProgressLines:
@@ -50,6 +79,7 @@ class ProgressLines:
         self._verb = verb
         self._say = say
         self._clock = clock
+        self._speed = _Speed(clock)
         self._told = ""
         self._done = -1
         self._done_at = clock()
@@ -57,10 +87,10 @@ class ProgressLines:
     def __call__(self, now: "Progress") -> None:
         if now.done != self._done:
             self._done, self._done_at = now.done, self._clock()
-        text = self._describe(now)
+        text, speed = self._describe(now), self._speed.describe(now)
         if text != self._told:
             self._told = text
-            self._say(f"{text} ({now.done:,})")
+            self._say(f"{text} ({now.done:,}{'; ' if speed else ''}{speed})")
 
     def _describe(self, now: "Progress") -> str:
         label = _label(self._verb, now)

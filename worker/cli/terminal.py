@@ -7,12 +7,16 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Self
 
 import typer
 from azure.core.exceptions import AzureError
+
+from worker.jobs.job import moment_of, rfc3339
+from worker.jobs.model_names import MODEL
 
 if TYPE_CHECKING:
     from worker.client.batch_files import InvalidBatch
@@ -85,18 +89,54 @@ def _ended_by(error: Exception) -> typer.Exit:
 
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
 LONGEST_WAIT = 7 * 86_400
+LATEST = 365 * 86_400
 
 
 def parse_seconds(text: str, option: str) -> float:
     """`90`, `90s`, `15m`, `1.5h`, `1d`. Raises typer.BadParameter, which names the option."""
-    match = re.fullmatch(r"(\d{1,7}(?:\.\d{1,3})?)([smhd]?)", text.strip(), re.ASCII)
-    seconds = float(match[1]) * UNITS[match[2]] if match else 0.0
+    seconds = _read_seconds(text)
     if not 1 <= seconds <= LONGEST_WAIT:
         raise typer.BadParameter(
             f"{text!r} is not a time from 1s to 7d. Next: give seconds, or a number with s, m, h or d, such as 15m",
             param_hint=f"'{option}'",
         )
     return seconds
+
+
+def parse_moment(text: str | None, option: str, now: float) -> datetime | None:
+    """RFC 3339, or the time from `now` until then. Raises typer.BadParameter, also where it is not to come."""
+    if text is None:
+        return None
+    moment = moment_of(text)
+    if moment is None:
+        moment = now + _read_seconds(text)
+    if not now < moment <= now + LATEST:
+        raise typer.BadParameter(
+            f"{text!r} is no moment of the next {LATEST // 86_400} days. Next: give RFC 3339 with a time zone, "
+            f"such as {rfc3339(now + 14_400)}, or a number with s, m, h or d, such as 4h",
+            param_hint=f"'{option}'",
+        )
+    return datetime.fromtimestamp(moment, UTC)
+
+
+def _read_seconds(text: str) -> float:
+    """0 where it is no time."""
+    match = re.fullmatch(r"(\d{1,7}(?:\.\d{1,3})?)([smhd]?)", text.strip(), re.ASCII)
+    return float(match[1]) * UNITS[match[2]] if match else 0.0
+
+
+def parse_model_map(pairs: Sequence[str], option: str) -> Mapping[str, str]:
+    """`OLD=NEW` each. Raises typer.BadParameter."""
+    models: dict[str, str] = {}
+    for pair in pairs:
+        old, equals, new = pair.partition("=")
+        if not (equals and MODEL.fullmatch(old) and MODEL.fullmatch(new)) or models.setdefault(old, new) != new:
+            raise typer.BadParameter(
+                f"{pair!r} is not OLD=NEW, two names of models, or OLD has another NEW already. Next: such as "
+                "old-model=new-model",
+                param_hint=f"'{option}'",
+            )
+    return models
 
 
 def describe_problems(error: "InvalidBatch") -> str:

@@ -21,6 +21,8 @@ from worker.client.result_files import OutputGone, UnusableOutput, UnwritableOut
 from worker.client.result_session import BeingCollected
 from worker.client.retries import BatchRetry, InvalidCode, PassedOver, RetryRefused
 from worker.client.submission import SubmissionInterrupted
+from worker.client.sync_client import SyncJobClient
+from worker.client.tokens import ModelTokens, tokens_by_model
 
 __all__ = [
     "AlreadyCollected",
@@ -38,6 +40,7 @@ __all__ = [
     "JobClient",
     "LikelyRefused",
     "LineProblem",
+    "ModelTokens",
     "NeedsBlob",
     "OtherBatch",
     "OutputGone",
@@ -46,6 +49,7 @@ __all__ = [
     "RetryRefused",
     "Submission",
     "SubmissionInterrupted",
+    "SyncJobClient",
     "UncheckedBatch",
     "UnknownBatch",
     "UnusableBlob",
@@ -53,4 +57,5 @@ __all__ = [
     "UnwritableOutput",
     "make_batch_id",
     "read_batch_file",
+    "tokens_by_model",
 ]

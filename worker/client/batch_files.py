@@ -13,10 +13,11 @@ import stat
 import tempfile
 import zlib
 from array import array
+from bisect import insort
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
@@ -26,13 +27,14 @@ import orjson
 from worker.azure.servicebus.packing import ENVELOPE_BYTES, MESSAGE_FIELDS_BYTES
 from worker.errors import DeadLetterReason, NotAJob, WorkerError
 from worker.jobs.job import JobLine, parse_line
+from worker.jobs.model_names import MODEL, MODEL_ALPHABET
 from worker.jobs.reasoning import refused_parameters
 
 LARGE_LINE_BYTES = 262_144 - ENVELOPE_BYTES - MESSAGE_FIELDS_BYTES
 """What every tier of Service Bus carries as a message; whether longer lines can be sent depends on the queue."""
 MAX_LINE_BYTES = 256 << 20
 """Bytes that can be set as the largest claim, so no line that is longer can be sent anywhere."""
-SHOWN_PROBLEMS = 50
+SHOWN_PROBLEMS = 20
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 GZIP = b"\x1f\x8b"
 
@@ -54,8 +56,15 @@ class InvalidBatch(WorkerError):
     def __init__(self, name: str, problems: Sequence[LineProblem], *, count: int | None = None) -> None:
         self.name = name
         self.count = count or len(problems)
-        self.problems = tuple(sorted(problems, key=lambda problem: problem.line)[:SHOWN_PROBLEMS])
+        self.problems = tuple(sorted(problems, key=_line_of)[:SHOWN_PROBLEMS])
         super().__init__("\n".join([f"{name} is not a Batch input file", *map(str, self.problems)]))
+
+
+def _line_of(problem: LineProblem) -> int:
+    return problem.line
+
+
+OnInvalid = Callable[[LineProblem, bytes], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +75,8 @@ class BatchFile:
     `name` is what people are told. `size` (bytes) and `modified` (ns) show whether the file is still the one that
     was checked. `large`: number and bytes of each line that may not fit a message. `models` are those that jobs ask
     for. `blank_lines` and `byte_order_marks` are skipped. `warnings` name what models are likely to refuse.
+    `left_out` are the numbers of the lines that are not sent, `model_map` names other models for those in the file:
+    all else is of the lines as they are sent.
     """
 
     path: Path
@@ -79,42 +90,85 @@ class BatchFile:
     blank_lines: int = 0
     byte_order_marks: int = 0
     warnings: Sequence[str] = ()
+    left_out: frozenset[int] = frozenset()
+    model_map: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_batch_file(path: Path, *, name: str | None = None) -> BatchFile:
+def read_batch_file(
+    path: Path,
+    *,
+    name: str | None = None,
+    model_map: Mapping[str, str] | None = None,
+    on_invalid: OnInvalid | None = None,
+) -> BatchFile:
     """Check every line of a file, which may be compressed by gzip. It is read again when it is sent, so it must be
     a regular file; `spooled` makes one of anything else. `name`: what people are told instead of the path.
+    `model_map`: the model of each line, `body.model`, is sent as the one that it names here. With `on_invalid`
+    lines that are not jobs are left out and given to it; the file is refused only where no other line is there.
 
-    Raises InvalidBatch with what is wrong on which lines, or OSError.
+    Raises InvalidBatch with what is wrong on which lines, ValueError for a map to what is no name of a model, or
+    OSError.
     """
-    name = name or str(path)
-    wrong, repeated = _Problems(), _Problems()
+    name, models = name or str(path), require_model_map(model_map or {})
+    problems = _Problems(on_invalid)
+    found = _check(path, name, models, problems)
+    if on_invalid and 0 < len(problems.lines) < found.total:
+        # all that is told of the batch is to be of its other lines: they are read again
+        left_out = frozenset(problems.lines)
+        problems = _Problems()
+        found = _check(path, name, models, problems, left_out)
+    if problems.count:
+        raise InvalidBatch(name, problems.kept, count=problems.count)
+    return found
+
+
+def require_model_map(models: Mapping[str, str]) -> Mapping[str, str]:
+    """Raises ValueError."""
+    for model, instead in models.items():
+        if not MODEL.fullmatch(instead):
+            raise ValueError(f"{model}={instead}: {instead!r} is no name of a model; a name has {MODEL_ALPHABET}")
+    return models
+
+
+def _check(
+    path: Path,
+    name: str,
+    model_map: Mapping[str, str],
+    problems: "_Problems",
+    left_out: frozenset[int] = frozenset(),
+) -> BatchFile:
     digest = hashlib.sha256()
     identities: array[int] = array("q")
     large: list[tuple[int, int]] = []
     models: set[str] = set()
+    mapped: set[str] = set()
     refused: Counter[tuple[str, str, str]] = Counter()
     with _opened(path, name) as (file, raw):
         status = os.fstat(raw.fileno())
         _refuse_utf16(name, file)
-        lines = _JobLines(file)
+        lines = _JobLines(file, left_out)
         for number, line in lines:
+            try:
+                job = _read_job(line)
+            except NotAJob as error:
+                problems.add(number, error.description, line)
+                continue
+            mapped.add(job.model)
+            job, line = _renamed(job, line, model_map)
             digest.update(line + b"\n")
             if len(line) > LARGE_LINE_BYTES:
                 large.append((number, len(line)))
-            try:
-                job = _read_job(line)
-                identities.append(hash(job.custom_id))
-                models.add(job.model)
-                refused.update((job.model, *what) for what in refused_parameters(job).items())
-            except NotAJob as error:
-                wrong.add(number, error.description)
-        for number, first, custom_id in _duplicates(file, _repeated(identities)):
-            repeated.add(number, f"custom_id {custom_id!r} is already on line {first:,}; make it unique")
+            identities.append(hash(job.custom_id))
+            models.add(job.model)
+            refused.update((job.model, *what) for what in refused_parameters(job).items())
+        for number, line, first, custom_id in _duplicates(file, left_out, _repeated(identities)):
+            problems.add(number, f"custom_id {custom_id!r} is already on line {first:,}; make it unique", line)
     if not lines.total:
-        wrong.add(0, "the file is empty; it must have one job a line")
-    if count := wrong.count + repeated.count:
-        raise InvalidBatch(name, [*wrong.kept, *repeated.kept], count=count)
+        problems.add(0, "the file is empty; it must have one job a line")
+    for model in sorted(model_map.keys() - mapped):
+        problems.add(
+            0, f"no line asks for {model!r}, of which the model map names another; lines ask for {_listed(mapped)}"
+        )
     return BatchFile(
         path=path,
         name=name,
@@ -127,7 +181,25 @@ def read_batch_file(path: Path, *, name: str | None = None) -> BatchFile:
         blank_lines=lines.blank,
         byte_order_marks=lines.byte_order_marks,
         warnings=[_warn(name, *what, count) for what, count in refused.most_common(SHOWN_PROBLEMS)],
+        left_out=left_out,
+        model_map=model_map,
     )
+
+
+def _listed(models: Collection[str]) -> str:
+    shown = sorted(models)[:SHOWN_PROBLEMS]
+    more = len(models) - len(shown)
+    return ", ".join(shown) + (f" and {more:,} more" if more else "")
+
+
+def _renamed(job: JobLine, line: bytes, model_map: Mapping[str, str]) -> tuple[JobLine, bytes]:
+    """The job with the model that the map names instead, and its line as it is sent."""
+    model = model_map.get(job.model)
+    if model is None:
+        return job, line
+    body = {**job.body, "model": model}
+    document = {"custom_id": job.custom_id, "method": "POST", "url": job.operation, "body": body}
+    return replace(job, model=model, body=body), orjson.dumps(document)
 
 
 def _warn(name: str, model: str, parameter: str, instead: str, count: int) -> str:
@@ -185,17 +257,21 @@ class FileJob(NamedTuple):
 
 
 def read_jobs(batch: BatchFile) -> Iterator[FileJob]:
-    """Each job. Raises InvalidBatch if the file is no longer the one read.
+    """Each job. Raises as `read_lines`."""
+    return (FileJob(job.custom_id, job.model, line) for job, line in read_lines(batch))
+
+
+def read_lines(batch: BatchFile) -> Iterator[tuple[JobLine, bytes]]:
+    """Each job and the line that is sent. Raises InvalidBatch if the file is no longer the one read.
 
     A file that is put in its place by renaming does no harm: the old one is read to its end.
     """
     with _opened(batch.path, batch.name) as (file, raw):
-        for number, line in _JobLines(file):
+        for number, line in _JobLines(file, batch.left_out):
             # after the line was read: no line that was not checked is a job of this batch
             _require_unchanged(batch, os.fstat(raw.fileno()))
             try:
-                job = parse_line(line)
-                yield FileJob(job.custom_id, job.model, line)
+                yield _renamed(parse_line(line), line, batch.model_map)
             except NotAJob as error:
                 raise InvalidBatch(batch.name, [LineProblem(line=number, problem=error.description)]) from error
         _require_unchanged(batch, os.fstat(raw.fileno()))
@@ -218,23 +294,30 @@ def _opened(path: Path, name: str) -> Iterator[tuple[BinaryIO, BinaryIO]]:
 
 
 class _Problems:
-    """Counts all, keeps the first few."""
+    """Counts all, keeps the first few. With `on_invalid` it gives each line there, and keeps its number."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_invalid: OnInvalid | None = None) -> None:
         self.kept: list[LineProblem] = []
         self.count = 0
+        self.lines: set[int] = set()
+        self._on_invalid = on_invalid
 
-    def add(self, line: int, problem: str) -> None:
+    def add(self, number: int, problem: str, line: bytes = b"") -> None:
         self.count += 1
-        if len(self.kept) < SHOWN_PROBLEMS:
-            self.kept.append(LineProblem(line=line, problem=problem))
+        told = LineProblem(line=number, problem=problem)
+        insort(self.kept, told, key=_line_of)
+        del self.kept[SHOWN_PROBLEMS:]
+        if self._on_invalid and number:
+            self.lines.add(number)
+            self._on_invalid(told, line)
 
 
 class _JobLines:
     """The lines that should be jobs, with their numbers in the file; counts them and what is skipped."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, left_out: frozenset[int]) -> None:
         self._file = file
+        self._left_out = left_out
         self.total = 0
         self.blank = 0
         self.byte_order_marks = 0
@@ -243,6 +326,8 @@ class _JobLines:
         for number, raw in _numbered(self._file):
             line = raw.removeprefix(BYTE_ORDER_MARK)  # not only on line 1: files are put together
             self.byte_order_marks += len(line) < len(raw)
+            if number in self._left_out:
+                continue
             if line and not line.isspace():
                 self.total += 1
                 yield number, line
@@ -299,21 +384,30 @@ def _why_not_json(line: bytes) -> str:
 
 
 def _repeated(identities: "array[int]") -> set[int]:
-    return {one for one, next_one in pairwise(sorted(identities)) if one == next_one}
+    """Those of a million are sorted in parts: one sorted list of all takes 40 bytes for each."""
+    parts = min(16, 1 + len(identities) // 50_000)
+    found: set[int] = set()
+    for part in range(parts):
+        alike = sorted([one for one in identities if one % parts == part])
+        found |= {one for one, next_one in pairwise(alike) if one == next_one}
+    return found
 
 
-def _duplicates(file: BinaryIO, suspects: set[int]) -> Iterator[tuple[int, int, str]]:
-    """Line, first line and custom_id of what is there twice. Reads the file again, and only for suspects."""
+def _duplicates(
+    file: BinaryIO, left_out: frozenset[int], suspects: set[int]
+) -> Iterator[tuple[int, bytes, int, str]]:
+    """Number and line of what is there twice, number of the first line with its custom_id, and that. Reads the
+    file again, and only for suspects."""
     if not suspects:
         return
     first_lines: dict[str, int] = {}
-    for number, line in _JobLines(file):
+    for number, line in _JobLines(file, left_out):
         try:
             custom_id = _read_job(line).custom_id
         except NotAJob:
             continue
         if hash(custom_id) in suspects and (first := first_lines.setdefault(custom_id, number)) != number:
-            yield number, first, custom_id
+            yield number, line, first, custom_id
 
 
 def _refuse_utf16(name: str, file: BinaryIO) -> None:

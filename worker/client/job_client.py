@@ -10,6 +10,7 @@ sink is, gets what comes out, and `result_files.py` keeps it.
 
 import asyncio
 import contextlib
+import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -50,7 +51,7 @@ from worker.client.blob_collector import BlobCollector
 from worker.client.queue_collector import QueueCollector
 from worker.client.result_files import ResultOutput, output_of
 from worker.client.retries import BatchRetry, begin_retry, require_codes
-from worker.client.submission import JobQueues, Stamp, make_manifest, send_jobs, send_manifest
+from worker.client.submission import JobQueues, Stamp, make_manifest, require_times, send_jobs, send_manifest
 from worker.client.watching import watch
 from worker.settings import ConnectionSettings, Price, load
 
@@ -114,20 +115,23 @@ class JobClient:
         batch_id: str | None = None,
         time_to_live: timedelta | None = None,
         deadline: datetime | None = None,
+        enqueue_at: datetime | None = None,
+        queue: str | None = None,
         on_progress: OnProgress | None = None,
         on_waiting: Callable[[str], None] | None = None,
     ) -> Submission:
         """Send the manifest, then every line: to the queue of its model where the settings name it
-        (AOAI_WORKER_QUEUES), else to the entry queue. `deadline` needs a time zone.
+        (AOAI_WORKER_QUEUES), else to the entry queue; all to `queue` where that is given. Before `enqueue_at` no
+        worker receives them. Both moments need a time zone; `time_to_live` begins at `enqueue_at`.
 
         Safe to repeat: without a `batch_id` the same file is the same batch, and what Service Bus has seen
         within its duplicate-detection window it drops. So a file that shall run twice needs another id.
         What is not confirmed is sent again for two minutes, under the same message-ids. `on_waiting` is told
         what is waited for, and why it is tried again.
-        Raises InvalidBatchId, InvalidBatch if the file has changed or a line fits no message and no claim,
-        OtherBatch where another file has this id, AlreadyCollected, UncheckedBatch where a `batch_id` other than
-        the file's own cannot be checked, BlobFailed, or the SDK's ServiceBusError where a queue of jobs cannot be
-        reached, all before anything is sent; SubmissionInterrupted after that.
+        Raises InvalidBatchId, InvalidDeadline, InvalidBatch if the file has changed or a line fits no message and
+        no claim, OtherBatch where another file has this id, AlreadyCollected, UncheckedBatch where a `batch_id`
+        other than the file's own cannot be checked, BlobFailed, or the SDK's ServiceBusError where a queue of jobs
+        cannot be reached, all before anything is sent; SubmissionInterrupted after that.
         Warns with LikelyRefused, once for each, of parameters that a model is likely to refuse.
         """
         for warning in batch.warnings:
@@ -138,9 +142,12 @@ class JobClient:
             batch_id=require_batch_id(make_batch_id(batch) if batch_id is None else batch_id),
             time_to_live=time_to_live,
             deadline=deadline,
+            enqueue_at=enqueue_at,
         )
+        require_times(deadline, enqueue_at, time.time())
         waiting = on_waiting or _ignore
-        async with JobQueues(links.senders, settings.jobs_queue, settings.named_queues, waiting) as queues:
+        entry, queue_of = (queue, {}) if queue else (settings.jobs_queue, settings.named_queues)
+        async with JobQueues(links.senders, entry, queue_of, waiting) as queues:
             await _require_room(queues, batch, claims)
             before = await self._announce(batch, stamp.batch_id, waiting)
             stamp = replace(stamp, check_result=before is not None)

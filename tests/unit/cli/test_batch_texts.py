@@ -66,8 +66,8 @@ def test_a_running_batch_is_told_in_80_columns() -> None:
         "  failed     attempts_exhausted: 30, 400: 4\n"
         "  tokens     gpt-5.4-mini: 1,234,567 in (12,345 cached), 234,567 out\n"
         "  cost       2.17\n"
-        "  waits      gpt-5.4-mini@my-account.openai.azure.com: 429: quota, for another 42\n"
-        "             s (2 pods)"
+        "  waits      gpt-5.4-mini@my-account.openai.azure.com: 429: quota, for another\n"
+        "             42 s (2 pods)"
     )
     assert in_full(RUNNING, width=140).endswith("429: quota, for another 42 s (2 pods)")
 

@@ -177,6 +177,67 @@ def test_submit_warns_of_what_a_model_is_likely_to_refuse_and_sends_it(
     assert result.stdout == "b1\n"
 
 
+def test_a_dry_run_prints_jobs_and_tokens_by_model_and_asks_no_azure(jobs_file: Path) -> None:
+    line = GOOD_LINE.replace('"m"', '"m", "max_tokens": 700')
+    jobs_file.write_text(
+        GOOD_LINE + line.replace('"a"', '"b"') + GOOD_LINE.replace('"m"', '"long-name"').replace('"a"', '"c"')
+    )
+    result = call("submit", jobs_file, "--dry-run", "--model-map", "m=new")
+    assert result.exit_code == 0
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert [row[:2] for row in rows] == [["model", "jobs"], ["long-name", "1"], ["new", "2"]]
+    assert int(rows[2][3]) == 700 + 256
+    assert "Nothing was sent" in result.stderr
+
+
+def test_lines_that_are_left_out_are_written_beside_the_file_with_their_reasons(
+    monkeypatch: pytest.MonkeyPatch, jobs_file: Path
+) -> None:
+    answer_with(monkeypatch, Submission(batch_id="b1", total=1, sha256=""))
+    jobs_file.write_bytes(b'{"a": \xff}\n' + GOOD_LINE.encode() * 30)
+    result = call("submit", jobs_file, "--skip-invalid")
+    assert (result.exit_code, result.stdout) == (3, "b1\n")
+    written = [json.loads(line) for line in Path(f"{jobs_file}.invalid.jsonl").read_text().splitlines()]
+    assert [line["line"] for line in written] == [1, *range(3, 32)]
+    assert written[0]["content"] == '{"a": \\xff}'
+    assert written[1] == {
+        "line": 3,
+        "problem": "custom_id 'a' is already on line 2; make it unique",
+        "content": GOOD_LINE.strip(),
+    }
+    assert f"{jobs_file}: 30 lines are left out:\n  line 1: column 7" in result.stderr
+    assert "  ... and 10 more\n" in result.stderr
+
+
+def test_where_nothing_is_left_out_no_file_is_written(monkeypatch: pytest.MonkeyPatch, jobs_file: Path) -> None:
+    answer_with(monkeypatch, Submission(batch_id="b1", total=1, sha256=""))
+    assert call("submit", jobs_file, "--skip-invalid").exit_code == 0
+    assert not Path(f"{jobs_file}.invalid.jsonl").exists()
+
+
+@pytest.mark.parametrize("option", ["--deadline", "--at"])
+@pytest.mark.parametrize("when", ["soon", "0s", "2020-01-01T00:00:00Z", "2030-01-01T00:00:00", "366d"])
+def test_a_moment_that_is_none_to_come_is_refused(jobs_file: Path, option: str, when: str) -> None:
+    result = call("submit", jobs_file, option, when)
+    assert result.exit_code == 2
+    assert option in result.stderr
+    assert "such as 4h" in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_a_deadline_before_the_jobs_can_be_received_is_refused_before_the_file_is_read(jobs_file: Path) -> None:
+    jobs_file.write_text("{")
+    result = call("submit", jobs_file, "--at", "2h", "--deadline", "1h")
+    assert result.exit_code == 2
+    assert "'1h' is not after --at 2h" in result.stderr
+
+
+@pytest.mark.parametrize("pairs", [["m"], ["m="], ["=m"], ["m=a b"], ["m=a", "m=b"]])
+def test_a_model_map_that_is_none_is_refused(jobs_file: Path, pairs: list[str]) -> None:
+    result = call("submit", jobs_file, *(word for pair in pairs for word in ("--model-map", pair)))
+    assert result.exit_code == 2
+    assert "OLD=NEW" in result.stderr
+
+
 @pytest.mark.parametrize("batch_id", ["", "a/b", "b" * 49])
 def test_a_wrong_batch_id_is_refused_before_the_file_is_read(tmp_path: Path, batch_id: str) -> None:
     path = tmp_path / "jobs.jsonl"
@@ -421,7 +482,21 @@ def test_a_log_says_what_is_waited_for_when_nothing_comes(capsys: pytest.Capture
         "collected: 10 % (30)",
         "waiting for the other 220 of 250 results (30)",
         "waiting for another collector to end (30)",
-        "collected: 100 % (250)",
+        "collected: 100 % (250; 3/s)",
+    ]
+
+
+def test_a_log_tells_the_speed_and_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+    now = 0.0
+    report = ProgressLines("submitted", clock=lambda: now)
+    for moment, done in ((0, 10_000), (2, 30_000), (4, 49_000), (10, 100_000)):
+        now = float(moment)
+        report(Progress(done=done, total=100_000))
+    assert capsys.readouterr().err.splitlines() == [
+        "submitted: 10 % (10,000)",
+        "submitted: 30 % (30,000; 10,000/s, 0:00:07 left)",
+        "submitted: 40 % (49,000; 9,750/s, 0:00:05 left)",
+        "submitted: 100 % (100,000; 9,000/s)",
     ]
 
 
@@ -514,7 +589,8 @@ def test_help_shows_flags_without_a_value_and_whole_paragraphs(command: str) -> 
     told = CliRunner().invoke(app, [command, "--help"]).stdout
     assert "bool" not in told
     paragraphs = told.partition("\n\n")[2].partition("Arguments:")[0].partition("Options:")[0].split("\n\n")
-    for line in (line for paragraph in paragraphs for line in paragraph.splitlines()[:-1]):
+    prose = [paragraph for paragraph in paragraphs if "Examples:" not in paragraph]
+    for line in (line for paragraph in prose for line in paragraph.splitlines()[:-1]):
         assert len(line) > 60, "a line that ends in the midst of a paragraph"
 
 
@@ -594,3 +670,20 @@ def test_what_needs_blob_storage_is_wrong_input_with_a_queue(
     result = call(*command.format(file=jobs_file).split())
     assert (result.exit_code, result.stdout) == (2, "")
     assert "AOAI_WORKER_SINK=blob" in result.stderr
+
+
+def test_a_shell_completes_commands_and_options() -> None:
+    def complete(*words: str) -> list[str]:
+        environment = {"_AOAI_WORKER_COMPLETE": "complete_bash", "COMP_WORDS": " ".join(words)}
+        told = CliRunner().invoke(
+            app, [], prog_name="aoai-worker", env=environment | {"COMP_CWORD": str(len(words) - 1)}
+        )
+        return told.stdout.split()
+
+    assert complete("aoai-worker", "sub") == ["submit"]
+    assert complete("aoai-worker", "submit", "--de") == ["--deadline"]
+
+
+def test_the_help_of_submit_has_examples_on_lines_of_their_own() -> None:
+    told = CliRunner().invoke(app, ["submit", "--help"], terminal_width=80).stdout
+    assert "\n    aoai-worker submit jobs.jsonl --at 2h --deadline 10h\n" in told

@@ -19,6 +19,7 @@ from worker.client.batch_files import (
     LARGE_LINE_BYTES,
     FileJob,
     InvalidBatch,
+    LineProblem,
     check_sizes,
     read_batch_file,
     read_jobs,
@@ -103,12 +104,12 @@ def test_all_problems_are_told_at_once_in_the_order_of_the_lines(tmp_path: Path)
     assert [line for line, _ in problems_of(write(tmp_path / "jobs.jsonl", lines))] == [2, 3, 4]
 
 
-def test_of_many_problems_the_first_50_are_told_and_all_are_counted(tmp_path: Path) -> None:
+def test_of_many_problems_the_first_20_are_told_and_all_are_counted(tmp_path: Path) -> None:
     path = write(tmp_path / "jobs.jsonl", [b"x"] * 1_000)
     with pytest.raises(InvalidBatch) as caught:
         read_batch_file(path)
     assert caught.value.count == 1_000
-    assert [problem.line for problem in caught.value.problems] == list(range(1, 51))
+    assert [problem.line for problem in caught.value.problems] == list(range(1, 21))
 
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
@@ -280,3 +281,57 @@ def test_a_line_that_fits_neither_is_told_with_the_way_out(tmp_path: Path, claim
     with pytest.raises(InvalidBatch, match=told) as caught:
         check_sizes(make_large_batch(tmp_path, 10, 300_000), message=LARGE_LINE_BYTES, claim=claim)
     assert [problem.line for problem in caught.value.problems] == [2]
+
+
+def of_model(custom_id: str, model: str) -> bytes:
+    return make_line(custom_id, body={"model": model, "temperature": 0.1, "seed": 2**63})
+
+
+def test_a_model_map_makes_the_batch_that_a_file_with_the_new_names_is(tmp_path: Path) -> None:
+    old = write(tmp_path / "old.jsonl", [of_model("a", "old"), of_model("b", "kept"), of_model("c", "older")])
+    batch = read_batch_file(old, model_map={"old": "new", "older": "new"})
+    jobs = list(read_jobs(batch))
+    assert [(job.custom_id, job.model) for job in jobs] == [("a", "new"), ("b", "kept"), ("c", "new")]
+    assert [json.loads(job.line) for job in jobs] == [
+        json.loads(of_model(custom_id, model)) for custom_id, model in [("a", "new"), ("b", "kept"), ("c", "new")]
+    ]
+    assert batch.models == {"new", "kept"}
+    again = read_batch_file(write(tmp_path / "new.jsonl", [job.line for job in jobs]))
+    assert (batch.sha256, batch.total) == (again.sha256, again.total)
+    assert batch.sha256 != read_batch_file(old).sha256
+
+
+def test_a_model_map_that_no_line_asks_for_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "jobs.jsonl", [of_model("a", "m1"), of_model("b", "m2")])
+    with pytest.raises(InvalidBatch, match=r"no line asks for 'm3', .*; lines ask for m1, m2"):
+        read_batch_file(path, model_map={"m1": "m2", "m3": "m1"})
+    with pytest.raises(ValueError, match=r"'a b' is no name of a model"):
+        read_batch_file(path, model_map={"m1": "a b"})
+
+
+def test_lines_that_are_left_out_change_nothing_of_the_batch_of_the_others(tmp_path: Path) -> None:
+    good = [make_line(f"q{number}") for number in range(900)]
+    mixed = list(good)
+    mixed.insert(700, make_line("q5", body={"model": "only-here"}))
+    mixed.insert(300, b"{")
+    mixed.insert(0, b"x" * (LARGE_LINE_BYTES + 1))
+    left_out: list[tuple[LineProblem, bytes]] = []
+    path = write(tmp_path / "mixed.jsonl", mixed)
+    batch = read_batch_file(path, on_invalid=lambda problem, line: left_out.append((problem, line)))
+    alone = read_batch_file(write(tmp_path / "good.jsonl", good))
+    assert [job.line for job in read_jobs(batch)] == good
+    assert (batch.sha256, batch.total, batch.models, batch.large) == (alone.sha256, 900, alone.models, [])
+    assert [(problem.line, line) for problem, line in left_out] == [
+        (1, mixed[0]),
+        (302, b"{"),
+        (703, mixed[702]),
+    ]
+    assert batch.left_out == {1, 302, 703}
+
+
+def test_a_file_without_a_valid_line_is_refused_whatever_is_left_out(tmp_path: Path) -> None:
+    path = write(tmp_path / "jobs.jsonl", [b"{"] * 30)
+    with pytest.raises(InvalidBatch) as caught:
+        read_batch_file(path, on_invalid=lambda *_: None)
+    assert caught.value.count == 30
+    assert [problem.line for problem in caught.value.problems] == list(range(1, 21))

@@ -61,6 +61,7 @@ class RetryingSender:
     """A sender to one queue; an async context manager. `waiting` is told what is waited for, and why again.
 
     Its methods raise what the SDK raised last (`servicebus_faults.FAULTS`). The link is opened by the first use.
+    One coroutine at a time sends, as the SDK's senders require; another may make the next batch meanwhile.
     """
 
     def __init__(self, client: ServiceBusClient, queue: str, waiting: Callable[[str], None]) -> None:
@@ -69,6 +70,7 @@ class RetryingSender:
         self._queue = queue
         self._waiting = waiting
         self._sender: ServiceBusSender | None = None
+        self._opening = asyncio.Lock()
         self._was_reached = False
 
     async def __aenter__(self) -> Self:
@@ -119,11 +121,12 @@ class RetryingSender:
             raise OperationTimeoutError(message=silence) from error
 
     async def _open(self) -> ServiceBusSender:
-        if self._sender is None:
-            self._sender = self._client.get_queue_sender(self._queue)
-            await self._sender.__aenter__()
-            self._was_reached = True
-        return self._sender
+        async with self._opening:
+            if self._sender is None:
+                self._sender = self._client.get_queue_sender(self._queue)
+                await self._sender.__aenter__()
+                self._was_reached = True
+            return self._sender
 
     async def _close(self) -> None:
         sender, self._sender = self._sender, None

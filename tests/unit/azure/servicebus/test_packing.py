@@ -9,6 +9,7 @@ import pytest
 from azure.servicebus import ServiceBusMessage, ServiceBusMessageBatch
 from azure.servicebus._pyamqp._encode import encode_payload
 from azure.servicebus._pyamqp.message import BatchMessage
+from azure.servicebus.amqp import AmqpAnnotatedMessage
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +18,7 @@ from worker.client.batch_files import FileJob
 from worker.client.submission import Stamp, job_message
 from worker.jobs.job import MAX_ID_LENGTH
 
+Message = ServiceBusMessage | AmqpAnnotatedMessage
 STANDARD = 262_144
 PREMIUM = 1_048_576
 
@@ -36,20 +38,18 @@ def size_on_the_wire(batch: ServiceBusMessageBatch) -> int:
     return len(encode_payload(bytearray(), BatchMessage(*batch._message)))
 
 
-async def each(messages: Iterable[ServiceBusMessage]) -> AsyncIterator[ServiceBusMessage]:
+async def each(messages: Iterable[Message]) -> AsyncIterator[Message]:
     for message in messages:
         yield message
 
 
-async def pack_all(
-    messages: Sequence[ServiceBusMessage], limit: int
-) -> tuple[list[Packed[ServiceBusMessage]], list[ServiceBusMessage]]:
-    refused: list[ServiceBusMessage] = []
+async def pack_all(messages: Sequence[Message], limit: int) -> tuple[list[Packed[Message]], list[Message]]:
+    refused: list[Message] = []
     packed = pack(Sender(limit), each(messages), lambda one: one, lambda one, _: refused.append(one))
     return [one async for one in packed], refused
 
 
-def make_job(number: int, size: int, *, custom_id: int, batch_id: int, fields: bool = True) -> ServiceBusMessage:
+def make_job(number: int, size: int, *, custom_id: int, batch_id: int, fields: bool = True) -> AmqpAnnotatedMessage:
     """A job with ids of these lengths; with `fields`, everything that a job's message can have."""
     stamp = Stamp(
         batch_id="b" * batch_id,
@@ -59,9 +59,7 @@ def make_job(number: int, size: int, *, custom_id: int, batch_id: int, fields: b
     return job_message(FileJob(f"{number}-".ljust(custom_id, "c"), "m", b"x" * size), None, stamp)
 
 
-def assert_packed(
-    messages: Sequence[ServiceBusMessage], packed: Sequence[Packed[ServiceBusMessage]], limit: int
-) -> None:
+def assert_packed(messages: Sequence[Message], packed: Sequence[Packed[Message]], limit: int) -> None:
     assert [message for one in packed for message in one.entries] == list(messages)
     for one in packed:
         assert 0 < len(one.batch) == len(one.entries) <= MOST_MESSAGES
@@ -84,7 +82,7 @@ async def test_no_batch_exceeds_the_limit_as_it_is_encoded(
     limit: int, lines: list[tuple[int, int]], batch_id: int, fields: bool, repeated: int
 ) -> None:
     lines = lines * repeated
-    messages = [
+    messages: list[Message] = [
         make_job(number, size, custom_id=custom_id, batch_id=batch_id, fields=fields)
         for number, (size, custom_id) in enumerate(lines)
     ]
@@ -113,7 +111,7 @@ async def test_a_batch_that_is_filled_to_the_last_byte_is_within_the_limit(limit
     for more in range(5):
         half = limit // 2 - 600
         sizes = [half - 40 * custom_id // 10, half - 90 * more - 7, *range(3, 400, 3)] * 3
-        messages = [
+        messages: list[Message] = [
             make_job(number, size, custom_id=custom_id, batch_id=48, fields=False)
             for number, size in enumerate(sizes)
         ]
@@ -126,7 +124,7 @@ async def test_a_file_of_200_mb_is_packed_in_order() -> None:
     sizes = [1 + (number * 7_919) % 99_991 for number in range(4_200)]
     assert sum(sizes) > 200_000_000
 
-    async def read() -> AsyncIterator[ServiceBusMessage]:
+    async def read() -> AsyncIterator[AmqpAnnotatedMessage]:
         for number, size in enumerate(sizes):
             yield make_job(number, size, custom_id=1 + number % 79, batch_id=1 + number % 48)
 
@@ -134,13 +132,14 @@ async def test_a_file_of_200_mb_is_packed_in_order() -> None:
     async for one in pack(Sender(STANDARD), read(), lambda message: message, _never):
         assert size_on_the_wire(one.batch) <= STANDARD
         for message in one.entries:
-            assert str(message.message_id).partition("/")[2].startswith(f"{seen}-"[: 1 + seen % 79])
+            assert message.properties
+            assert str(message.properties.message_id).partition("/")[2].startswith(f"{seen}-"[: 1 + seen % 79])
             seen += 1
     assert seen == len(sizes)
 
 
-def _never(message: ServiceBusMessage, allowed: int) -> None:
-    raise AssertionError(f"{message.message_id} is refused, {allowed:,} bytes are allowed")
+def _never(message: AmqpAnnotatedMessage, allowed: int) -> None:
+    raise AssertionError(f"{message} is refused, {allowed:,} bytes are allowed")
 
 
 async def test_batches_are_full_before_the_next_is_begun() -> None:
@@ -151,7 +150,7 @@ async def test_batches_are_full_before_the_next_is_begun() -> None:
 
 
 async def test_a_batch_has_no_more_messages_than_the_service_takes() -> None:
-    messages = [ServiceBusMessage(b"", message_id=str(number)) for number in range(10_001)]
+    messages: list[Message] = [ServiceBusMessage(b"", message_id=str(number)) for number in range(10_001)]
     packed, _ = await pack_all(messages, PREMIUM)
     assert [len(one.entries) for one in packed] == [4_500, 4_500, 1_001]
     assert_packed(messages, packed, PREMIUM)
@@ -166,7 +165,7 @@ async def test_what_fits_no_batch_is_refused_alone_and_the_order_of_the_others_i
 
 async def test_a_body_that_alone_is_too_large_is_refused_without_being_encoded() -> None:
     """A result of 60 MB would be there three times."""
-    messages = [
+    messages: list[Message] = [
         make_job(number, size, custom_id=9, batch_id=9) for number, size in enumerate((1_000, 7_000_001, 3))
     ]
     tracemalloc.start()
@@ -185,7 +184,7 @@ async def test_nothing_is_packed_into_nothing() -> None:
 
 
 async def test_results_with_sessions_and_the_longest_ids_fit_too() -> None:
-    messages = [
+    messages: list[Message] = [
         ServiceBusMessage(
             b"x" * (1_500 + number % 701),
             message_id=f"{number:-<128}",

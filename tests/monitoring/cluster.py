@@ -40,6 +40,7 @@ class Cluster:
             errors.labels(**SCALED, scaler=scaler, metric=metric)
         for scaler in ("q1", "composite-metric"):  # the scene does not tell the queues of models apart
             lengths.labels(**SCALED, scaler=scaler, metric=TRIGGERS[scaler]).set_function(self.queue_length)
+        Counter("keda_scaled_object_errors_total", "", [*SCALED], registry=self.registry).labels(**SCALED)
         self._gauge("kube_horizontalpodautoscaler_spec_max_replicas", AUTOSCALER).set(4)
         self._gauge("kube_horizontalpodautoscaler_status_current_replicas", AUTOSCALER).set(2)
         self._gauge("kube_deployment_spec_replicas", DEPLOYMENT).set(2)

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import promql_parser as promql
-import yaml
 from prometheus_client import CollectorRegistry
 
+from scripts.chart.rules import read_rules
 from worker.telemetry.metrics import GATE_GAUGES, PREFIX, Metrics
 
 FILES = Path(__file__).resolve().parents[2] / "charts" / "aoai-worker" / "files"
-RULES = FILES / "alerts.yaml"
 DASHBOARD = FILES / "dashboard.json"
+NAMESPACE = "batch"
 COMPARISONS = (">", "<", ">=", "<=", "==", "!=")
 
 VARIABLES = {
@@ -59,7 +59,7 @@ def with_values(expression: str) -> str:
 
 
 def rules() -> list[dict[str, Any]]:
-    return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+    return [rule for group in read_rules(NAMESPACE, "aoai-worker") for rule in group["rules"]]
 
 
 def alerts() -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ EXPRESSIONS = panel_expressions() + rule_expressions()
 KNOWN = metrics_of_the_worker()
 TARGET_LABELS = {"cluster", "namespace", "pod"}
 FOREIGN = {
+    "keda_scaled_object_errors_total",
     "keda_scaler_detail_errors_total",
     "keda_scaler_metrics_value",
     "kube_deployment_spec_replicas",

@@ -39,6 +39,29 @@ PATTERNS = {
 """What the settings check in code, which a schema of types does not show. Empty is allowed where the chart itself
 tells what is missing."""
 
+TRIGGER: dict[str, Any] = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["type", "metadata"],
+    "properties": {
+        "type": {"type": "string", "minLength": 1},
+        "name": {"type": "string", "pattern": "^[A-Za-z][A-Za-z0-9_]*$"},
+        "metricType": {"enum": ["AverageValue", "Value", "Utilization"]},
+        "useCachedMetrics": {"type": "boolean"},
+        "metadata": {"type": "object", "additionalProperties": {"type": "string"}},
+        "authenticationRef": {
+            "type": "object",
+            "additionalProperties": False,
+            "required": ["name"],
+            "properties": {
+                "name": {"type": "string"},
+                "kind": {"enum": ["TriggerAuthentication", "ClusterTriggerAuthentication"]},
+            },
+        },
+    },
+}
+"""`k8s:keda.v1alpha1.Trigger` in values.yaml, of which there is no schema in a package."""
+
 QUEUE = r"[A-Za-z0-9][A-Za-z0-9._/-]{0,259}"
 """What the worker takes as the name of a queue."""
 
@@ -206,7 +229,7 @@ def _kubernetes_definitions() -> Schema:
     folder = Path(kubernetes_validate.__file__).parent / "kubernetes-json-schema"
     file = folder / f"v{OLDEST_KUBERNETES}.0-local-strict" / "_definitions.json"
     definitions = json.loads(file.read_text(encoding="utf-8"))["$defs"]
-    return {_short(name): schema for name, schema in definitions.items()}
+    return {_short(name): schema for name, schema in definitions.items()} | {"keda.v1alpha1.Trigger": TRIGGER}
 
 
 def _short(name: str) -> str:

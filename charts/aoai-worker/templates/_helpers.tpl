@@ -51,6 +51,10 @@ name: {{ printf "%s%s" (include "aoai-worker.fullname" .root) (.suffix | default
 namespace: {{ .root.Release.Namespace | quote }}
 labels:
   {{- include "aoai-worker.labels" . | nindent 2 }}
+{{- with merge dict (.annotations | default dict) .root.Values.commonAnnotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end }}
 
 {{- define "aoai-worker.image" -}}

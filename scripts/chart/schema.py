@@ -60,7 +60,36 @@ TRIGGER: dict[str, Any] = {
         },
     },
 }
-"""`k8s:keda.v1alpha1.Trigger` in values.yaml, of which there is no schema in a package."""
+RELABELING: dict[str, Any] = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "action": {"enum": ["replace", "keep", "drop", "hashmod", "labelmap", "labeldrop", "labelkeep"]},
+        "modulus": {"type": "integer", "minimum": 1, "maximum": 1_000_000},
+        "regex": {"type": "string"},
+        "replacement": {"type": "string"},
+        "separator": {"type": "string"},
+        "sourceLabels": {"type": "array", "items": {"type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_]*$"}},
+        "targetLabel": {"type": "string"},
+    },
+}
+PULL_SECRET: dict[str, Any] = {
+    "anyOf": [
+        {"type": "string", "minLength": 1},
+        {
+            "type": "object",
+            "additionalProperties": False,
+            "required": ["name"],
+            "properties": {"name": {"type": "string", "minLength": 1}},
+        },
+    ]
+}
+OWN_TYPES = {
+    "keda.v1alpha1.Trigger": TRIGGER,
+    "monitoring.v1.Relabeling": RELABELING,
+    "chart.PullSecret": PULL_SECRET,
+}
+"""Named like Kubernetes' own types in values.yaml, `k8s:keda.v1alpha1.Trigger`. No package has their schemas."""
 
 QUEUE = r"[A-Za-z0-9][A-Za-z0-9._/-]{0,259}"
 """What the worker takes as the name of a queue."""
@@ -229,7 +258,7 @@ def _kubernetes_definitions() -> Schema:
     folder = Path(kubernetes_validate.__file__).parent / "kubernetes-json-schema"
     file = folder / f"v{OLDEST_KUBERNETES}.0-local-strict" / "_definitions.json"
     definitions = json.loads(file.read_text(encoding="utf-8"))["$defs"]
-    return {_short(name): schema for name, schema in definitions.items()} | {"keda.v1alpha1.Trigger": TRIGGER}
+    return {_short(name): schema for name, schema in definitions.items()} | OWN_TYPES
 
 
 def _short(name: str) -> str:

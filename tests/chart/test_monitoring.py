@@ -27,6 +27,13 @@ def test_the_pod_monitor_scrapes_the_workers_by_the_name_of_their_port() -> None
     assert monitor["podMetricsEndpoints"][0]["port"] == container("prod")["ports"][0]["name"]
 
 
+def test_how_pods_are_scraped_is_in_the_values() -> None:
+    monitor = next(item["spec"] for item in render("everything-on") if item["kind"] == "PodMonitor")
+    endpoint = monitor["podMetricsEndpoints"][0]
+    assert (monitor["sampleLimit"], endpoint["scrapeTimeout"]) == (5000, "10s")
+    assert endpoint["relabelings"] == [{"targetLabel": "cluster", "replacement": "aks-1"}]
+
+
 def test_labels_choose_the_prometheus_that_takes_monitor_and_rules() -> None:
     objects = render("everything-on")
     found = [item for item in objects if item["kind"] in ("PodMonitor", "PrometheusRule")]
@@ -79,7 +86,7 @@ def test_the_dashboard_is_the_file_and_has_the_label_that_grafana_s_sidecar_look
     file = json.loads((CHART / "files/dashboard.json").read_text(encoding="utf-8"))
     assert json.loads(found["data"]["aoai-worker.json"]) == file
     assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
-    assert found["metadata"]["annotations"] == {"grafana_folder": "Inference"}
+    assert found["metadata"]["annotations"]["grafana_folder"] == "Inference"
 
 
 def test_the_dashboard_fits_into_a_config_map() -> None:

@@ -67,6 +67,35 @@ def test_a_runbook_says_what_it_means_what_to_look_at_and_how_to_fix_it(alert: s
     assert re.findall(r"^\*\*(\w+)[^*]*\*\*", section, flags=re.MULTILINE) == ["Means", "Look", "Fix"]
 
 
+def commands() -> list[str]:
+    """The lines and the words in code that are for a shell: all but queries."""
+    text = RUNBOOKS.read_text()
+    code = re.findall(r"^    .*$", text, re.MULTILINE) + re.findall(r"`([^`]+)`", text)
+    return [line.strip() for line in code if re.search(r"\b(kubectl|az|helm|curl|aoai-worker) \w", line)]
+
+
+def test_variables_of_commands_are_quoted_and_defined() -> None:
+    """zsh does not split what is not quoted, and bash does."""
+    text = RUNBOOKS.read_text()
+    for line in commands():
+        bare = re.sub(r"'[^']*'", "", line)
+        assert re.findall(r'(?<!")\$\w+(?=[ )]|$)', bare) == [], line
+        for name in re.findall(r"\$(\w+)", bare):
+            assert re.search(rf"\b{name}=", text), f"{name} of {line}"
+
+
+def test_logs_are_read_whole_and_of_the_workers_alone() -> None:
+    """kubectl shows the last ten lines of each pod where pods are selected by a label."""
+    selected = [line for line in commands() if "kubectl logs" in line and " -l " in line]
+    assert len(selected) >= 4
+    assert all("--tail=-1 --prefix" in line for line in selected)
+    assert "component=worker" in RUNBOOKS.read_text()
+
+
+def test_an_upgrade_takes_its_values_from_a_file() -> None:
+    assert "--reuse-values" not in RUNBOOKS.read_text()
+
+
 def test_names_are_unique() -> None:
     names = [rule.get("alert") or rule["record"] for rule in rules()]
     assert len(names) == len(set(names))

@@ -89,11 +89,13 @@ annotations:
 serviceAccountName: {{ include "aoai-worker.serviceAccountName" . | quote }}
 automountServiceAccountToken: false
 enableServiceLinks: false
-{{- with concat .Values.global.imagePullSecrets .Values.imagePullSecrets | uniq }}
+{{- $secrets := list }}
+{{- range concat .Values.global.imagePullSecrets .Values.imagePullSecrets }}
+{{- $secrets = append $secrets (kindIs "map" . | ternary . (dict "name" .)) }}
+{{- end }}
+{{- with $secrets | uniq }}
 imagePullSecrets:
-  {{- range . }}
-  - name: {{ . | quote }}
-  {{- end }}
+  {{- toYaml . | nindent 2 }}
 {{- end }}
 securityContext:
   {{- toYaml .Values.podSecurityContext | nindent 2 }}
@@ -102,6 +104,13 @@ priorityClassName: {{ . | quote }}
 {{- end }}
 {{- with .Values.runtimeClassName }}
 runtimeClassName: {{ . | quote }}
+{{- end }}
+{{- with .Values.hostAliases }}
+hostAliases:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.dnsPolicy }}
+dnsPolicy: {{ . }}
 {{- end }}
 {{- with .Values.dnsConfig }}
 dnsConfig:

@@ -89,6 +89,7 @@ nothing can be said.
 {{- if and .Values.workloadIdentity.identityBinding.enabled (not (has (.Values.config.credential | default "auto") (list "workload" "auto"))) -}}
 {{- $problems = append $problems (printf "- workloadIdentity.identityBinding.enabled needs config.credential workload, and it is %s" .Values.config.credential) -}}
 {{- end -}}
+{{- $problems = concat $problems (include "aoai-worker.clashes" . | fromJsonArray) -}}
 {{- $keda := .Values.autoscaling.keda -}}
 {{- if eq .Values.autoscaling.mode "keda" -}}
 {{- if and (not (kindIs "invalid" $keda.idleReplicaCount)) (lt (int .Values.autoscaling.minReplicas) 1) -}}
@@ -101,6 +102,32 @@ nothing can be said.
 {{- $problems = concat $problems (include "aoai-worker.queueProblems" . | fromJsonArray) -}}
 {{- if and .Values.trustedCA.configMap .Values.config.ca_file -}}
 {{- $problems = append $problems "- trustedCA.configMap and config.ca_file are both set: keep one. The first mounts the file and sets the second" -}}
+{{- end -}}
+{{- toJson $problems -}}
+{{- end }}
+
+{{/* Names and paths that are the chart's own. Kubernetes would refuse them, or take one of the two. */}}
+{{- define "aoai-worker.clashes" -}}
+{{- $problems := list -}}
+{{- $variables := list "AOAI_WORKER_CONFIG" -}}
+{{- if and (not (include "aoai-worker.usesWorkloadIdentity" .)) .Values.workloadIdentity.clientId -}}
+{{- $variables = append $variables "AZURE_CLIENT_ID" -}}
+{{- end -}}
+{{- $own := list
+    (list "extraEnv" "name" $variables)
+    (list "extraVolumes" "name" (list "config" "trusted-ca"))
+    (list "extraVolumeMounts" "mountPath" (list "/etc/aoai-worker" "/etc/aoai-worker-ca"))
+    (list "extraContainers" "name" (list "worker"))
+    (list "initContainers" "name" (list "worker")) -}}
+{{- range $own -}}
+{{- $value := index . 0 -}}
+{{- $key := index . 1 -}}
+{{- $names := index . 2 -}}
+{{- range index $.Values $value -}}
+{{- if has (get . $key) $names -}}
+{{- $problems = append $problems (printf "- %s has one with the %s %s, which is the chart's own. Take another" $value $key (get . $key)) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- toJson $problems -}}
 {{- end }}

@@ -11,14 +11,15 @@ import pytest
 import yaml
 
 from scripts.chart.alerts import render_alerts
-from scripts.chart.manifests import as_plain, is_hook, render_base, render_chart
+from scripts.chart.manifests import as_plain, is_hook, render_base, render_chart, render_monitoring
 from scripts.chart.readme import render_readme
 from scripts.chart.schema import render_schema
 from scripts.chart.values import flatten, read_values
 from tests.chart.helm import BIN, CHART, ROOT, Object, only, render, run
 from tests.chart.schemas import MINORS, crd_errors, is_custom
 
-KUSTOMIZATIONS = {path.parent.name: path.parent for path in sorted(ROOT.glob("k8s/**/kustomization.yaml"))}
+FILES = ROOT.glob("k8s/**/kustomization.yaml")
+KUSTOMIZATIONS = {path.parent.name: path.parent for path in sorted(FILES) if "components" not in path.parts}
 READMES = [CHART / "README.md", ROOT / "k8s/azure/README.md", ROOT / "tests/chart/crds/README.md"]
 OPEN = ["/properties/global", "/properties/extraObjects/items"]
 """Objects that others fill: all charts of a release, and whole manifests."""
@@ -40,6 +41,22 @@ def test_azure_s_alerts_are_those_of_the_rules_file() -> None:
 def test_the_base_s_files_are_what_the_chart_makes() -> None:
     found = {path.name: path.read_text(encoding="utf-8") for path in ROOT.glob("k8s/base/*")}
     assert found == render_base(), NEXT
+
+
+def test_the_monitoring_of_the_overlays_is_what_the_chart_makes() -> None:
+    files = ROOT.glob("k8s/components/monitoring/*")
+    assert {path.name: path.read_text(encoding="utf-8") for path in files} == render_monitoring(), NEXT
+
+
+def test_the_prod_overlay_makes_its_namespace_and_watches_it() -> None:
+    objects = build("prod")
+    namespace = only(objects, "Namespace")["metadata"]
+    others = [item["metadata"]["namespace"] for item in objects if item["kind"] != "Namespace"]
+    assert set(others) == {namespace["name"]}
+    assert namespace["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    rules = [rule for group in only(objects, "PrometheusRule")["spec"]["groups"] for rule in group["rules"]]
+    assert {rule["labels"]["namespace"] for rule in rules} == {namespace["name"]}
+    assert {rule["labels"]["release"] for rule in rules} == {only(objects, "Deployment")["metadata"]["name"]}
 
 
 def test_the_base_builds_to_the_chart_s_output() -> None:

@@ -1,11 +1,12 @@
 """PodMonitor, PrometheusRule and dashboard, each by its switch."""
 
 import json
+from typing import Any
 
 import pytest
 
 from scripts.chart.rules import read_rules
-from tests.chart.helm import CHART, NAMESPACE, container, deployment, failure, kinds, only, render
+from tests.chart.helm import CHART, NAMESPACE, Object, container, deployment, failure, kinds, only, render
 
 
 def test_nothing_is_monitored_unless_asked_for() -> None:
@@ -84,9 +85,35 @@ def test_an_alert_can_be_left_out() -> None:
 def test_the_dashboard_is_the_file_and_has_the_label_that_grafana_s_sidecar_looks_for() -> None:
     found = next(i for i in render("everything-on") if i["metadata"]["name"].endswith("-dashboard"))
     file = json.loads((CHART / "files/dashboard.json").read_text(encoding="utf-8"))
-    assert json.loads(found["data"]["aoai-worker.json"]) == file
+    drawn = json.loads(found["data"]["inference-batch-worker.json"])
+    assert drawn["panels"] == file["panels"]
+    assert drawn["annotations"] == file["annotations"]
     assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
     assert found["metadata"]["annotations"]["grafana_folder"] == "Inference"
+
+
+def drawn(**changes: Any) -> Object:
+    monitoring = {"dashboard": {"enabled": True}, **changes.pop("monitoring", {})}
+    objects = render("default", {"monitoring": monitoring, **changes})
+    found = next(item for item in objects if item["metadata"]["name"].endswith("-dashboard"))
+    (text,) = found["data"].values()
+    dashboard: Object = json.loads(text)
+    return dashboard
+
+
+def test_each_release_has_a_dashboard_of_its_own() -> None:
+    one, other = drawn(), drawn(fullnameOverride="nightly")
+    assert one["uid"] != other["uid"]
+    assert len(other["uid"]) <= 40
+    assert other["title"] == "aoai-worker: inference/nightly"
+    variables = {variable["name"]: variable for variable in other["templating"]["list"]}
+    assert variables["release"]["query"] == "nightly"
+
+
+def test_the_dashboard_links_to_runbooks_that_have_an_address() -> None:
+    links = drawn(monitoring={"runbookBaseUrl": "https://wiki.example/runbooks"})["links"]
+    assert [link["url"] for link in links] == ["https://wiki.example/runbooks"]
+    assert not drawn().get("links")
 
 
 def test_the_dashboard_fits_into_a_config_map() -> None:

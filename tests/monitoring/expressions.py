@@ -19,7 +19,9 @@ COMPARISONS = (">", "<", ">=", "<=", "==", "!=")
 
 VARIABLES = {
     "$__rate_interval": "20s",
+    "$cluster": ".*",
     "$namespace": ".*",
+    "$release": "aoai-worker",
     "$queue": ".*",
     "$deployment": ".*",
     "$pod": ".*",
@@ -49,6 +51,14 @@ def panel_expressions() -> list[Named]:
         Named(f"{panel['title']} {target['refId']}", with_values(target["expr"]))
         for panel in panels()
         for target in panel["targets"]
+    ]
+
+
+def annotation_expressions() -> list[Named]:
+    return [
+        Named(f"annotation {item['name']}", with_values(item["expr"]))
+        for item in dashboard()["annotations"]["list"]
+        if "expr" in item
     ]
 
 

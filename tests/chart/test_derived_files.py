@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,34 @@ def test_the_prod_overlay_makes_its_namespace_and_watches_it() -> None:
     rules = [rule for group in only(objects, "PrometheusRule")["spec"]["groups"] for rule in group["rules"]]
     assert {rule["labels"]["namespace"] for rule in rules} == {namespace["name"]}
     assert {rule["labels"]["release"] for rule in rules} == {only(objects, "Deployment")["metadata"]["name"]}
+
+
+LABEL = r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?"
+
+
+def labels_refused(objects: list[Object]) -> dict[str, str]:
+    """Kinds with a label that an API server refuses, and its value."""
+    pairs = [(item["kind"], value) for item in objects for value in item["metadata"].get("labels", {}).values()]
+    return {kind: value for kind, value in pairs if not re.fullmatch(LABEL, value)}
+
+
+def test_an_overlay_that_is_not_filled_in_is_refused_by_the_cluster() -> None:
+    assert labels_refused(build("dev")) == {"ServiceAccount": "<client id of the worker's identity>"}
+    assert labels_refused(build("prod")).keys() == {"ServiceAccount", "TriggerAuthentication"}
+
+
+def test_an_overlay_that_is_filled_in_has_its_values_where_they_belong(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "k8s", tmp_path / "k8s")
+    file = tmp_path / "k8s/overlays/prod/values.yaml"
+    filled = file.read_text().replace("<client id of the worker's identity>", "1-1").replace("my-namespace", "bus")
+    file.write_text(filled.replace("<client id of KEDA's identity>", "2-2"))
+    objects = build_folder(file.parent)
+    assert labels_refused(objects) == {}
+    account = only(objects, "ServiceAccount")["metadata"]
+    assert account["annotations"]["azure.workload.identity/client-id"] == "1-1"
+    assert only(objects, "TriggerAuthentication")["spec"]["podIdentity"]["identityId"] == "2-2"
+    triggers = only(objects, "ScaledObject")["spec"]["triggers"]
+    assert {item["metadata"]["namespace"] for item in triggers} == {"bus"}
 
 
 def test_the_base_builds_to_the_chart_s_output() -> None:
@@ -152,7 +181,11 @@ def test_every_value_is_used_by_a_template() -> None:
 
 
 def build(name: str) -> list[Object]:
-    done = run(BIN / "kubectl", "kustomize", KUSTOMIZATIONS[name])
+    return build_folder(KUSTOMIZATIONS[name])
+
+
+def build_folder(folder: Path) -> list[Object]:
+    done = run(BIN / "kubectl", "kustomize", folder)
     assert done.returncode == 0, done.stderr
     return [document for document in yaml.safe_load_all(done.stdout) if document]
 

@@ -69,6 +69,7 @@ def test_of_keda_s_metrics_those_of_this_release_are_kept() -> None:
     endpoint = monitor["podMetricsEndpoints"][0]
     assert monitor["namespaceSelector"] == {"matchNames": ["kube-system"]}
     assert endpoint["honorLabels"] is True
+    assert endpoint["relabelings"][0]["replacement"] == "$1:8080"
     assert endpoint["metricRelabelings"][0]["regex"] == "inference;batch-worker"
     assert only(objects, "ScaledObject")["metadata"]["name"] == "batch-worker"
 

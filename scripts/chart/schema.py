@@ -91,6 +91,9 @@ OWN_TYPES = {
 }
 """Named like Kubernetes' own types in values.yaml, `k8s:keda.v1alpha1.Trigger`. No package has their schemas."""
 
+API_LIMITS = {"autoscaling.v2.HPAScalingRules": {"stabilizationWindowSeconds": {"minimum": 0, "maximum": 3600}}}
+"""What the API server checks in code, so that Kubernetes' schemas do not have it, and KEDA's schema does."""
+
 QUEUE = r"[A-Za-z0-9][A-Za-z0-9._/-]{0,259}"
 """What the worker takes as the name of a queue."""
 
@@ -238,6 +241,8 @@ def _kubernetes_types(schema: Schema) -> Schema:
         name = wanted.pop()
         if name not in found:
             found[name] = _types_only(known[name])
+            for field, limits in API_LIMITS.get(name, {}).items():
+                found[name]["properties"][field] |= limits
             wanted += _references(found[name])
     return found
 

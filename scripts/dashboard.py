@@ -30,7 +30,7 @@ from grafana_foundation_sdk.models.dashboard import (
     VariableSort,
 )
 
-from scripts.dashboard_panels import ROWS, STATS, Panel, Query, Row, Stat
+from scripts.dashboard_panels import OF_RELEASE, ROWS, STATS, Panel, Query, Row, Stat
 
 OUTPUT = Path(__file__).resolve().parent.parent / "charts" / "aoai-worker" / "files" / "dashboard.json"
 WIDTH = 24
@@ -39,11 +39,14 @@ PANEL_HEIGHT = 8
 SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 
 VARIABLES = (
-    ("namespace", "Namespace", "label_values(aoai_worker_build_info, namespace)"),
-    ("queue", "Queue", 'label_values(aoai_worker_jobs_received_total{namespace=~"$namespace"}, queue)'),
-    ("deployment", "Deployment", 'label_values(aoai_worker_calls_total{namespace=~"$namespace"}, deployment)'),
-    ("pod", "Pod", 'label_values(aoai_worker_build_info{namespace=~"$namespace"}, pod)'),
+    ("cluster", "Cluster", "label_values(aoai_worker_build_info, cluster)"),
+    ("namespace", "Namespace", 'label_values(aoai_worker_build_info{cluster=~"$cluster"}, namespace)'),
+    ("queue", "Queue", f"label_values(aoai_worker_jobs_received_total{{{OF_RELEASE}}}, queue)"),
+    ("deployment", "Deployment", f"label_values(aoai_worker_calls_total{{{OF_RELEASE}}}, deployment)"),
+    ("pod", "Pod", f"label_values(aoai_worker_build_info{{{OF_RELEASE}}}, pod)"),
 )
+VERSIONS = f"count by (version) (aoai_worker_build_info{{{OF_RELEASE}}})"
+NEW_VERSION = f"{VERSIONS} unless {VERSIONS.replace('})', '} offset 5m)')}"
 
 
 def main() -> int:
@@ -65,6 +68,20 @@ def render() -> str:
         .readonly()
     )
     built.with_variable(dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"))
+    built.with_variable(
+        dashboard.TextBoxVariable("release")
+        .label("Release")
+        .description("Name of the Deployment; the chart sets it to the release's full name.")
+        .default_value("aoai-worker")
+    )
+    built.annotation(
+        dashboard.AnnotationQuery()
+        .name("Deploys")
+        .datasource(SOURCE)
+        .enable(True)
+        .icon_color("blue")
+        .expr(NEW_VERSION)
+    )
     for name, label, query in VARIABLES:
         built.with_variable(variable(name, label, query))
     add_stats(built)
@@ -158,8 +175,8 @@ def draw_stat(one: Stat) -> stat.Panel:
 
 
 def legend() -> common.VizLegendOptions:
-    shown = common.VizLegendOptions().show_legend(True).calcs([])
-    return shown.display_mode(LegendDisplayMode.LIST).placement(LegendPlacement.BOTTOM)
+    shown = common.VizLegendOptions().show_legend(True).calcs(["lastNotNull", "max"])
+    return shown.display_mode(LegendDisplayMode.TABLE).placement(LegendPlacement.BOTTOM)
 
 
 def thresholds(steps: Iterable[tuple[str, float | None]]) -> dashboard.ThresholdsConfig:

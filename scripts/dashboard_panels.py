@@ -6,7 +6,12 @@ all pods; counters are looked at with `$__rate_interval`, so that a panel is rig
 
 from dataclasses import dataclass
 
-NS = 'namespace=~"$namespace", pod=~"$pod"'
+PLACE = 'cluster=~"$cluster", namespace=~"$namespace"'
+# the pods of the Deployment, as in files/alerts.yaml
+OF_RELEASE = f'{PLACE}, pod=~"($release)-[a-z0-9]+(-[a-z0-9]+)?"'
+NS = f'{OF_RELEASE}, pod=~"$pod"'
+CONTAINER = f'{NS}, container="worker"'
+RECORDED = f'{PLACE}, release=~"$release", queue=~"$queue"'
 QUEUE = f'{NS}, queue=~"$queue"'
 DEPLOYMENT = f'{NS}, deployment=~"$deployment"'
 EITHER = f'{QUEUE}, deployment=~"$deployment|none"'
@@ -15,8 +20,8 @@ FINISHED = "answered|refused|expired|attempts_exhausted|faulted"
 FAILED = "expired|attempts_exhausted|faulted"
 ENDED = f'{QUEUE}, outcome=~"{FINISHED}"'
 # with several queues KEDA reports their sum as one more metric
-KEDA_SCALER = 'scaledObject=~".*aoai-worker.*", metric!="composite-metric"'
-HPA = 'namespace=~"$namespace", horizontalpodautoscaler=~".*aoai-worker.*"'
+KEDA_SCALER = 'scaledObject=~"$release", metric!="composite-metric"'
+HPA = f'{PLACE}, horizontalpodautoscaler=~"(keda-hpa-)?($release)"'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +65,14 @@ class Row:
 
 def by(labels: str, expression: str) -> str:
     return f"sum by ({labels}) ({expression})"
+
+
+def of_keda(metric: str, range_: str = "") -> str:
+    """KEDA's own label `namespace` is called exported_namespace unless the scrape honours labels."""
+    matchers = f'cluster=~"$cluster", {KEDA_SCALER}'
+    honoured = f'{metric}{{{matchers}, namespace=~"$namespace", exported_namespace=""}}{range_}'
+    renamed = f'{metric}{{{matchers}, exported_namespace=~"$namespace", exported_namespace!=""}}{range_}'
+    return f"rate({honoured}) or rate({renamed})" if range_ else f"{honoured} or {renamed}"
 
 
 def per_minute(metric: str, matchers: str) -> str:
@@ -157,7 +170,7 @@ ROWS = (
                 queries=(Query(by("kind", per_minute("tokens_total", DEPLOYMENT)), "{{kind}}"),),
             ),
             Panel(
-                title="In flight",
+                title="In flight and slots",
                 description="Jobs under way, deliveries not settled yet, and the slots of all pods.",
                 unit="short",
                 queries=(
@@ -176,6 +189,21 @@ ROWS = (
                 ),
             ),
             Panel(
+                title="Error budget burn",
+                description=(
+                    "How many times faster than an objective of 99 % over 30 days allows jobs fail, by the rules' "
+                    "own windows. 1 uses the budget up in 30 days; 14.4 over an hour alerts."
+                ),
+                unit="short",
+                queries=tuple(
+                    Query(
+                        f"max by (queue) (aoai_worker:jobs_failed:ratio_rate{window}{{{RECORDED}}}) / 0.01",
+                        f"{{{{queue}}}} {window}",
+                    )
+                    for window in ("1h", "6h", "3d")
+                ),
+            ),
+            Panel(
                 title="Bytes in flight",
                 description="Bytes of jobs and unwritten answers; at the limit nothing more is received.",
                 unit="bytes",
@@ -190,7 +218,7 @@ ROWS = (
         title="Queues of models",
         panels=(
             Panel(
-                title="Backlog age",
+                title="Backlog age by queue",
                 description="Age of the message received last, by queue; 0 when the queue was found empty.",
                 unit="s",
                 queries=(Query(f"max by (queue) (aoai_worker_backlog_age_seconds{{{QUEUE}}})", "{{queue}}"),),
@@ -199,7 +227,7 @@ ROWS = (
                 title="Messages by queue",
                 description="Active messages as KEDA counts them: those that wait and those that pods hold.",
                 unit="short",
-                queries=(Query(f"sum by (metric) (keda_scaler_metrics_value{{{KEDA_SCALER}}})", "{{metric}}"),),
+                queries=(Query(f"max by (metric) ({of_keda('keda_scaler_metrics_value')})", "{{metric}}"),),
             ),
             Panel(
                 title="Jobs finished per minute by queue",
@@ -208,10 +236,10 @@ ROWS = (
                 queries=(Query(by("queue", per_minute("jobs_total", ENDED)), "{{queue}}"),),
             ),
             Panel(
-                title="Jobs sorted per second",
+                title="Jobs sorted per minute",
                 description="Jobs moved from the entry queue to the queue of their model.",
                 unit="short",
-                queries=(Query(by("model", f"rate(aoai_worker_jobs_sorted_total{{{NS}}}{RATE})"), "{{model}}"),),
+                queries=(Query(by("model", per_minute("jobs_sorted_total", NS)), "{{model}}"),),
             ),
             Panel(
                 title="Sort time",
@@ -250,6 +278,12 @@ ROWS = (
                 description="From enqueuing to the outcome.",
                 unit="s",
                 queries=quantiles("job_seconds", QUEUE, "queue"),
+            ),
+            Panel(
+                title="Result write time",
+                description="Of one result, to the results queue or to Blob, attempts that failed included.",
+                unit="s",
+                queries=quantiles("result_write_seconds", NS),
             ),
             Panel(
                 title="Time to first token",
@@ -494,12 +528,37 @@ ROWS = (
                 stacked=True,
             ),
             Panel(
+                title="Restarts",
+                description="Restarts of the worker's container within an hour, by pod.",
+                unit="short",
+                queries=(
+                    Query(
+                        by("pod", f"increase(kube_pod_container_status_restarts_total{{{CONTAINER}}}[1h])"),
+                        "{{pod}}",
+                    ),
+                ),
+            ),
+            Panel(
+                title="CPU",
+                description="Cores that a worker uses, by pod. One event loop uses one core at most.",
+                unit="short",
+                queries=(
+                    Query(by("pod", f"rate(container_cpu_usage_seconds_total{{{CONTAINER}}}{RATE})"), "{{pod}}"),
+                ),
+            ),
+            Panel(
+                title="Memory",
+                description="Memory that the kubelet counts against the container's limit, by pod.",
+                unit="bytes",
+                queries=(Query(by("pod", f"container_memory_working_set_bytes{{{CONTAINER}}}"), "{{pod}}"),),
+            ),
+            Panel(
                 title="Messages and errors as KEDA sees them",
                 description="Active messages of all queues, by which KEDA scales, and its errors per minute.",
                 unit="short",
                 queries=(
-                    Query(f"sum(keda_scaler_metrics_value{{{KEDA_SCALER}}})", "messages"),
-                    Query(f"sum(rate(keda_scaler_detail_errors_total{{{KEDA_SCALER}}}{RATE}) * 60)", "errors/min"),
+                    Query(f"sum(max by (metric) ({of_keda('keda_scaler_metrics_value')}))", "messages"),
+                    Query(f"sum({of_keda('keda_scaler_detail_errors_total', RATE)}) * 60", "errors/min"),
                 ),
             ),
         ),

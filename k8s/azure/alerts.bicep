@@ -13,13 +13,101 @@ param clusterResourceId string
 @description('Resource ids of the action groups to notify.')
 param actionGroupResourceIds array = []
 
+@description('Namespace of the release in the cluster.')
+param namespace string = 'aoai-worker'
+
+@description('Name of the Deployment: the full name that the chart gives the release.')
+param fullname string = 'aoai-worker'
+
+@description('Where the runbooks are; each alert links to its section.')
+param runbookBaseUrl string = 'docs/runbooks.md'
+
 @description('Tags of the rule groups.')
 param tags object = {}
 
 var actions = [for id in actionGroupResourceIds: { actionGroupId: id }]
 
 resource group0 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
-  name: 'aoai-worker-success'
+  name: '${namespace}-${fullname}-keda'
+  location: location
+  tags: tags
+  properties: {
+    scopes: [
+      workspaceResourceId
+      clusterResourceId
+    ]
+    clusterName: last(split(clusterResourceId, '/'))
+    enabled: true
+    interval: 'PT1M'
+    rules: [
+      {
+        record: 'aoai_worker:keda_messages:max'
+        expression: 'max by (cluster, scaler, metric) ( keda_scaler_metrics_value{namespace="${namespace}", exported_namespace="", scaledObject="${fullname}", metric!="composite-metric"} or keda_scaler_metrics_value{exported_namespace="${namespace}", scaledObject="${fullname}", metric!="composite-metric"} )'
+        enabled: true
+        labels: {
+          namespace: '${namespace}'
+          release: '${fullname}'
+        }
+      }
+      {
+        record: 'aoai_worker:keda_errors:increase10m'
+        expression: 'sum by (cluster) ( increase(keda_scaler_detail_errors_total{namespace="${namespace}", exported_namespace="", scaledObject="${fullname}"}[10m]) or increase(keda_scaler_detail_errors_total{exported_namespace="${namespace}", scaledObject="${fullname}"}[10m]) or increase(keda_scaled_object_errors_total{namespace="${namespace}", exported_namespace="", scaledObject="${fullname}"}[10m]) or increase(keda_scaled_object_errors_total{exported_namespace="${namespace}", scaledObject="${fullname}"}[10m]) )'
+        enabled: true
+        labels: {
+          namespace: '${namespace}'
+          release: '${fullname}'
+        }
+      }
+      {
+        alert: 'AoaiWorkerUnseen'
+        expression: 'absent(aoai_worker_build_info{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?"}) unless on () aoai_worker:keda_messages:max{namespace="${namespace}", release="${fullname}"}'
+        enabled: true
+        severity: 2
+        for: 'PT30M'
+        resolveConfiguration: {
+          autoResolved: true
+          timeToResolve: 'PT10M'
+        }
+        actions: actions
+        labels: {
+          severity: 'warning'
+          namespace: '${namespace}'
+          release: '${fullname}'
+        }
+        annotations: {
+          summary: 'Nobody sees the queues of ${namespace}/${fullname}'
+          description: 'For 30 minutes Prometheus has had neither metrics of a pod of ${namespace}/${fullname} nor KEDA\'s metrics of its queues. Messages may wait without end, and no other alert can tell.'
+          runbook_url: '${runbookBaseUrl}#aoaiworkerunseen'
+        }
+      }
+      {
+        alert: 'AoaiWorkerScalerFails'
+        expression: 'aoai_worker:keda_errors:increase10m{namespace="${namespace}", release="${fullname}"} > 0'
+        enabled: true
+        severity: 1
+        for: 'PT15M'
+        resolveConfiguration: {
+          autoResolved: true
+          timeToResolve: 'PT10M'
+        }
+        actions: actions
+        labels: {
+          severity: 'critical'
+          namespace: '${namespace}'
+          release: '${fullname}'
+        }
+        annotations: {
+          summary: 'KEDA cannot read the queues of ${namespace}/${fullname}'
+          description: 'KEDA\'s looks at the queues of ${namespace}/${fullname} have failed for 15 minutes, {{ $value | humanize }} times within the last ten. Pods do not follow the queues: their number is that of the fallback, or stays as it is.'
+          runbook_url: '${runbookBaseUrl}#aoaiworkerscalerfails'
+        }
+      }
+    ]
+  }
+}
+
+resource group1 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
+  name: '${namespace}-${fullname}-success'
   location: location
   tags: tags
   properties: {
@@ -33,50 +121,82 @@ resource group0 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
     rules: [
       {
         record: 'aoai_worker:jobs_finished:increase1h'
-        expression: 'sum by (cluster, namespace, queue) ( increase(aoai_worker_jobs_total{outcome=~"answered|refused|expired|attempts_exhausted|faulted"}[1h]) or increase(aoai_worker_dead_letters_swept_total[1h]) )'
+        expression: 'sum by (cluster, namespace, queue) ( increase(aoai_worker_jobs_total{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?", outcome=~"answered|refused|expired|attempts_exhausted|faulted"}[1h]) or increase(aoai_worker_dead_letters_swept_total{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?"}[1h]) )'
         enabled: true
+        labels: {
+          namespace: '${namespace}'
+          release: '${fullname}'
+        }
       }
       {
         record: 'aoai_worker:jobs_failed:ratio_rate5m'
-        expression: 'sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{outcome=~"expired|attempts_exhausted|faulted"}[5m]) or rate(aoai_worker_dead_letters_swept_total[5m]) ) / sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{outcome=~"answered|refused|expired|attempts_exhausted|faulted"}[5m]) or rate(aoai_worker_dead_letters_swept_total[5m]) )'
+        expression: 'sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?", outcome=~"expired|attempts_exhausted|faulted"}[5m]) or rate(aoai_worker_dead_letters_swept_total{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?"}[5m]) ) / sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?", outcome=~"answered|refused|expired|attempts_exhausted|faulted"}[5m]) or rate(aoai_worker_dead_letters_swept_total{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?"}[5m]) )'
         enabled: true
+        labels: {
+          namespace: '${namespace}'
+          release: '${fullname}'
+        }
       }
       {
         record: 'aoai_worker:jobs_failed:ratio_rate30m'
-        expression: 'sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{outcome=~"expired|attempts_exhausted|faulted"}[30m]) or rate(aoai_worker_dead_letters_swept_total[30m]) ) / sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{outcome=~"answered|refused|expired|attempts_exhausted|faulted"}[30m]) or rate(aoai_worker_dead_letters_swept_total[30m]) )'
+        expression: 'sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?", outcome=~"expired|attempts_exhausted|faulted"}[30m]) or rate(aoai_worker_dead_letters_swept_total{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?"}[30m]) ) / sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?", outcome=~"answered|refused|expired|attempts_exhausted|faulted"}[30m]) or rate(aoai_worker_dead_letters_swept_total{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?"}[30m]) )'
         enabled: true
+        labels: {
+          namespace: '${namespace}'
+          release: '${fullname}'
+        }
       }
       {
         record: 'aoai_worker:jobs_failed:ratio_rate1h'
-        expression: 'sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{outcome=~"expired|attempts_exhausted|faulted"}[1h]) or rate(aoai_worker_dead_letters_swept_total[1h]) ) / sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{outcome=~"answered|refused|expired|attempts_exhausted|faulted"}[1h]) or rate(aoai_worker_dead_letters_swept_total[1h]) )'
+        expression: 'sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?", outcome=~"expired|attempts_exhausted|faulted"}[1h]) or rate(aoai_worker_dead_letters_swept_total{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?"}[1h]) ) / sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?", outcome=~"answered|refused|expired|attempts_exhausted|faulted"}[1h]) or rate(aoai_worker_dead_letters_swept_total{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?"}[1h]) )'
         enabled: true
+        labels: {
+          namespace: '${namespace}'
+          release: '${fullname}'
+        }
       }
       {
         record: 'aoai_worker:jobs_failed:ratio_rate2h'
-        expression: 'sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{outcome=~"expired|attempts_exhausted|faulted"}[2h]) or rate(aoai_worker_dead_letters_swept_total[2h]) ) / sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{outcome=~"answered|refused|expired|attempts_exhausted|faulted"}[2h]) or rate(aoai_worker_dead_letters_swept_total[2h]) )'
+        expression: 'sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?", outcome=~"expired|attempts_exhausted|faulted"}[2h]) or rate(aoai_worker_dead_letters_swept_total{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?"}[2h]) ) / sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?", outcome=~"answered|refused|expired|attempts_exhausted|faulted"}[2h]) or rate(aoai_worker_dead_letters_swept_total{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?"}[2h]) )'
         enabled: true
+        labels: {
+          namespace: '${namespace}'
+          release: '${fullname}'
+        }
       }
       {
         record: 'aoai_worker:jobs_failed:ratio_rate6h'
-        expression: 'sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{outcome=~"expired|attempts_exhausted|faulted"}[6h]) or rate(aoai_worker_dead_letters_swept_total[6h]) ) / sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{outcome=~"answered|refused|expired|attempts_exhausted|faulted"}[6h]) or rate(aoai_worker_dead_letters_swept_total[6h]) )'
+        expression: 'sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?", outcome=~"expired|attempts_exhausted|faulted"}[6h]) or rate(aoai_worker_dead_letters_swept_total{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?"}[6h]) ) / sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?", outcome=~"answered|refused|expired|attempts_exhausted|faulted"}[6h]) or rate(aoai_worker_dead_letters_swept_total{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?"}[6h]) )'
         enabled: true
+        labels: {
+          namespace: '${namespace}'
+          release: '${fullname}'
+        }
       }
       {
         record: 'aoai_worker:jobs_failed:ratio_rate1d'
-        expression: 'sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{outcome=~"expired|attempts_exhausted|faulted"}[1d]) or rate(aoai_worker_dead_letters_swept_total[1d]) ) / sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{outcome=~"answered|refused|expired|attempts_exhausted|faulted"}[1d]) or rate(aoai_worker_dead_letters_swept_total[1d]) )'
+        expression: 'sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?", outcome=~"expired|attempts_exhausted|faulted"}[1d]) or rate(aoai_worker_dead_letters_swept_total{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?"}[1d]) ) / sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?", outcome=~"answered|refused|expired|attempts_exhausted|faulted"}[1d]) or rate(aoai_worker_dead_letters_swept_total{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?"}[1d]) )'
         enabled: true
+        labels: {
+          namespace: '${namespace}'
+          release: '${fullname}'
+        }
       }
       {
         record: 'aoai_worker:jobs_failed:ratio_rate3d'
-        expression: 'sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{outcome=~"expired|attempts_exhausted|faulted"}[3d]) or rate(aoai_worker_dead_letters_swept_total[3d]) ) / sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{outcome=~"answered|refused|expired|attempts_exhausted|faulted"}[3d]) or rate(aoai_worker_dead_letters_swept_total[3d]) )'
+        expression: 'sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?", outcome=~"expired|attempts_exhausted|faulted"}[3d]) or rate(aoai_worker_dead_letters_swept_total{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?"}[3d]) ) / sum by (cluster, namespace, queue) ( rate(aoai_worker_jobs_total{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?", outcome=~"answered|refused|expired|attempts_exhausted|faulted"}[3d]) or rate(aoai_worker_dead_letters_swept_total{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?"}[3d]) )'
         enabled: true
+        labels: {
+          namespace: '${namespace}'
+          release: '${fullname}'
+        }
       }
     ]
   }
 }
 
-resource group1 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
-  name: 'aoai-worker-alerts'
+resource group2 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
+  name: '${namespace}-${fullname}-alerts'
   location: location
   tags: tags
   properties: {
@@ -90,7 +210,7 @@ resource group1 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
     rules: [
       {
         alert: 'AoaiWorkerErrorBudgetBurnsFast'
-        expression: '( (aoai_worker:jobs_failed:ratio_rate1h > 14.4 * 0.01 and aoai_worker:jobs_failed:ratio_rate5m > 14.4 * 0.01) or (aoai_worker:jobs_failed:ratio_rate6h > 6 * 0.01 and aoai_worker:jobs_failed:ratio_rate30m > 6 * 0.01) ) and aoai_worker:jobs_finished:increase1h > 20'
+        expression: '( (aoai_worker:jobs_failed:ratio_rate1h{namespace="${namespace}", release="${fullname}"} > 14.4 * 0.01 and aoai_worker:jobs_failed:ratio_rate5m{namespace="${namespace}", release="${fullname}"} > 14.4 * 0.01) or (aoai_worker:jobs_failed:ratio_rate6h{namespace="${namespace}", release="${fullname}"} > 6 * 0.01 and aoai_worker:jobs_failed:ratio_rate30m{namespace="${namespace}", release="${fullname}"} > 6 * 0.01) ) and aoai_worker:jobs_finished:increase1h{namespace="${namespace}", release="${fullname}"} > 20'
         enabled: true
         severity: 1
         for: 'PT2M'
@@ -101,16 +221,18 @@ resource group1 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
         actions: actions
         labels: {
           severity: 'critical'
+          namespace: '${namespace}'
+          release: '${fullname}'
         }
         annotations: {
-          summary: 'Jobs of queue {{ $labels.queue }} fail far more often than 1 in 100'
+          summary: 'Jobs of queue {{ $labels.queue }} fail far more often than the objective allows'
           description: '{{ $value | humanizePercentage }} of the jobs that finished in queue {{ $labels.queue }} of {{ $labels.namespace }} ended in an error line or a fault. At this rate the error budget of 30 days is gone within days.'
-          runbook_url: 'docs/runbooks.md#aoaiworkererrorbudgetburnsfast'
+          runbook_url: '${runbookBaseUrl}#aoaiworkererrorbudgetburnsfast'
         }
       }
       {
         alert: 'AoaiWorkerErrorBudgetBurnsSlowly'
-        expression: '( (aoai_worker:jobs_failed:ratio_rate1d > 3 * 0.01 and aoai_worker:jobs_failed:ratio_rate2h > 3 * 0.01) or (aoai_worker:jobs_failed:ratio_rate3d > 0.01 and aoai_worker:jobs_failed:ratio_rate6h > 0.01) ) and aoai_worker:jobs_finished:increase1h > 20'
+        expression: '( (aoai_worker:jobs_failed:ratio_rate1d{namespace="${namespace}", release="${fullname}"} > 3 * 0.01 and aoai_worker:jobs_failed:ratio_rate2h{namespace="${namespace}", release="${fullname}"} > 3 * 0.01) or (aoai_worker:jobs_failed:ratio_rate3d{namespace="${namespace}", release="${fullname}"} > 0.01 and aoai_worker:jobs_failed:ratio_rate6h{namespace="${namespace}", release="${fullname}"} > 0.01) ) and aoai_worker:jobs_finished:increase1h{namespace="${namespace}", release="${fullname}"} > 20'
         enabled: true
         severity: 2
         for: 'PT1H'
@@ -121,16 +243,18 @@ resource group1 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
         actions: actions
         labels: {
           severity: 'warning'
+          namespace: '${namespace}'
+          release: '${fullname}'
         }
         annotations: {
-          summary: 'Jobs of queue {{ $labels.queue }} fail more often than 1 in 100'
+          summary: 'Jobs of queue {{ $labels.queue }} fail more often than the objective allows'
           description: '{{ $value | humanizePercentage }} of the jobs that finished in queue {{ $labels.queue }} of {{ $labels.namespace }} over a day or longer ended in an error line or a fault.'
-          runbook_url: 'docs/runbooks.md#aoaiworkererrorbudgetburnsslowly'
+          runbook_url: '${runbookBaseUrl}#aoaiworkererrorbudgetburnsslowly'
         }
       }
       {
         alert: 'AoaiWorkerQueueNotDraining'
-        expression: '( sum by (cluster, namespace) ( label_replace(keda_scaler_metrics_value{scaledObject=~".*aoai-worker.*", metric!="composite-metric"}, "namespace", "$1", "exported_namespace", "(.+)") ) > 0 or sum by (cluster, namespace) (aoai_worker_jobs_in_flight) > 0 ) unless on (cluster, namespace) ( sum by (cluster, namespace) (rate(aoai_worker_jobs_total{outcome=~"answered|refused|expired|attempts_exhausted|faulted|dead_lettered"}[10m])) > 0 )'
+        expression: '( sum by (cluster, namespace) ( aoai_worker:keda_messages:max{namespace="${namespace}", release="${fullname}"} ) > 0 or sum by (cluster, namespace) (aoai_worker_jobs_in_flight{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?"}) > 0 ) unless on (cluster, namespace) ( sum by (cluster, namespace) (rate(aoai_worker_jobs_total{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?", outcome=~"answered|refused|expired|attempts_exhausted|faulted|dead_lettered"}[10m])) > 0 )'
         enabled: true
         severity: 1
         for: 'PT20M'
@@ -141,16 +265,18 @@ resource group1 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
         actions: actions
         labels: {
           severity: 'critical'
+          namespace: '${namespace}'
+          release: '${fullname}'
         }
         annotations: {
           summary: 'Messages wait in {{ $labels.namespace }} and no job finishes'
           description: 'For half an hour no job has ended in namespace {{ $labels.namespace }}, although {{ $value | humanize }} messages wait or are being worked on.'
-          runbook_url: 'docs/runbooks.md#aoaiworkerqueuenotdraining'
+          runbook_url: '${runbookBaseUrl}#aoaiworkerqueuenotdraining'
         }
       }
       {
         alert: 'AoaiWorkerBacklogOld'
-        expression: 'max by (cluster, namespace, queue) (aoai_worker_backlog_age_seconds) > 4 * 3600'
+        expression: 'max by (cluster, namespace, queue) (aoai_worker_backlog_age_seconds{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?"}) > 14400'
         enabled: true
         severity: 2
         for: 'PT15M'
@@ -161,16 +287,18 @@ resource group1 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
         actions: actions
         labels: {
           severity: 'warning'
+          namespace: '${namespace}'
+          release: '${fullname}'
         }
         annotations: {
-          summary: 'Jobs in queue {{ $labels.queue }} wait longer than 4 hours'
+          summary: 'Jobs in queue {{ $labels.queue }} wait too long'
           description: 'The message that was received last from queue {{ $labels.queue }} of {{ $labels.namespace }} was {{ $value | humanizeDuration }} old. Jobs without a deadline of their own expire after 24 hours.'
-          runbook_url: 'docs/runbooks.md#aoaiworkerbacklogold'
+          runbook_url: '${runbookBaseUrl}#aoaiworkerbacklogold'
         }
       }
       {
         alert: 'AoaiWorkerEntryQueueNotSorted'
-        expression: 'max by (cluster, namespace) (aoai_worker_intake_closed{reason="sorting"}) == 1 or ( max by (cluster, namespace) ( label_replace(keda_scaler_metrics_value{scaledObject=~".*aoai-worker.*", scaler="q0"}, "namespace", "$1", "exported_namespace", "(.+)") ) > 0 unless on (cluster, namespace) sum by (cluster, namespace) (increase(aoai_worker_jobs_sorted_total[10m])) > 0 )'
+        expression: 'max by (cluster, namespace) (aoai_worker_intake_closed{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?", reason="sorting"}) == 1 or ( max by (cluster, namespace) (aoai_worker:keda_messages:max{namespace="${namespace}", release="${fullname}", scaler="q0"}) > 0 unless on (cluster, namespace) sum by (cluster, namespace) (increase(aoai_worker_jobs_sorted_total{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?"}[10m])) > 0 )'
         enabled: true
         severity: 1
         for: 'PT15M'
@@ -181,16 +309,18 @@ resource group1 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
         actions: actions
         labels: {
           severity: 'critical'
+          namespace: '${namespace}'
+          release: '${fullname}'
         }
         annotations: {
           summary: 'Jobs stay in the entry queue of {{ $labels.namespace }}'
           description: 'For 15 minutes a pod of {{ $labels.namespace }} could not take jobs from the entry queue, or jobs lay there and none was moved to the queue of its model. The queues of models are worked on.'
-          runbook_url: 'docs/runbooks.md#aoaiworkerentryqueuenotsorted'
+          runbook_url: '${runbookBaseUrl}#aoaiworkerentryqueuenotsorted'
         }
       }
       {
         alert: 'AoaiWorkerModelQueueRefuses'
-        expression: 'sum by (cluster, namespace, queue) (increase(aoai_worker_sort_failures_total[15m])) > 5'
+        expression: 'sum by (cluster, namespace, queue) (increase(aoai_worker_sort_failures_total{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?"}[15m])) > 5'
         enabled: true
         severity: 2
         for: 'PT5M'
@@ -201,16 +331,18 @@ resource group1 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
         actions: actions
         labels: {
           severity: 'warning'
+          namespace: '${namespace}'
+          release: '${fullname}'
         }
         annotations: {
           summary: 'Jobs cannot be moved to queue {{ $labels.queue }}'
           description: 'Queue {{ $labels.queue }} of {{ $labels.namespace }} did not take {{ $value | humanize }} batches of jobs within 15 minutes: it is full, missing or without a role. When 1,000 jobs are held for it, a pod stops sorting for all models.'
-          runbook_url: 'docs/runbooks.md#aoaiworkermodelqueuerefuses'
+          runbook_url: '${runbookBaseUrl}#aoaiworkermodelqueuerefuses'
         }
       }
       {
         alert: 'AoaiWorkerDeadLettersGrow'
-        expression: 'sum by (cluster, namespace, queue) (increase(aoai_worker_jobs_total{outcome="dead_lettered"}[1h])) > 5'
+        expression: 'sum by (cluster, namespace, queue) (increase(aoai_worker_jobs_total{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?", outcome="dead_lettered"}[1h])) > 5'
         enabled: true
         severity: 2
         for: 'PT5M'
@@ -221,16 +353,18 @@ resource group1 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
         actions: actions
         labels: {
           severity: 'warning'
+          namespace: '${namespace}'
+          release: '${fullname}'
         }
         annotations: {
           summary: 'Messages of queue {{ $labels.queue }} are dead-lettered'
           description: '{{ $value | humanize }} messages of queue {{ $labels.queue }} in {{ $labels.namespace }} were dead-lettered within an hour, because they are not jobs.'
-          runbook_url: 'docs/runbooks.md#aoaiworkerdeadlettersgrow'
+          runbook_url: '${runbookBaseUrl}#aoaiworkerdeadlettersgrow'
         }
       }
       {
         alert: 'AoaiWorkerTokenRefreshFails'
-        expression: 'sum by (cluster, namespace, pod, scope) (increase(aoai_worker_token_refreshes_total{outcome="failed"}[15m])) > 0 unless sum by (cluster, namespace, pod, scope) (increase(aoai_worker_token_refreshes_total{outcome="ok"}[15m])) > 0'
+        expression: 'sum by (cluster, namespace, pod, scope) (increase(aoai_worker_token_refreshes_total{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?", outcome="failed"}[15m])) > 0 unless sum by (cluster, namespace, pod, scope) (increase(aoai_worker_token_refreshes_total{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?", outcome="ok"}[15m])) > 0'
         enabled: true
         severity: 2
         for: 'PT5M'
@@ -241,16 +375,18 @@ resource group1 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
         actions: actions
         labels: {
           severity: 'warning'
+          namespace: '${namespace}'
+          release: '${fullname}'
         }
         annotations: {
           summary: 'No token for {{ $labels.scope }} can be had'
           description: 'Token requests of {{ $labels.namespace }}/{{ $labels.pod }} for {{ $labels.scope }} have failed for 15 minutes and none has succeeded. The last token is used for as long as it is valid.'
-          runbook_url: 'docs/runbooks.md#aoaiworkertokenrefreshfails'
+          runbook_url: '${runbookBaseUrl}#aoaiworkertokenrefreshfails'
         }
       }
       {
         alert: 'AoaiWorkerTokenExpiresSoon'
-        expression: 'min by (cluster, namespace, pod, scope) (aoai_worker_token_expiry_timestamp_seconds) - time() < 600'
+        expression: 'min by (cluster, namespace, pod, scope) (aoai_worker_token_expiry_timestamp_seconds{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?"}) - time() < 600'
         enabled: true
         severity: 1
         for: 'PT1M'
@@ -261,16 +397,18 @@ resource group1 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
         actions: actions
         labels: {
           severity: 'critical'
+          namespace: '${namespace}'
+          release: '${fullname}'
         }
         annotations: {
           summary: 'The token for {{ $labels.scope }} expires within 10 minutes'
           description: 'The token of {{ $labels.namespace }}/{{ $labels.pod }} for {{ $labels.scope }} is valid for {{ $value | humanizeDuration }} and was not refreshed; it is usually refreshed when half its life is left. After that the pod stops.'
-          runbook_url: 'docs/runbooks.md#aoaiworkertokenexpiressoon'
+          runbook_url: '${runbookBaseUrl}#aoaiworkertokenexpiressoon'
         }
       }
       {
         alert: 'AoaiWorkerGateClosedLong'
-        expression: 'avg by (cluster, namespace, deployment) (avg_over_time(aoai_worker_gate_open[30m])) < 0.2 and on (cluster, namespace) sum by (cluster, namespace) (aoai_worker_jobs_in_flight) > 0'
+        expression: 'avg by (cluster, namespace, deployment) (avg_over_time(aoai_worker_gate_open{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?"}[30m])) < 0.2 and on (cluster, namespace) sum by (cluster, namespace) (aoai_worker_jobs_in_flight{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?"}) > 0'
         enabled: true
         severity: 2
         for: 'PT15M'
@@ -281,16 +419,18 @@ resource group1 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
         actions: actions
         labels: {
           severity: 'warning'
+          namespace: '${namespace}'
+          release: '${fullname}'
         }
         annotations: {
           summary: 'Deployment {{ $labels.deployment }} has been closed most of half an hour'
           description: 'The gates of deployment {{ $labels.deployment }} in {{ $labels.namespace }} were open for {{ $value | humanizePercentage }} of the last 30 minutes, while jobs are under way.'
-          runbook_url: 'docs/runbooks.md#aoaiworkergateclosedlong'
+          runbook_url: '${runbookBaseUrl}#aoaiworkergateclosedlong'
         }
       }
       {
         alert: 'AoaiWorkerLocksLost'
-        expression: 'sum by (cluster, namespace) (increase(aoai_worker_locks_lost_total[30m])) > 3'
+        expression: 'sum by (cluster, namespace) (increase(aoai_worker_locks_lost_total{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?"}[30m])) > 3'
         enabled: true
         severity: 2
         for: 'PT5M'
@@ -301,16 +441,18 @@ resource group1 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
         actions: actions
         labels: {
           severity: 'warning'
+          namespace: '${namespace}'
+          release: '${fullname}'
         }
         annotations: {
           summary: 'Locks of messages are lost in {{ $labels.namespace }}'
           description: '{{ $value | humanize }} locks were lost within 30 minutes in {{ $labels.namespace }}. Each cancels a call that may have been paid for.'
-          runbook_url: 'docs/runbooks.md#aoaiworkerlockslost'
+          runbook_url: '${runbookBaseUrl}#aoaiworkerlockslost'
         }
       }
       {
         alert: 'AoaiWorkerReceiversRestart'
-        expression: 'sum by (cluster, namespace, pod, queue) (increase(aoai_worker_receiver_restarts_total[30m])) > 5'
+        expression: 'sum by (cluster, namespace, pod, queue) (increase(aoai_worker_receiver_restarts_total{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?"}[30m])) > 5'
         enabled: true
         severity: 2
         for: 'PT5M'
@@ -321,16 +463,18 @@ resource group1 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
         actions: actions
         labels: {
           severity: 'warning'
+          namespace: '${namespace}'
+          release: '${fullname}'
         }
         annotations: {
           summary: 'The receiver of queue {{ $labels.queue }} is restarted again and again'
           description: '{{ $labels.namespace }}/{{ $labels.pod }} replaced its receiver of queue {{ $labels.queue }} {{ $value | humanize }} times within 30 minutes.'
-          runbook_url: 'docs/runbooks.md#aoaiworkerreceiversrestart'
+          runbook_url: '${runbookBaseUrl}#aoaiworkerreceiversrestart'
         }
       }
       {
         alert: 'AoaiWorkerSetupWrong'
-        expression: 'max by (cluster, namespace, pod) (aoai_worker_intake_closed{reason=~"start-up|setup"}) == 1'
+        expression: 'max by (cluster, namespace, pod) (aoai_worker_intake_closed{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?", reason=~"start-up|setup"}) == 1'
         enabled: true
         severity: 1
         for: 'PT10M'
@@ -341,16 +485,18 @@ resource group1 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
         actions: actions
         labels: {
           severity: 'critical'
+          namespace: '${namespace}'
+          release: '${fullname}'
         }
         annotations: {
           summary: '{{ $labels.pod }} takes no jobs: identity, role, queue or deployment is wrong'
           description: 'Pod {{ $labels.namespace }}/{{ $labels.pod }} has been unready for 10 minutes, because a token, a queue or a deployment could not be proved or a call showed that one is wrong.'
-          runbook_url: 'docs/runbooks.md#aoaiworkersetupwrong'
+          runbook_url: '${runbookBaseUrl}#aoaiworkersetupwrong'
         }
       }
       {
         alert: 'AoaiWorkerSinkDown'
-        expression: 'max by (cluster, namespace, pod) (aoai_worker_intake_closed{reason="sink"}) == 1'
+        expression: 'max by (cluster, namespace, pod) (aoai_worker_intake_closed{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?", reason="sink"}) == 1'
         enabled: true
         severity: 1
         for: 'PT5M'
@@ -361,16 +507,18 @@ resource group1 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
         actions: actions
         labels: {
           severity: 'critical'
+          namespace: '${namespace}'
+          release: '${fullname}'
         }
         annotations: {
           summary: 'Results cannot be written by {{ $labels.pod }}'
           description: 'Pod {{ $labels.namespace }}/{{ $labels.pod }} has paid answers that it cannot write, and takes no more jobs until it can.'
-          runbook_url: 'docs/runbooks.md#aoaiworkersinkdown'
+          runbook_url: '${runbookBaseUrl}#aoaiworkersinkdown'
         }
       }
       {
         alert: 'AoaiWorkerSourceDown'
-        expression: 'max by (cluster, namespace, pod) (aoai_worker_intake_closed{reason=~"source|claims"}) == 1'
+        expression: 'max by (cluster, namespace, pod) (aoai_worker_intake_closed{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?", reason=~"source|claims"}) == 1'
         enabled: true
         severity: 1
         for: 'PT10M'
@@ -381,16 +529,18 @@ resource group1 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
         actions: actions
         labels: {
           severity: 'critical'
+          namespace: '${namespace}'
+          release: '${fullname}'
         }
         annotations: {
           summary: '{{ $labels.pod }} cannot read jobs'
           description: 'Pod {{ $labels.namespace }}/{{ $labels.pod }} could not read the jobs queue, or the storage that large jobs are in, for 10 minutes.'
-          runbook_url: 'docs/runbooks.md#aoaiworkersourcedown'
+          runbook_url: '${runbookBaseUrl}#aoaiworkersourcedown'
         }
       }
       {
         alert: 'AoaiWorkerPaidTwice'
-        expression: 'sum by (cluster, namespace, queue) (increase(aoai_worker_jobs_paid_twice_total[1h])) > 5'
+        expression: 'sum by (cluster, namespace, queue) (increase(aoai_worker_jobs_paid_twice_total{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?"}[1h])) > 5'
         enabled: true
         severity: 2
         for: 'PT5M'
@@ -401,16 +551,18 @@ resource group1 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
         actions: actions
         labels: {
           severity: 'warning'
+          namespace: '${namespace}'
+          release: '${fullname}'
         }
         annotations: {
           summary: 'Answers for queue {{ $labels.queue }} are paid for twice'
           description: 'For {{ $value | humanize }} jobs of queue {{ $labels.queue }} in {{ $labels.namespace }} another answer had been written before, within an hour.'
-          runbook_url: 'docs/runbooks.md#aoaiworkerpaidtwice'
+          runbook_url: '${runbookBaseUrl}#aoaiworkerpaidtwice'
         }
       }
       {
         alert: 'AoaiWorkerAtMaxReplicas'
-        expression: '( kube_horizontalpodautoscaler_status_current_replicas{horizontalpodautoscaler=~".*aoai-worker.*"} >= kube_horizontalpodautoscaler_spec_max_replicas{horizontalpodautoscaler=~".*aoai-worker.*"} ) and on (cluster, namespace) max by (cluster, namespace) (aoai_worker_backlog_age_seconds) > 900'
+        expression: '( kube_horizontalpodautoscaler_status_current_replicas{namespace="${namespace}", horizontalpodautoscaler=~"(keda-hpa-)?${fullname}"} >= kube_horizontalpodautoscaler_spec_max_replicas{namespace="${namespace}", horizontalpodautoscaler=~"(keda-hpa-)?${fullname}"} ) and on (cluster, namespace) max by (cluster, namespace) (aoai_worker_backlog_age_seconds{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?"}) > 900'
         enabled: true
         severity: 2
         for: 'PT30M'
@@ -421,16 +573,18 @@ resource group1 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
         actions: actions
         labels: {
           severity: 'warning'
+          namespace: '${namespace}'
+          release: '${fullname}'
         }
         annotations: {
           summary: '{{ $labels.horizontalpodautoscaler }} is at its maximum and jobs still wait'
           description: '{{ $labels.namespace }}/{{ $labels.horizontalpodautoscaler }} has had its maximum of {{ $value }} pods for 30 minutes, and jobs wait longer than a quarter of an hour.'
-          runbook_url: 'docs/runbooks.md#aoaiworkeratmaxreplicas'
+          runbook_url: '${runbookBaseUrl}#aoaiworkeratmaxreplicas'
         }
       }
       {
         alert: 'AoaiWorkerAbsent'
-        expression: 'sum by (cluster, namespace) (kube_deployment_spec_replicas{deployment=~".*aoai-worker.*"}) > 0 unless on (cluster, namespace) count by (cluster, namespace) (aoai_worker_build_info)'
+        expression: 'sum by (cluster, namespace) (kube_deployment_spec_replicas{namespace="${namespace}", deployment="${fullname}"}) > 0 unless on (cluster, namespace) count by (cluster, namespace) (aoai_worker_build_info{namespace="${namespace}", pod=~"${fullname}-[a-z0-9]+(-[a-z0-9]+)?"})'
         enabled: true
         severity: 1
         for: 'PT15M'
@@ -441,11 +595,13 @@ resource group1 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
         actions: actions
         labels: {
           severity: 'critical'
+          namespace: '${namespace}'
+          release: '${fullname}'
         }
         annotations: {
-          summary: 'No worker of {{ $labels.namespace }} is scraped'
-          description: '{{ $value }} pods are wanted in namespace {{ $labels.namespace }}, and Prometheus has seen no metrics of any of them for 15 minutes. Every other alert is blind meanwhile.'
-          runbook_url: 'docs/runbooks.md#aoaiworkerabsent'
+          summary: 'No worker of {{ $labels.namespace }}/${fullname} is scraped'
+          description: '{{ $value }} pods of {{ $labels.namespace }}/${fullname} are wanted, and Prometheus has seen no metrics of any of them for 15 minutes. Every other alert is blind meanwhile.'
+          runbook_url: '${runbookBaseUrl}#aoaiworkerabsent'
         }
       }
     ]

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from scripts.chart.alerts import render_alerts
-from scripts.chart.manifests import render_base
+from scripts.chart.manifests import render_base, render_monitoring
 from scripts.chart.readme import render_readme
 from scripts.chart.schema import render_schema
 
@@ -15,11 +15,11 @@ def main() -> None:
     chart = ROOT / "charts/aoai-worker"
     (chart / "values.schema.json").write_text(render_schema(), encoding="utf-8")
     (chart / "README.md").write_text(render_readme(), encoding="utf-8")
-    base = ROOT / "k8s/base"
-    for old in base.glob("*.yaml"):
-        old.unlink()
-    for name, content in render_base().items():
-        (base / name).write_text(content, encoding="utf-8")
+    for folder, files in (("base", render_base()), ("components/monitoring", render_monitoring())):
+        for old in (ROOT / "k8s" / folder).glob("*.yaml"):
+            old.unlink()
+        for name, content in files.items():
+            (ROOT / "k8s" / folder / name).write_text(content, encoding="utf-8")
     (ROOT / "k8s/azure/alerts.bicep").write_text(render_alerts(), encoding="utf-8")
 
 

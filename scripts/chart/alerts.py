@@ -1,18 +1,18 @@
 """Makes Azure Monitor's rule groups (Bicep) of the alerts that the chart carries for Prometheus."""
 
 import re
-from pathlib import Path
 from typing import Any
 
-import yaml
+from scripts.chart.rules import read_rules
 
-ROOT = Path(__file__).parents[2]
-RULES = ROOT / "charts/aoai-worker/files/alerts.yaml"
 API = "Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01"
 SEVERITIES = {"critical": 1, "warning": 2, "info": 4}
 """Of Azure Monitor: 0 is critical, 4 verbose; 0 is left to what a human declares."""
 
 UNITS = {"s": ("T", "S"), "m": ("T", "M"), "h": ("T", "H"), "d": ("", "D")}
+
+PARAMETERS = ("namespace", "fullname", "runbookBaseUrl")
+"""What of the rules is a parameter of the Bicep. The thresholds are the chart's defaults."""
 
 HEADER = """\
 // The alerts of charts/aoai-worker/files/alerts.yaml for Azure's managed Prometheus, which reads no PrometheusRule.
@@ -30,6 +30,15 @@ param clusterResourceId string
 @description('Resource ids of the action groups to notify.')
 param actionGroupResourceIds array = []
 
+@description('Namespace of the release in the cluster.')
+param namespace string = 'aoai-worker'
+
+@description('Name of the Deployment: the full name that the chart gives the release.')
+param fullname string = 'aoai-worker'
+
+@description('Where the runbooks are; each alert links to its section.')
+param runbookBaseUrl string = 'docs/runbooks.md'
+
 @description('Tags of the rule groups.')
 param tags object = {}
 
@@ -38,7 +47,7 @@ var actions = [for id in actionGroupResourceIds: { actionGroupId: id }]
 
 
 def render_alerts() -> str:
-    groups = yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"]
+    groups = read_rules(**{name: f"__{name}__" for name in PARAMETERS})
     return HEADER + "".join(_render_group(number, group) for number, group in enumerate(groups))
 
 
@@ -101,4 +110,4 @@ def _key(name: str) -> str:
 
 def _quote(text: str) -> str:
     escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("${", "\\${")
-    return f"'{escaped}'"
+    return "'" + re.sub("__([a-zA-Z]+)__", r"${\1}", escaped) + "'"

@@ -39,8 +39,25 @@ def render_base() -> dict[str, str]:
     }
 
 
-def render_chart() -> list[dict[str, Any]]:
-    command = [HELM, "template", "aoai-worker", CHART, "-n", NAMESPACE, "-f", CHART / "ci/default.yaml"]
+def render_monitoring() -> dict[str, str]:
+    """File names of the component k8s/components/monitoring to their content."""
+    switches = [
+        f"--set=monitoring.{name}.enabled=true" for name in ("podMonitor", "kedaPodMonitor", "prometheusRule")
+    ]
+    found = [item for item in render_chart(*switches) if item["kind"] in ("PodMonitor", "PrometheusRule")]
+    files = {
+        f"{item['metadata']['name']}-{item['kind'].lower()}.yaml": HEADER + dump(as_plain(item)) for item in found
+    }
+    kustomization = {
+        "apiVersion": "kustomize.config.k8s.io/v1alpha1",
+        "kind": "Component",
+        "resources": sorted(files),
+    }
+    return {**files, "kustomization.yaml": HEADER + dump(kustomization)}
+
+
+def render_chart(*options: str) -> list[dict[str, Any]]:
+    command = [HELM, "template", "aoai-worker", CHART, "-n", NAMESPACE, "-f", CHART / "ci/default.yaml", *options]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return [document for document in yaml.safe_load_all(output) if document]
 

@@ -39,6 +39,61 @@ PATTERNS = {
 """What the settings check in code, which a schema of types does not show. Empty is allowed where the chart itself
 tells what is missing."""
 
+TRIGGER: dict[str, Any] = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["type", "metadata"],
+    "properties": {
+        "type": {"type": "string", "minLength": 1},
+        "name": {"type": "string", "pattern": "^[A-Za-z][A-Za-z0-9_]*$"},
+        "metricType": {"enum": ["AverageValue", "Value", "Utilization"]},
+        "useCachedMetrics": {"type": "boolean"},
+        "metadata": {"type": "object", "additionalProperties": {"type": "string"}},
+        "authenticationRef": {
+            "type": "object",
+            "additionalProperties": False,
+            "required": ["name"],
+            "properties": {
+                "name": {"type": "string"},
+                "kind": {"enum": ["TriggerAuthentication", "ClusterTriggerAuthentication"]},
+            },
+        },
+    },
+}
+RELABELING: dict[str, Any] = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "action": {"enum": ["replace", "keep", "drop", "hashmod", "labelmap", "labeldrop", "labelkeep"]},
+        "modulus": {"type": "integer", "minimum": 1, "maximum": 1_000_000},
+        "regex": {"type": "string"},
+        "replacement": {"type": "string"},
+        "separator": {"type": "string"},
+        "sourceLabels": {"type": "array", "items": {"type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_]*$"}},
+        "targetLabel": {"type": "string"},
+    },
+}
+PULL_SECRET: dict[str, Any] = {
+    "anyOf": [
+        {"type": "string", "minLength": 1},
+        {
+            "type": "object",
+            "additionalProperties": False,
+            "required": ["name"],
+            "properties": {"name": {"type": "string", "minLength": 1}},
+        },
+    ]
+}
+OWN_TYPES = {
+    "keda.v1alpha1.Trigger": TRIGGER,
+    "monitoring.v1.Relabeling": RELABELING,
+    "chart.PullSecret": PULL_SECRET,
+}
+"""Named like Kubernetes' own types in values.yaml, `k8s:keda.v1alpha1.Trigger`. No package has their schemas."""
+
+API_LIMITS = {"autoscaling.v2.HPAScalingRules": {"stabilizationWindowSeconds": {"minimum": 0, "maximum": 3600}}}
+"""What the API server checks in code, so that Kubernetes' schemas do not have it, and KEDA's schema does."""
+
 QUEUE = r"[A-Za-z0-9][A-Za-z0-9._/-]{0,259}"
 """What the worker takes as the name of a queue."""
 
@@ -187,6 +242,8 @@ def _kubernetes_types(schema: Schema) -> Schema:
         name = wanted.pop()
         if name not in found:
             found[name] = _types_only(known[name])
+            for field, limits in API_LIMITS.get(name, {}).items():
+                found[name]["properties"][field] |= limits
             wanted += _references(found[name])
     return found
 
@@ -207,7 +264,7 @@ def _kubernetes_definitions() -> Schema:
     folder = Path(kubernetes_validate.__file__).parent / "kubernetes-json-schema"
     file = folder / f"v{OLDEST_KUBERNETES}.0-local-strict" / "_definitions.json"
     definitions = json.loads(file.read_text(encoding="utf-8"))["$defs"]
-    return {_short(name): schema for name, schema in definitions.items()}
+    return {_short(name): schema for name, schema in definitions.items()} | OWN_TYPES
 
 
 def _short(name: str) -> str:

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from pycep import BicepParser
 
 from scripts.chart.alerts import iso_duration
-from tests.chart.helm import CHART, ROOT
+from scripts.chart.rules import read_rules
+from tests.chart.helm import ROOT
 from worker import roles as azure_roles
 from worker.roles import GRANTS, INFERENCE_ONLY_DATA_ACTIONS, ROLES
 
@@ -91,7 +91,7 @@ def option(call: list[str], name: str) -> str:
     return call[call.index(name) + 1]
 
 
-@pytest.mark.parametrize("name", ["main.bicep", "alerts.bicep"])
+@pytest.mark.parametrize("name", ["main.bicep", "alerts.bicep", "queue-alerts.bicep"])
 def test_the_bicep_parses(name: str) -> None:
     assert bicep(name)["resources"]
 
@@ -246,7 +246,7 @@ def test_the_federated_credentials_are_of_the_worker_and_of_keda(calls: list[lis
     }
 
 
-@pytest.mark.parametrize("name", ["main.bicep", "alerts.bicep"])
+@pytest.mark.parametrize("name", ["main.bicep", "alerts.bicep", "queue-alerts.bicep"])
 def test_every_name_in_the_bicep_is_declared(name: str) -> None:
     text = (AZURE / name).read_text(encoding="utf-8")
     tree = bicep(name)
@@ -279,8 +279,19 @@ def test_azure_takes_the_rule_groups() -> None:
     assert {rule["severity"] for rule in rules if "alert" in rule} <= {0, 1, 2, 3, 4}
 
 
+def test_the_queues_are_watched_where_no_pod_is() -> None:
+    """The metrics of a namespace that have the dimension EntityName, and windows that a metric alert may have."""
+    rules = [item["config"]["properties"] for item in bicep("queue-alerts.bicep")["resources"].values()]
+    criteria = [one for rule in rules for one in rule["criteria"]["allOf"]]
+    assert {one["metricName"] for one in criteria} == {"ActiveMessages", "CompleteMessage", "DeadletteredMessages"}
+    assert {one["dimensions"] for one in criteria} == {"queues"}
+    assert {rule["windowSize"] for rule in rules} <= {"PT30M", "PT1H", "PT6H"}
+    sections = re.findall(r"^## (AoaiWorker\w+)$", (ROOT / "docs/runbooks.md").read_text(), re.MULTILINE)
+    assert all(rule["description"].rpartition(": ")[2].rstrip(".") in sections for rule in rules)
+
+
 def test_every_rule_is_there_for_azure_with_its_expression() -> None:
-    source = yaml.safe_load((CHART / "files/alerts.yaml").read_text(encoding="utf-8"))["groups"]
+    source = read_rules("${namespace}", "${fullname}")
     expected = [
         (rule.get("alert") or rule["record"], " ".join(rule["expr"].split())) for g in source for rule in g["rules"]
     ]

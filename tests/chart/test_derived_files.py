@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,15 @@ import pytest
 import yaml
 
 from scripts.chart.alerts import render_alerts
-from scripts.chart.manifests import as_plain, is_hook, render_base, render_chart
+from scripts.chart.manifests import as_plain, is_hook, render_base, render_chart, render_monitoring
 from scripts.chart.readme import render_readme
 from scripts.chart.schema import render_schema
 from scripts.chart.values import flatten, read_values
 from tests.chart.helm import BIN, CHART, ROOT, Object, only, render, run
 from tests.chart.schemas import MINORS, crd_errors, is_custom
 
-KUSTOMIZATIONS = {path.parent.name: path.parent for path in sorted(ROOT.glob("k8s/**/kustomization.yaml"))}
+FILES = ROOT.glob("k8s/**/kustomization.yaml")
+KUSTOMIZATIONS = {path.parent.name: path.parent for path in sorted(FILES) if "components" not in path.parts}
 READMES = [CHART / "README.md", ROOT / "k8s/azure/README.md", ROOT / "tests/chart/crds/README.md"]
 OPEN = ["/properties/global", "/properties/extraObjects/items"]
 """Objects that others fill: all charts of a release, and whole manifests."""
@@ -40,6 +42,50 @@ def test_azure_s_alerts_are_those_of_the_rules_file() -> None:
 def test_the_base_s_files_are_what_the_chart_makes() -> None:
     found = {path.name: path.read_text(encoding="utf-8") for path in ROOT.glob("k8s/base/*")}
     assert found == render_base(), NEXT
+
+
+def test_the_monitoring_of_the_overlays_is_what_the_chart_makes() -> None:
+    files = ROOT.glob("k8s/components/monitoring/*")
+    assert {path.name: path.read_text(encoding="utf-8") for path in files} == render_monitoring(), NEXT
+
+
+def test_the_prod_overlay_makes_its_namespace_and_watches_it() -> None:
+    objects = build("prod")
+    namespace = only(objects, "Namespace")["metadata"]
+    others = [item["metadata"]["namespace"] for item in objects if item["kind"] != "Namespace"]
+    assert set(others) == {namespace["name"]}
+    assert namespace["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    rules = [rule for group in only(objects, "PrometheusRule")["spec"]["groups"] for rule in group["rules"]]
+    assert {rule["labels"]["namespace"] for rule in rules} == {namespace["name"]}
+    assert {rule["labels"]["release"] for rule in rules} == {only(objects, "Deployment")["metadata"]["name"]}
+
+
+LABEL = r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?"
+
+
+def labels_refused(objects: list[Object]) -> dict[str, str]:
+    """Kinds with a label that an API server refuses, and its value."""
+    pairs = [(item["kind"], value) for item in objects for value in item["metadata"].get("labels", {}).values()]
+    return {kind: value for kind, value in pairs if not re.fullmatch(LABEL, value)}
+
+
+def test_an_overlay_that_is_not_filled_in_is_refused_by_the_cluster() -> None:
+    assert labels_refused(build("dev")) == {"ServiceAccount": "<client id of the worker's identity>"}
+    assert labels_refused(build("prod")).keys() == {"ServiceAccount", "TriggerAuthentication"}
+
+
+def test_an_overlay_that_is_filled_in_has_its_values_where_they_belong(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "k8s", tmp_path / "k8s")
+    file = tmp_path / "k8s/overlays/prod/values.yaml"
+    filled = file.read_text().replace("<client id of the worker's identity>", "1-1").replace("my-namespace", "bus")
+    file.write_text(filled.replace("<client id of KEDA's identity>", "2-2"))
+    objects = build_folder(file.parent)
+    assert labels_refused(objects) == {}
+    account = only(objects, "ServiceAccount")["metadata"]
+    assert account["annotations"]["azure.workload.identity/client-id"] == "1-1"
+    assert only(objects, "TriggerAuthentication")["spec"]["podIdentity"]["identityId"] == "2-2"
+    triggers = only(objects, "ScaledObject")["spec"]["triggers"]
+    assert {item["metadata"]["namespace"] for item in triggers} == {"bus"}
 
 
 def test_the_base_builds_to_the_chart_s_output() -> None:
@@ -124,13 +170,22 @@ def test_every_value_is_used_by_a_template() -> None:
         path.read_text(encoding="utf-8") for path in (CHART / "templates").rglob("*") if path.is_file()
     )
     values = read_values((CHART / "values.yaml").read_text(encoding="utf-8"))
-    unused = [".".join(value.path) for value in flatten(values) if f".{value.path[-1]}" not in templates]
+    rules = (CHART / "files/alerts.yaml").read_text(encoding="utf-8")
+    unused = [
+        ".".join(value.path)
+        for value in flatten(values)
+        if f".{value.path[-1]}" not in templates and f"<{value.path[-1]}>" not in rules
+    ]
     # these two reach the worker by the mapping of all settings
     assert set(unused) <= {"config.grace", "config.models"}
 
 
 def build(name: str) -> list[Object]:
-    done = run(BIN / "kubectl", "kustomize", KUSTOMIZATIONS[name])
+    return build_folder(KUSTOMIZATIONS[name])
+
+
+def build_folder(folder: Path) -> list[Object]:
+    done = run(BIN / "kubectl", "kustomize", folder)
     assert done.returncode == 0, done.stderr
     return [document for document in yaml.safe_load_all(done.stdout) if document]
 

@@ -81,3 +81,11 @@ def test_a_fleet_size_below_the_most_pods_is_warned_of() -> None:
 
 def test_helm_test_is_the_way_to_see_that_it_works() -> None:
     assert "helm test aoai-worker -n inference" in notes()
+
+
+def test_a_fleet_that_nobody_sees_at_zero_pods_is_warned_of() -> None:
+    told = "set\nmonitoring.kedaPodMonitor.enabled=true"
+    watched = {"podMonitor": {"enabled": True}}
+    assert told in notes("default", {"monitoring": watched})
+    assert told not in notes("default", {"monitoring": {**watched, "kedaPodMonitor": {"enabled": True}}})
+    assert told not in notes("default", {"monitoring": watched, "autoscaling": {"minReplicas": 1}})

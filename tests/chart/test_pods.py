@@ -208,3 +208,23 @@ def test_the_chart_names_the_application_version_that_the_package_has() -> None:
         if line.startswith("version")
     ).split('"')[1]
     assert f"\nappVersion: {version}\n" in (CHART / "Chart.yaml").read_text()
+
+
+def test_recreate_takes_the_place_of_the_default_rolling_update() -> None:
+    changed = deployment("default", {"updateStrategy": {"type": "Recreate"}})
+    assert changed["spec"]["strategy"] == {"type": "Recreate"}
+
+
+def test_a_container_of_one_s_own_and_hooks_stand_beside_the_worker() -> None:
+    aliases = [{"ip": "10.0.0.4", "hostnames": ["my-account.openai.azure.com"]}]
+    spec = pod("everything-on", {"hostAliases": aliases})["spec"]
+    assert [item["name"] for item in spec["containers"]] == ["worker", "beside"]
+    assert spec["containers"][0]["lifecycle"] == {"preStop": {"sleep": {"seconds": 5}}}
+    assert spec["hostAliases"] == aliases
+    assert spec["dnsPolicy"] == "ClusterFirst"
+
+
+def test_common_annotations_are_on_every_object() -> None:
+    own = [item for item in render("everything-on") if item["metadata"]["name"] != "aoai-worker-more"]
+    assert {item["metadata"]["annotations"]["example.com/owner"] for item in own} == {"inference"}
+    assert deployment("everything-on")["metadata"]["annotations"]["example.com/reload"] == "true"

@@ -16,7 +16,15 @@ from worker.settings import WorkerSettings
 
 SCHEMA = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
 
-TEMPLATES = ("extraEnv", "extraEnvFrom", "extraVolumes", "extraVolumeMounts", "initContainers", "extraObjects")
+TEMPLATES = (
+    "extraContainers",
+    "extraEnv",
+    "extraEnvFrom",
+    "extraVolumes",
+    "extraVolumeMounts",
+    "initContainers",
+    "extraObjects",
+)
 """Values whose texts are templates: what is no template cannot be rendered, whatever the schema says."""
 
 OWN = {name: part for name, part in SCHEMA["properties"].items() if name not in TEMPLATES}

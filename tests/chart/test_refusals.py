@@ -113,3 +113,17 @@ def test_the_worker_s_grace_and_five_seconds_are_enough() -> None:
 )
 def test_the_schema_refuses_what_is_misspelt_or_out_of_range(changes: dict[str, Any]) -> None:
     assert "values don't meet the specifications of the schema" in failure("default", changes)
+
+
+@pytest.mark.parametrize(
+    ("value", "item", "told"),
+    [
+        ("extraEnv", {"name": "AOAI_WORKER_CONFIG", "value": "x"}, "name AOAI_WORKER_CONFIG"),
+        ("extraVolumes", {"name": "config", "emptyDir": {}}, "name config"),
+        ("extraVolumeMounts", {"name": "x", "mountPath": "/etc/aoai-worker"}, "mountPath /etc/aoai-worker"),
+        ("extraContainers", {"name": "worker", "image": "i:1"}, "name worker"),
+        ("initContainers", {"name": "worker", "image": "i:1"}, "name worker"),
+    ],
+)
+def test_a_name_of_the_chart_s_own_is_refused(value: str, item: dict[str, Any], told: str) -> None:
+    assert f"- {value} has one with the {told}, which is the chart's own" in failure("default", {value: [item]})

@@ -1,13 +1,28 @@
 """How many pods there are, and how the share of each in the fleet's budgets follows from that."""
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
 
-from tests.chart.helm import MATRIX, Object, deployment, kinds, only, render, settings
+from tests.chart.helm import (
+    BIN,
+    CHART,
+    HELMS,
+    MATRIX,
+    RELEASE,
+    Object,
+    deployment,
+    failure,
+    kinds,
+    only,
+    render,
+    run,
+    settings,
+)
 
 AUTOSCALERS = {"ScaledObject", "HorizontalPodAutoscaler"}
 
@@ -230,3 +245,68 @@ def test_pods_come_quickly_and_go_slowly() -> None:
 
 def test_without_an_autoscaler_the_number_of_pods_is_the_value() -> None:
     assert deployment("keda-off")["spec"]["replicas"] == 4
+
+
+def scaled(base: str = "default", **keda: Any) -> Object:
+    changes = {"autoscaling": {"keda": keda}}
+    spec: Object = only(render(base, changes), "ScaledObject")["spec"]
+    return spec
+
+
+@pytest.mark.parametrize("helm", HELMS)
+def test_without_a_fallback_the_pods_stay_as_they_are(helm: str) -> None:
+    objects = render("default", {"autoscaling": {"keda": {"fallback": None}}}, helm=helm)
+    assert "fallback" not in only(objects, "ScaledObject")["spec"]
+
+
+def test_a_fallback_may_leave_a_larger_fleet_alone() -> None:
+    fallback = scaled(fallback={"behavior": "currentReplicasIfHigher"})["fallback"]
+    assert fallback == {"failureThreshold": 3, "replicas": 2, "behavior": "currentReplicasIfHigher"}
+
+
+def test_all_pods_may_go_while_the_queues_are_empty() -> None:
+    changes = {"autoscaling": {"minReplicas": 2, "keda": {"idleReplicaCount": 0, "initialCooldownPeriod": 0}}}
+    spec = only(render("default", changes), "ScaledObject")["spec"]
+    assert (spec["idleReplicaCount"], spec["minReplicaCount"], spec["initialCooldownPeriod"]) == (0, 2, 0)
+    assert not {"idleReplicaCount", "initialCooldownPeriod"} & scaled().keys()
+
+
+def test_no_idle_count_below_no_pods() -> None:
+    assert "idleReplicaCount is 0 and" in failure("default", {"autoscaling": {"keda": {"idleReplicaCount": 0}}})
+
+
+CRON = {"type": "cron", "name": "morning", "metadata": {"timezone": "UTC", "desiredReplicas": "2"}}
+
+
+def test_a_further_trigger_stands_beside_the_queue_s() -> None:
+    spec = scaled(extraTriggers=[CRON])
+    assert spec["triggers"][1] == CRON
+    assert "scalingModifiers" not in spec["advanced"]
+
+
+def test_with_several_queues_a_further_trigger_needs_a_formula_that_names_it() -> None:
+    assert "Set autoscaling.keda.formula" in failure("prod", {"autoscaling": {"keda": {"extraTriggers": [CRON]}}})
+    formula = "max(q0 + q1 + q2, morning * 256)"
+    assert (
+        scaled("prod", extraTriggers=[CRON], formula=formula)["advanced"]["scalingModifiers"]["formula"] == formula
+    )
+
+
+def test_an_existing_trigger_authentication_takes_the_place_of_the_chart_s() -> None:
+    reference = {"name": "platform", "kind": "ClusterTriggerAuthentication"}
+    objects = render("default", {"autoscaling": {"keda": {"authenticationRef": reference, "identityId": ""}}})
+    assert "TriggerAuthentication" not in kinds(objects)
+    assert only(objects, "ScaledObject")["spec"]["triggers"][0]["authenticationRef"] == reference
+
+
+def test_a_cluster_without_keda_is_told_how_to_get_it() -> None:
+    told = failure_in_cluster("default", "keda.sh/v1beta1")
+    assert "the cluster has no keda.sh/v1alpha1/ScaledObject" in told
+    assert "--enable-keda" in told
+    assert failure_in_cluster("default", "keda.sh/v1alpha1/ScaledObject") == ""
+
+
+def failure_in_cluster(values: str, *kinds: str) -> str:
+    """Why Helm refuses these values in a cluster that has these kinds beside Kubernetes' own."""
+    versions = [f"--api-versions={kind}" for kind in ("apps/v1/Deployment", *kinds)]
+    return run(BIN / "helm4", "template", RELEASE, CHART, "-f", MATRIX[values], *versions).stderr

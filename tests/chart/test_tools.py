@@ -75,7 +75,9 @@ def test_no_key_is_written_twice(values: str) -> None:
 
 
 def test_yamllint_has_nothing_to_say_about_the_files_people_edit() -> None:
-    files = [*CHART.glob("*.yaml"), *CHART.glob("ci/*.yaml"), *ROOT.glob("k8s/**/*.yaml")]
+    written = ROOT / "k8s/components"  # with the long lines of rules
+    plain = [path for path in ROOT.glob("k8s/**/*.yaml") if written not in path.parents]
+    files = [*CHART.glob("*.yaml"), *CHART.glob("ci/*.yaml"), *plain]
     done = run(BIN / "yamllint", "--strict", "-c", ROOT / "tests/chart/yamllint.yaml", *files)
     assert done.returncode == 0, done.stdout
 

@@ -21,6 +21,7 @@ TRIGGERS = {
 """As KEDA names them after the chart's queues, with a dash for a dot; the last is the sum."""
 AUTOSCALER = {"namespace": NAMESPACE, "horizontalpodautoscaler": "keda-hpa-aoai-worker"}
 DEPLOYMENT = {"namespace": NAMESPACE, "deployment": "aoai-worker"}
+CONTAINER = {"namespace": NAMESPACE, "pod": "aoai-worker-5d9c7-k2x4p", "container": "worker"}
 
 
 @dataclass
@@ -40,9 +41,13 @@ class Cluster:
             errors.labels(**SCALED, scaler=scaler, metric=metric)
         for scaler in ("q1", "composite-metric"):  # the scene does not tell the queues of models apart
             lengths.labels(**SCALED, scaler=scaler, metric=TRIGGERS[scaler]).set_function(self.queue_length)
+        Counter("keda_scaled_object_errors_total", "", [*SCALED], registry=self.registry).labels(**SCALED)
         self._gauge("kube_horizontalpodautoscaler_spec_max_replicas", AUTOSCALER).set(4)
         self._gauge("kube_horizontalpodautoscaler_status_current_replicas", AUTOSCALER).set(2)
         self._gauge("kube_deployment_spec_replicas", DEPLOYMENT).set(2)
+        self._gauge("container_memory_working_set_bytes", CONTAINER).set(90e6)
+        for name in ("container_cpu_usage_seconds_total", "kube_pod_container_status_restarts_total"):
+            Counter(name, "", [*CONTAINER], registry=self.registry).labels(**CONTAINER)
 
     def _gauge(self, name: str, labels: dict[str, str]) -> Gauge:
         return Gauge(name, "", [*labels], registry=self.registry).labels(**labels)

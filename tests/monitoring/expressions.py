@@ -7,19 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import promql_parser as promql
-import yaml
 from prometheus_client import CollectorRegistry
 
+from scripts.chart.rules import read_rules
 from worker.telemetry.metrics import GATE_GAUGES, PREFIX, Metrics
 
 FILES = Path(__file__).resolve().parents[2] / "charts" / "aoai-worker" / "files"
-RULES = FILES / "alerts.yaml"
 DASHBOARD = FILES / "dashboard.json"
+NAMESPACE = "batch"
 COMPARISONS = (">", "<", ">=", "<=", "==", "!=")
 
 VARIABLES = {
     "$__rate_interval": "20s",
+    "$cluster": ".*",
     "$namespace": ".*",
+    "$release": "aoai-worker",
     "$queue": ".*",
     "$deployment": ".*",
     "$pod": ".*",
@@ -52,6 +54,14 @@ def panel_expressions() -> list[Named]:
     ]
 
 
+def annotation_expressions() -> list[Named]:
+    return [
+        Named(f"annotation {item['name']}", with_values(item["expr"]))
+        for item in dashboard()["annotations"]["list"]
+        if "expr" in item
+    ]
+
+
 def with_values(expression: str) -> str:
     for variable, value in VARIABLES.items():
         expression = expression.replace(variable, value)
@@ -59,7 +69,7 @@ def with_values(expression: str) -> str:
 
 
 def rules() -> list[dict[str, Any]]:
-    return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+    return [rule for group in read_rules(NAMESPACE, "aoai-worker") for rule in group["rules"]]
 
 
 def alerts() -> list[dict[str, Any]]:

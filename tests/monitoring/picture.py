@@ -26,7 +26,7 @@ BUILD = ROOT / ".tools" / "picture"
 OUTPUT = ROOT / "docs" / "dashboard.png"
 SECONDS = 240
 WAVES = (900, 1_600, 700, 1_900, 1_200)
-SIZE = "1576,3150"
+SIZE = "1576,3660"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 

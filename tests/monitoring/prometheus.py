@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 from aiohttp import ClientError, ClientSession
 
-from tests.monitoring.expressions import RULES
+from scripts.chart.rules import read_rules
+from tests.monitoring.expressions import NAMESPACE
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ROOT / ".tools" / "debian" / "usr" / "bin"
@@ -26,6 +27,13 @@ def promtool(*arguments: str, stdin: str = "") -> tuple[int, str]:
         [PROMTOOL, *arguments], input=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     return done.returncode, done.stdout
+
+
+def write_rules(folder: Path, fullname: str) -> Path:
+    """The rules of one release as Prometheus reads them from a file."""
+    file = folder / f"{fullname}.yaml"
+    file.write_text(yaml.safe_dump({"groups": read_rules(NAMESPACE, fullname)}))
+    return file
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,7 @@ async def prometheus(folder: Path, targets: Sequence[Target], *, interval: str =
 
 def write_configuration(folder: Path, targets: Sequence[Target], interval: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
+    write_rules(folder, "aoai-worker")
     file = folder / "prometheus.yaml"
     file.write_text(yaml.safe_dump(configuration(targets, interval)))
     return file
@@ -92,7 +101,7 @@ def configuration(targets: Sequence[Target], interval: str) -> dict[str, Any]:
     static = [{"targets": [f"127.0.0.1:{target.port}"], "labels": target.labels} for target in targets]
     return {
         "global": {"scrape_interval": interval, "evaluation_interval": interval},
-        "rule_files": [str(RULES)],
+        "rule_files": ["aoai-worker.yaml"],
         "scrape_configs": [{"job_name": "pods", "honor_labels": True, "static_configs": static}],
     }
 

@@ -17,9 +17,9 @@ def test_the_committed_dashboard_is_what_the_code_makes() -> None:
     assert DASHBOARD.read_text() == render(), "next: make dashboard"
 
 
-def test_one_can_choose_data_source_namespace_queue_deployment_and_pod() -> None:
+def test_one_can_choose_data_source_release_and_what_of_it() -> None:
     names = [variable["name"] for variable in dashboard()["templating"]["list"]]
-    assert names == ["datasource", "namespace", "queue", "deployment", "pod"]
+    assert names == ["datasource", "release", "cluster", "namespace", "queue", "deployment", "pod"]
 
 
 @pytest.mark.parametrize("panel", panels(), ids=titles)
@@ -37,7 +37,18 @@ def test_a_panel_explains_itself_and_has_a_unit(panel: dict[str, Any]) -> None:
 @pytest.mark.parametrize("panel", panels(), ids=titles)
 def test_a_panel_looks_only_at_what_was_chosen(panel: dict[str, Any]) -> None:
     for target in panel["targets"]:
-        assert "$namespace" in target["expr"] or "keda_" in target["expr"]
+        for variable in ("$cluster", "$namespace", "$release"):
+            assert target["expr"].count(variable) >= target["expr"].count("{"), variable
+
+
+def test_no_title_is_there_twice() -> None:
+    names = [panel["title"] for panel in dashboard()["panels"]]
+    assert len(names) == len(set(names))
+
+
+def test_a_legend_tells_the_last_and_the_greatest_value() -> None:
+    graphs = [panel for panel in panels() if panel["type"] == "timeseries"]
+    assert {tuple(panel["options"]["legend"]["calcs"]) for panel in graphs} == {("lastNotNull", "max")}
 
 
 def test_no_panel_lies_upon_another_and_none_sticks_out() -> None:

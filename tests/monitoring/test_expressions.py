@@ -5,6 +5,7 @@ import pytest
 
 from tests.monitoring.expressions import (
     Named,
+    annotation_expressions,
     is_of_the_worker,
     labels_of,
     metrics_of,
@@ -14,17 +15,21 @@ from tests.monitoring.expressions import (
     rule_expressions,
 )
 
-EXPRESSIONS = panel_expressions() + rule_expressions()
+EXPRESSIONS = panel_expressions() + annotation_expressions() + rule_expressions()
 KNOWN = metrics_of_the_worker()
 TARGET_LABELS = {"cluster", "namespace", "pod"}
 FOREIGN = {
+    "container_cpu_usage_seconds_total",
+    "container_memory_working_set_bytes",
+    "keda_scaled_object_errors_total",
     "keda_scaler_detail_errors_total",
     "keda_scaler_metrics_value",
     "kube_deployment_spec_replicas",
     "kube_horizontalpodautoscaler_spec_max_replicas",
     "kube_horizontalpodautoscaler_status_current_replicas",
+    "kube_pod_container_status_restarts_total",
 }
-"""Metrics of KEDA's operator and of kube-state-metrics."""
+"""Metrics of KEDA's operator, of kube-state-metrics and of the kubelet."""
 
 
 @pytest.mark.parametrize("named", EXPRESSIONS, ids=lambda named: named.where)

@@ -28,6 +28,7 @@ async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene
         )
         await running.until("sum(increase(aoai_worker_jobs_total[30s])) > 100")
         await running.until("aoai_worker:jobs_failed:ratio_rate3d >= 0")
+        await running.submit(240)  # sorting ends within seconds, and its rate is seen for 20 s only
         yield running
 
 

@@ -127,7 +127,7 @@ async def test_watching_ends_by_ctrl_c_with_130_and_says_that_no_pod_works(tmp_p
 
 async def test_with_results_in_a_queue_what_needs_blob_storage_says_so(tmp_path: Path) -> None:
     path = str(write_batch(tmp_path / "in.jsonl", 1))
-    async with azure(tmp_path, config_for_tests()) as cloud:
+    async with azure(tmp_path, config_for_tests(), "--sink", "queue") as cloud:
         commands = (("list",), ("cancel", BATCH), ("retry", BATCH, path), ("status", BATCH, "--watch"))
         outputs = await asyncio.gather(*[told(cloud, *arguments, expect=2) for arguments in commands])
     assert all("needs the results in Blob storage" in output for output in outputs)

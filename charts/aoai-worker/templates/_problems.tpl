@@ -36,11 +36,38 @@ contradict each other. The schema has already refused what is wrong in itself.
 {{- if and .Values.workloadIdentity.identityBinding.enabled .Values.workloadIdentity.identityBinding.createRbac (not .Values.workloadIdentity.clientId) (not .Values.serviceAccount.create) -}}
 {{- $missing = append $missing "- workloadIdentity.clientId is missing: the role of an identity binding names it. Set it, or workloadIdentity.identityBinding.createRbac: false" -}}
 {{- end -}}
-{{- if and (eq .Values.autoscaling.mode "keda") (not .Values.autoscaling.keda.identityId) -}}
+{{- if and (eq .Values.autoscaling.mode "keda") (not .Values.autoscaling.keda.identityId) (not .Values.autoscaling.keda.authenticationRef.name) -}}
 {{- $missing = append $missing "- autoscaling.keda.identityId is missing: the client id of the identity with which KEDA reads the queues' length; not the worker's, which must not manage queues. Find it with\n    az identity show -g RESOURCE_GROUP -n KEDA_IDENTITY --query clientId -o tsv\n  or scale otherwise: autoscaling.mode=hpa or none" -}}
 {{- end -}}
 {{- if and (ne .Values.autoscaling.mode "none") (not .Values.autoscaling.maxReplicas) .Values.config.models (not (include "aoai-worker.jobsPerMinute" .)) -}}
 {{- $missing = append $missing "- autoscaling.maxReplicas is missing and cannot be worked out, because not every deployment in config.models has tokens_per_minute or requests_per_minute. Set it, or the budgets, which are found with\n    az cognitiveservices account deployment show -g RESOURCE_GROUP -n ACCOUNT --deployment-name DEPLOYMENT --query properties.rateLimits" -}}
+{{- end -}}
+{{- $missing = concat $missing (include "aoai-worker.missingResources" . | fromJsonArray) -}}
+{{- toJson $missing -}}
+{{- end }}
+
+{{/*
+Kinds that the cluster does not have. Without a cluster, as in `helm template`, Helm knows groups and no kinds, and
+nothing can be said.
+*/}}
+{{- define "aoai-worker.missingResources" -}}
+{{- $missing := list -}}
+{{- $monitoring := .Values.monitoring -}}
+{{- $scrapes := printf "%s/PodMonitor" $monitoring.podMonitor.apiVersion -}}
+{{- $managed := eq $monitoring.podMonitor.apiVersion "azmonitoring.coreos.com/v1" -}}
+{{- $prometheus := ternary "az aks update -g RESOURCE_GROUP -n CLUSTER --enable-azure-monitor-metrics" "the Prometheus operator, or on managed Prometheus set monitoring.podMonitor.apiVersion to azmonitoring.coreos.com/v1" $managed -}}
+{{- $wanted := list
+    (list (eq .Values.autoscaling.mode "keda") "keda.sh/v1alpha1/ScaledObject" "autoscaling.mode is keda" "az aks update -g RESOURCE_GROUP -n CLUSTER --enable-keda" "autoscaling.mode=hpa or none")
+    (list $monitoring.podMonitor.enabled $scrapes "monitoring.podMonitor.enabled is true" $prometheus "monitoring.podMonitor.enabled=false")
+    (list $monitoring.kedaPodMonitor.enabled $scrapes "monitoring.kedaPodMonitor.enabled is true" $prometheus "monitoring.kedaPodMonitor.enabled=false")
+    (list $monitoring.prometheusRule.enabled "monitoring.coreos.com/v1/PrometheusRule" "monitoring.prometheusRule.enabled is true" "the Prometheus operator" "monitoring.prometheusRule.enabled=false, and deploy k8s/azure/alerts.bicep")
+    (list (eq .Values.networkPolicy.mode "cilium") "cilium.io/v2/CiliumNetworkPolicy" "networkPolicy.mode is cilium" "Azure CNI powered by Cilium" "networkPolicy.mode=kubernetes or none") -}}
+{{- if .Capabilities.APIVersions.Has "apps/v1/Deployment" -}}
+{{- range $wanted -}}
+{{- if and (index . 0) (not ($.Capabilities.APIVersions.Has (index . 1))) -}}
+{{- $missing = append $missing (printf "- %s, and the cluster has no %s. Install it:\n    %s\n  or do without: %s" (index . 2) (index . 1) (index . 3) (index . 4)) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- toJson $missing -}}
 {{- end }}
@@ -62,9 +89,45 @@ contradict each other. The schema has already refused what is wrong in itself.
 {{- if and .Values.workloadIdentity.identityBinding.enabled (not (has (.Values.config.credential | default "auto") (list "workload" "auto"))) -}}
 {{- $problems = append $problems (printf "- workloadIdentity.identityBinding.enabled needs config.credential workload, and it is %s" .Values.config.credential) -}}
 {{- end -}}
+{{- $problems = concat $problems (include "aoai-worker.clashes" . | fromJsonArray) -}}
+{{- $keda := .Values.autoscaling.keda -}}
+{{- if eq .Values.autoscaling.mode "keda" -}}
+{{- if and (not (kindIs "invalid" $keda.idleReplicaCount)) (lt (int .Values.autoscaling.minReplicas) 1) -}}
+{{- $problems = append $problems "- autoscaling.keda.idleReplicaCount is 0 and autoscaling.minReplicas is 0 as well, which KEDA refuses. Leave the first out: with no messages there are no pods anyway" -}}
+{{- end -}}
+{{- if and $keda.extraTriggers (not $keda.formula) (gt (len (include "aoai-worker.queues" . | fromJsonArray)) 1) -}}
+{{- $problems = append $problems "- autoscaling.keda.extraTriggers is set, and with several queues KEDA scales on a formula that does not name it. Set autoscaling.keda.formula, such as \"max(q0 + q1, morning * 64)\"" -}}
+{{- end -}}
+{{- end -}}
 {{- $problems = concat $problems (include "aoai-worker.queueProblems" . | fromJsonArray) -}}
 {{- if and .Values.trustedCA.configMap .Values.config.ca_file -}}
 {{- $problems = append $problems "- trustedCA.configMap and config.ca_file are both set: keep one. The first mounts the file and sets the second" -}}
+{{- end -}}
+{{- toJson $problems -}}
+{{- end }}
+
+{{/* Names and paths that are the chart's own. Kubernetes would refuse them, or take one of the two. */}}
+{{- define "aoai-worker.clashes" -}}
+{{- $problems := list -}}
+{{- $variables := list "AOAI_WORKER_CONFIG" -}}
+{{- if and (not (include "aoai-worker.usesWorkloadIdentity" .)) .Values.workloadIdentity.clientId -}}
+{{- $variables = append $variables "AZURE_CLIENT_ID" -}}
+{{- end -}}
+{{- $own := list
+    (list "extraEnv" "name" $variables)
+    (list "extraVolumes" "name" (list "config" "trusted-ca"))
+    (list "extraVolumeMounts" "mountPath" (list "/etc/aoai-worker" "/etc/aoai-worker-ca"))
+    (list "extraContainers" "name" (list "worker"))
+    (list "initContainers" "name" (list "worker")) -}}
+{{- range $own -}}
+{{- $value := index . 0 -}}
+{{- $key := index . 1 -}}
+{{- $names := index . 2 -}}
+{{- range index $.Values $value -}}
+{{- if has (get . $key) $names -}}
+{{- $problems = append $problems (printf "- %s has one with the %s %s, which is the chart's own. Take another" $value $key (get . $key)) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- toJson $problems -}}
 {{- end }}

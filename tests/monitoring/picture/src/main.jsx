@@ -31,7 +31,7 @@ const COLUMN = 1560 / 24;
 const ROW = 38;
 const GAP = 8;
 const STEP = Math.max(1, Math.round((to - from) / 240));
-const VALUES = { $__rate_interval: `${Math.max(20, 4 * STEP)}s`, $namespace: '.*', $queue: '.*', $deployment: '.*', $pod: '.*' };
+const VALUES = { $__rate_interval: `${Math.max(20, 4 * STEP)}s`, $cluster: '.*', $release: 'aoai-worker', $namespace: '.*', $queue: '.*', $deployment: '.*', $pod: '.*' };
 
 const withValues = (expression) =>
   Object.entries(VALUES).reduce((text, [name, value]) => text.replaceAll(name, value), expression);

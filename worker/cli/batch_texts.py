@@ -163,6 +163,8 @@ def _facts(status: "BatchStatus", detail: "BatchDetail", cost: "Cost", now: floa
         )
     if detail.failures:
         facts.append(("failed", ", ".join(f"{code}: {count:,}" for code, count in detail.failures.items())))
+    if detail.warnings:
+        facts.append(("unfit", ", ".join(f"{code}: {count:,}" for code, count in detail.warnings.items())))
     used = {model: usage for model, usage in sorted(detail.usage.items()) if usage != Usage()}
     for model, usage in used.items():
         cached = f" ({usage.cached:,} cached)" if usage.cached else ""
@@ -378,6 +380,7 @@ def _detail_document(status: "BatchStatus", detail: "BatchDetail", prices: "Mapp
         "running": detail.running,
         "cancelled": status.cancelled,
         "failures": dict(detail.failures),
+        "warnings": dict(detail.warnings),
         "usage": {model: asdict(usage) for model, usage in detail.usage.items()},
         "cost": dict(cost.models),
         "total_cost": cost.total,

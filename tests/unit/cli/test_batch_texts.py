@@ -40,6 +40,7 @@ DETAIL = BatchDetail(
     running=64,
     queued=3_702,
     failures={"attempts_exhausted": 30, "400": 4},
+    warnings={"schema_mismatch": 7},
     usage={"gpt-5.4-mini": Usage(prompt=1_234_567, cached=12_345, completion=234_567)},
     rate=12.34,
     pods=(
@@ -64,6 +65,7 @@ def test_a_running_batch_is_told_in_80_columns() -> None:
         "  submitted  2026-09-21T14:03:20.000Z, 10 min ago\n"
         "  jobs       3,702 queued, 64 running, 12.3 a second, 5 min left\n"
         "  failed     attempts_exhausted: 30, 400: 4\n"
+        "  unfit      schema_mismatch: 7\n"
         "  tokens     gpt-5.4-mini: 1,234,567 in (12,345 cached), 234,567 out\n"
         "  cost       2.17\n"
         "  waits      gpt-5.4-mini@my-account.openai.azure.com: 429: quota, for another\n"
@@ -207,6 +209,7 @@ def test_a_program_gets_all_that_is_known() -> None:
         "running": 64,
         "cancelled": 0,
         "failures": {"attempts_exhausted": 30, "400": 4},
+        "warnings": {"schema_mismatch": 7},
         "usage": {"gpt-5.4-mini": {"prompt": 1_234_567, "completion": 234_567, "cached": 12_345}},
         "cost": {"gpt-5.4-mini": pytest.approx(2.172835)},
         "total_cost": pytest.approx(2.172835),

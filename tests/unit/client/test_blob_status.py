@@ -1,6 +1,7 @@
 """What a producer is told of batches in Blob storage: counts, tokens, rate, what is left, and why it waits."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ async def test_a_listing_tells_failures_by_code_and_tokens_by_model() -> None:
     container = MemoryContainer(page=2)
     container.announce(10)
     container.put("a", summary=summary(prompt=10))
-    container.put("b", summary=summary(prompt=20))
+    container.put("b", summary=replace(summary(prompt=20), warning="invalid_json"))
     container.put("c", summary=summary(model="large", prompt=5))
     container.put("d", failed=True, summary=summary("400"))
     container.put("e", failed=True, summary=summary("expired"))
@@ -43,6 +44,7 @@ async def test_a_listing_tells_failures_by_code_and_tokens_by_model() -> None:
     status = await BlobBatches(container, PREFIX).status("b1")
     assert (status.total, status.succeeded, status.failed) == (10, 3, 4)
     assert status.detail is not None
+    assert status.detail.warnings == {"invalid_json": 1}
     assert status.detail.failures == {"400": 2, "expired": 1, "unknown": 1}
     assert status.detail.usage == {
         "small": Usage(prompt=30, completion=2, cached=4),

@@ -170,6 +170,24 @@ ROWS = (
                 queries=(Query(by("kind", per_minute("tokens_total", DEPLOYMENT)), "{{kind}}"),),
             ),
             Panel(
+                title="Cost per hour",
+                description="Of the tokens of all calls, by AOAI_WORKER_PRICES; empty where that is not set.",
+                unit="short",
+                queries=(Query(f"{by('model', per_minute('cost_total', NS))} * 60", "{{model}}"),),
+                stacked=True,
+            ),
+            Panel(
+                title="Unfit answers per minute",
+                description="Answers that are not the JSON which their job asked for, or not of its schema.",
+                unit="short",
+                queries=(
+                    Query(
+                        by("deployment, code", per_minute("unfit_answers_total", DEPLOYMENT)),
+                        "{{deployment}} {{code}}",
+                    ),
+                ),
+            ),
+            Panel(
                 title="In flight and slots",
                 description="Jobs under way, deliveries not settled yet, and the slots of all pods.",
                 unit="short",

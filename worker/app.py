@@ -92,6 +92,7 @@ async def serve(settings: WorkerSettings, logger: logging.Logger) -> None:
         scopes=scopes(settings).values(),
         slots=settings.slots,
         bytes_limit=settings.in_flight_bytes,
+        prices=settings.prices or {},
     )
     with ExitStack() as listeners:
         summary = Summary(lambda fields: logger.info("progress", extra=fields))

@@ -228,8 +228,8 @@ class SortingFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallEnded:
-    """`status`: the HTTP status, `none` where none came. Seconds of this call, and to the first token of a streamed
-    answer. `throttle` tells the kind of a 429."""
+    """`model`: that which the job asked for. `status`: the HTTP status, `none` where none came. Seconds of this
+    call, and to the first token of a streamed answer. `throttle` tells the kind of a 429."""
 
     job_id: str
     deployment: str
@@ -239,6 +239,7 @@ class CallEnded:
     throttle: ThrottleKind | None = None
     usage: Usage | None = None
     detail: str | None = None
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

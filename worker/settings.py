@@ -33,6 +33,7 @@ from pydantic_settings import (
 
 from worker.errors import InvalidSettings
 from worker.jobs.model_names import MODEL, MODEL_ALPHABET
+from worker.jobs.outcomes import Usage
 
 PREFIX = "AOAI_WORKER_"
 
@@ -172,6 +173,10 @@ Deployments = Annotated[list[Annotated[Deployment, BeforeValidator(_deployment)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+MILLION = 1_000_000
+"""Tokens that a price is for."""
+
+
 class Price(BaseModel):
     """Of a model, for a million tokens, in any currency."""
 
@@ -181,6 +186,12 @@ class Price(BaseModel):
     cached_input: Amount | None = None
     """Of input tokens that the service had cached; left out, they cost as much as others."""
     output: Amount
+
+    def cost(self, usage: Usage) -> float:
+        cached_input = self.input if self.cached_input is None else self.cached_input
+        # the service counts cached tokens among those of the prompt
+        fresh = max(0, usage.prompt - usage.cached)
+        return (fresh * self.input + usage.cached * cached_input + usage.completion * self.output) / MILLION
 
 
 class ConnectionSettings(BaseSettings):
@@ -295,14 +306,10 @@ class ConnectionSettings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The environment wins over the file, so one pod can be tried with another value."""
-        file = os.environ.get(f"{PREFIX}CONFIG")
-        sources = [init_settings, env_settings]
-        if file:
-            # without this, mappings such as `models` would be merged rather than replaced
-            given = env_settings()
-            values = {name: value for name, value in _read_yaml(Path(file)).items() if name not in given}
-            sources.append(InitSettingsSource(settings_cls, values))
-        return tuple(sources)
+        # without this, mappings such as `models` would be merged rather than replaced
+        given = env_settings()
+        values = {name: value for name, value in values_of_file().items() if name not in given}
+        return init_settings, env_settings, InitSettingsSource(settings_cls, values)
 
 
 class WorkerSettings(ConnectionSettings):
@@ -483,6 +490,12 @@ class WorkerSettings(ConnectionSettings):
         models: dict[str, str | None] = {queue: model for model, queue in self.queue_of_models.items()}
         models |= self.queues or {}
         return {queue: frozenset({model} if model else ()) for queue, model in models.items()}
+
+
+def values_of_file() -> Mapping[str, Any]:
+    """What the YAML file says, if one is named. Raises InvalidSettings."""
+    file = os.environ.get(f"{PREFIX}CONFIG")
+    return _read_yaml(Path(file)) if file else {}
 
 
 def _budget(deployment: Deployment) -> tuple[int | None, int | None]:

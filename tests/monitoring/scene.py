@@ -78,7 +78,13 @@ def small_quota() -> Config:
 async def watched_fleet(folder: Path, *, slots: int = 24) -> AsyncIterator[Scene]:
     async with AsyncExitStack() as stack:
         cloud = await stack.enter_async_context(azure(folder, small_quota()))
-        settings = {"models": json.dumps(MODELS), "fleet_size": "2", "slots": str(slots)}
+        prices = {model: {"input": 0.25, "output": 2.0} for model in MODELS}
+        settings = {
+            "models": json.dumps(MODELS),
+            "prices": json.dumps(prices),
+            "fleet_size": "2",
+            "slots": str(slots),
+        }
         workers = [await stack.enter_async_context(worker(cloud, pod=pod, **settings)) for pod in PODS]
         submitted: list[int] = []
         last_seen = {"settled": 0.0}

@@ -1,5 +1,5 @@
 """The command `aoai-worker`: the worker, its check, and the local Azure. `batches.py` has the producer's commands,
-`dlq.py` those for dead letters.
+`dlq.py` those for dead letters, `settings.py` one that shows what is set.
 
 Standard output carries only what one would pipe; the rest goes to standard error. Exit codes: 0 done, 1 something
 outside failed, 2 the input or the settings are wrong, 3 the batch is not complete, 4 it is complete and jobs
@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from worker.cli import batches, dlq
+from worker.cli import batches, dlq, settings
 from worker.cli.terminal import FAILED, complain, readable_errors
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(batches.app)
+app.add_typer(settings.app)
 app.add_typer(dlq.app, name="dlq")
 
 
@@ -50,7 +51,8 @@ def _options(
 def run() -> None:
     """Take jobs from the queue, call Azure OpenAI, write the results.
 
-    This is the worker. The environment configures it: docs/settings.md.
+    This is the worker. The environment configures it, or a YAML file that AOAI_WORKER_CONFIG names:
+    `aoai-worker settings` shows every setting, docs/settings.md says what each is for.
     """
     with readable_errors():
         from worker.app import run as work

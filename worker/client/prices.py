@@ -6,9 +6,6 @@ from dataclasses import dataclass
 from worker.jobs.outcomes import Usage
 from worker.settings import Price
 
-PER = 1_000_000
-"""Tokens that a price is for."""
-
 
 @dataclass(frozen=True, slots=True)
 class Cost:
@@ -29,13 +26,4 @@ class Cost:
 
 def cost_of(usage: Mapping[str, Usage], prices: Mapping[str, Price]) -> Cost:
     """`usage`: tokens by model."""
-    return Cost({model: _amount(tokens, prices.get(model)) for model, tokens in usage.items()})
-
-
-def _amount(tokens: Usage, price: Price | None) -> float | None:
-    if price is None:
-        return None
-    cached_input = price.input if price.cached_input is None else price.cached_input
-    # the service counts cached tokens among those of the prompt
-    fresh = max(0, tokens.prompt - tokens.cached)
-    return (fresh * price.input + tokens.cached * cached_input + tokens.completion * price.output) / PER
+    return Cost({model: prices[model].cost(of) if model in prices else None for model, of in usage.items()})

@@ -2,9 +2,10 @@
 
 import os
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
@@ -18,6 +19,7 @@ from worker.admission.gate import OUTAGE, SETUP
 from worker.interfaces import Event
 from worker.jobs.outcomes import Answered, FailureCode, HandBackReason, Unfinished, WarningCode, label_of
 from worker.rate_limits import ThrottleKind
+from worker.settings import Price
 
 PREFIX = "aoai_worker"
 
@@ -63,8 +65,11 @@ class Metrics:
         scopes: Iterable[str],
         slots: int,
         bytes_limit: int,
+        prices: Mapping[str, Price] = MappingProxyType({}),
     ) -> None:
+        """`prices`: by model; what others cost is not told."""
         self.registry = CollectorRegistry()
+        self._prices = prices
         self._children: dict[tuple[Any, ...], Any] = {}
         self._deployments = set(deployments)
         self._most_deployments = len(self._deployments) + MOST_DEPLOYMENTS
@@ -72,6 +77,8 @@ class Metrics:
         self._create_at_zero(
             tuple(queues), sorted(self._deployments), tuple(scope_label(scope) for scope in scopes)
         )
+        for model in prices:
+            self._child(self.cost, model)
         for model in models:  # that are sorted
             self._child(self.sorted, model)
         self.slots.set(slots)
@@ -137,6 +144,7 @@ class Metrics:
         self.jobs = counter("jobs", "Deliveries by their outcome", ["queue", "deployment", "outcome"])
         self.tokens = counter("tokens", "Tokens as the service counts them", ["deployment", "kind"])
         self.calls = counter("calls", "Calls by HTTP status, none where there was none", ["deployment", "status"])
+        self.cost = counter("cost", "Price of the tokens of calls, by AOAI_WORKER_PRICES", ["model"])
         self.unfit = counter(
             "unfit_answers", "Answers that are not the JSON their job asked for", ["deployment", "code"]
         )
@@ -241,6 +249,8 @@ class Metrics:
         self._child(self.call_seconds, deployment).observe(event.seconds)
         if event.first_token is not None:
             self._child(self.first_token, deployment).observe(event.first_token)
+        if event.usage is not None and event.model in self._prices:
+            self._child(self.cost, event.model).inc(self._prices[event.model].cost(event.usage))
         if event.throttle is not None:
             self._child(self.throttles, deployment, event.throttle).inc()
 

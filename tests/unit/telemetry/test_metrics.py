@@ -27,6 +27,7 @@ from worker.jobs.outcomes import (
     label_of,
 )
 from worker.rate_limits import ThrottleKind
+from worker.settings import Price
 from worker.telemetry.metrics import Metrics, file_age, scope_label
 
 SCOPE = "https://cognitiveservices.azure.com/.default"
@@ -88,6 +89,19 @@ def changes(metrics: Metrics, event: events.Event) -> dict[str, float]:
         - before.get((name, labels), 0)
         for (name, labels), after in exposed(metrics).items()
         if after != before.get((name, labels)) and not name.endswith("_bucket")
+    }
+
+
+def test_a_call_costs_what_its_model_s_tokens_cost_and_nothing_is_told_without_a_price() -> None:
+    prices = {"small": Price(input=1.0, cached_input=0.1, output=4.0)}
+    metrics = Metrics(queues=(), deployments=("d",), scopes=(), slots=1, bytes_limit=1, prices=prices)
+    assert value(metrics, "cost_total", model="small") == 0
+    for model in ("small", "other"):
+        usage = Usage(prompt=1_000_000, cached=500_000, completion=250_000)
+        metrics(example_of(events.CallEnded, deployment="d", model=model, usage=usage))
+    assert value(metrics, "cost_total", model="small") == pytest.approx(0.5 + 0.05 + 1.0)
+    assert {labels for name, labels in exposed(metrics) if name == "cost_total"} == {
+        frozenset({("model", "small")})
     }
 
 

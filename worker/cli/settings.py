@@ -1,0 +1,58 @@
+"""`aoai-worker settings`: every setting with its value and where that comes from."""
+
+import json
+import os
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from worker.cli.terminal import readable_errors
+
+if TYPE_CHECKING:
+    from worker.settings import ConnectionSettings
+
+app = typer.Typer()
+
+
+@app.command()
+def settings(
+    producer: Annotated[
+        bool, typer.Option("--producer", help="Only the settings that the producer's commands read.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> None:
+    """Show every setting, its value and its source.
+
+    The source is the environment, the file that AOAI_WORKER_CONFIG names, or the default.
+
+    Nothing is asked of Azure. docs/settings.md says what each is for.
+
+    Exit codes: 0 shown; 2 the settings are wrong.
+    """
+    with readable_errors():
+        from worker.settings import ConnectionSettings, WorkerSettings, load
+
+        rows = rows_of(load(ConnectionSettings if producer else WorkerSettings))
+    if as_json:
+        document = {name: {"value": value, "source": source} for name, value, source in rows}
+        typer.echo(json.dumps(document))
+        return
+    width = max(len(name) for name, _, _ in rows)
+    for name, value, source in rows:
+        shown = value if isinstance(value, str) else json.dumps(value)
+        typer.echo(f"{name:<{width}}  {source:<11}  {shown}")
+
+
+def rows_of(settings: "ConnectionSettings") -> list[tuple[str, Any, str]]:
+    """Variable, value as JSON has it, and source of each, in the order of docs/settings.md."""
+    from worker.settings import PREFIX, values_of_file
+
+    values = settings.model_dump(mode="json")
+    environment = {name.upper() for name in os.environ}
+    file = values_of_file()
+    rows = []
+    for name, field in type(settings).model_fields.items():
+        variable = str(field.validation_alias or f"{PREFIX}{name}".upper())
+        source = "environment" if variable in environment else "file" if name in file else "default"
+        rows.append((variable, values[name], source))
+    return rows

@@ -146,6 +146,21 @@ async def test_another_file_sends_only_jobs_that_are_of_the_batch(
     assert [job.id for job in await sent(bus)] == ["b1/b"]
 
 
+async def test_a_file_with_the_model_map_of_its_submission_is_the_submitted_one(
+    bus: Bus, client: JobClient, tmp_path: Path
+) -> None:
+    path = small_batch(tmp_path / "jobs.jsonl", ["a", "b"])
+    mapped = read_batch_file(path, model_map={"gpt-5.4-mini": "other"})
+    await client.submit(mapped, batch_id="b1")
+    await client.cancel("b1")
+    await sent(bus)
+    without = await client.retry(read_batch_file(path), "b1")
+    assert (without.is_submitted_file, without.sent, without.passed_over) == (False, 0, {PassedOver.NOT_SHOWN: 2})
+    outcome = await client.retry(mapped, "b1")
+    assert (outcome.is_submitted_file, outcome.sent) == (True, 2)
+    assert {job.line.model for job in await sent(bus)} == {"other"}
+
+
 async def test_only_the_wanted_codes_are_sent_again(
     bus: Bus, client: JobClient, container: BlobContainer, tmp_path: Path
 ) -> None:

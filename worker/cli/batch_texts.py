@@ -25,7 +25,8 @@ NO_POD = (
     "same AOAI_WORKER_BLOB_CONTAINER and AOAI_WORKER_BLOB_PREFIX"
 )
 OTHERS_FIRST = (
-    "pods run, and none has a job of this batch: others are before it, or its model's queue is not worked"
+    "pods run, and none tells of a job of this batch (they do every 10 s): others are before it, it was submitted "
+    "for later (--at), its model's queue is not worked, or a pod that is gone holds its jobs, for 5 min at most"
 )
 
 
@@ -55,7 +56,7 @@ def waits_of(status: "BatchStatus") -> Sequence[Wait]:
     pods = Counter((concerns, alike) for concerns, _, alike in told)
     first = {(concerns, alike): why for concerns, why, alike in reversed(told)}
     waits = [Wait(concerns, first[concerns, alike], count) for (concerns, alike), count in pods.most_common()]
-    if not waits and not detail.running:
+    if not waits and not detail.running and not detail.rate:
         return (Wait("", OTHERS_FIRST, len(detail.pods)),)
     return waits
 
@@ -228,7 +229,7 @@ def _row(status: "BatchStatus", now: float) -> tuple[str, ...]:
         status.batch_id,
         status.state,
         f"{status.succeeded + status.failed}/{'?' if status.total is None else status.total}",
-        str(status.failed),
+        str(_failed(status)),
         pace(detail.rate) if detail.rate and not status.complete else "-",
         "-" if left is None else shortly(left),
         "?" if submitted is None else shortly(now - submitted),
@@ -272,6 +273,11 @@ def describe_retry(retry: "BatchRetry") -> str:
         )
     if not lines:
         lines.append(f"{retry.batch_id}: nothing to retry.")
+    if not retry.is_submitted_file:
+        lines.append(
+            "This is not what was submitted: lines were sent as they stand here. If they were submitted with "
+            "--model-map or --skip-invalid, give these to retry too."
+        )
     if retry.passed_over:
         lines.append(f"Passed over: {_describe_passed_over(retry.passed_over)}.")
     if retry.elsewhere:

@@ -64,6 +64,12 @@ InputFile = Annotated[
     ),
 ]
 BatchId = Annotated[str, typer.Argument(metavar="BATCH", help="The batch id, as submit printed it.")]
+ModelMap = Annotated[
+    list[str] | None, typer.Option(metavar="OLD=NEW", help="Send body.model OLD as NEW; for each model once.")
+]
+SkipInvalid = Annotated[
+    bool, typer.Option("--skip-invalid", help="Send the valid lines; write the others to FILE.invalid.jsonl.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
 
 
@@ -83,14 +89,8 @@ def submit(
     queue: Annotated[
         str | None, typer.Option(metavar="NAME", help="Send all jobs to this queue, whatever their models.")
     ] = None,
-    model_map: Annotated[
-        list[str] | None,
-        typer.Option(metavar="OLD=NEW", help="Send body.model OLD as NEW; for each model once."),
-    ] = None,
-    skip_invalid: Annotated[
-        bool,
-        typer.Option("--skip-invalid", help="Send the valid lines; write the others to FILE.invalid.jsonl."),
-    ] = False,
+    model_map: ModelMap = None,
+    skip_invalid: SkipInvalid = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the file and print jobs and tokens by model. Asks no Azure.")
     ] = False,
@@ -235,13 +235,16 @@ def retry(
             metavar="CODE", help="Failed with this code alone, such as 429 or attempts_exhausted; may be repeated."
         ),
     ] = None,
+    model_map: ModelMap = None,
+    skip_invalid: SkipInvalid = False,
     as_json: AsJson = False,
 ) -> None:
     """Send again the jobs of a batch that failed.
 
-    FILE is the file that was submitted, or any with the lines of the failed jobs. Of a cancelled batch the jobs
-    without a result are sent too, if FILE is the one that was submitted; let calls end first that status shows as
-    running. The new results supersede the old ones: the batch is complete when all have come.
+    FILE is the file that was submitted, or any with the lines of the failed jobs; give the --model-map and the
+    --skip-invalid of submit too. Of a cancelled batch the jobs without a result are sent as well, if what is sent
+    is the same. Calls that are under way are paid for twice: let half a minute pass after a cancellation. The new
+    results supersede the old ones: the batch is complete when all have come.
 
     It needs results in Blob storage. Interrupted, the same command goes on: a job of an earlier retry without a
     result is sent under the number that it has, whatever --only says, and the queue drops what it knows.
@@ -250,7 +253,8 @@ def retry(
     the input or the settings are wrong, or results go to a queue; 130 interrupted.
     """
     with readable_errors(interrupted=GOES_ON), Heartbeat("the command to be loaded") as heartbeat:
-        outcome = _retry(batch, Path(file), only or [], heartbeat)
+        models = parse_model_map(model_map or (), "--model-map")
+        outcome = _retry(batch, Path(file), only or [], models, skip_invalid, heartbeat)
     if as_json:
         typer.echo(json.dumps(retry_document(outcome)))
     else:
@@ -414,13 +418,15 @@ def _width() -> int:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else UNBROKEN
 
 
-def _retry(batch_id: str, file: Path, only: list[str], heartbeat: Heartbeat) -> "BatchRetry":
+def _retry(
+    batch_id: str, file: Path, only: list[str], models: Mapping[str, str], skip_invalid: bool, heartbeat: Heartbeat
+) -> "BatchRetry":
     from worker.client.batches import require_batch_id
     from worker.client.retries import require_codes
 
     require_batch_id(batch_id)
     require_codes(only)
-    with _checked_file(file, heartbeat) as found:
+    with _checked_file(file, heartbeat, batch_id, models, skip_invalid) as found:
         return asyncio.run(_send_again(found, batch_id, only, heartbeat))
 
 

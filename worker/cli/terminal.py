@@ -59,6 +59,7 @@ def _ended_by(error: Exception) -> typer.Exit:
     from worker.cli.advice import explain
     from worker.client import (
         AlreadyCollected,
+        BatchIsCancelled,
         InvalidBatch,
         InvalidBatchId,
         InvalidCode,
@@ -75,6 +76,7 @@ def _ended_by(error: Exception) -> typer.Exit:
         complain(explain(error))
     wrong_input = (
         AlreadyCollected,
+        BatchIsCancelled,
         InvalidBatch,
         InvalidBatchId,
         InvalidCode,

@@ -4,6 +4,7 @@ from worker.client.batch_files import BatchFile, InvalidBatch, LineProblem, read
 from worker.client.batches import (
     AlreadyCollected,
     BatchDetail,
+    BatchIsCancelled,
     BatchStatus,
     Collection,
     CollectionRecord,
@@ -28,6 +29,7 @@ __all__ = [
     "AlreadyCollected",
     "BatchDetail",
     "BatchFile",
+    "BatchIsCancelled",
     "BatchRetry",
     "BatchStatus",
     "BeingCollected",

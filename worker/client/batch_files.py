@@ -95,7 +95,7 @@ class BatchFile:
 
 
 def read_batch_file(
-    path: Path,
+    path: Path | str,
     *,
     name: str | None = None,
     model_map: Mapping[str, str] | None = None,
@@ -109,7 +109,7 @@ def read_batch_file(
     Raises InvalidBatch with what is wrong on which lines, ValueError for a map to what is no name of a model, or
     OSError.
     """
-    name, models = name or str(path), require_model_map(model_map or {})
+    path, name, models = Path(path), name or str(path), require_model_map(model_map or {})
     problems = _Problems(on_invalid)
     found = _check(path, name, models, problems)
     if on_invalid and 0 < len(problems.lines) < found.total:

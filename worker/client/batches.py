@@ -87,6 +87,16 @@ class NeedsBlob(WorkerError):
         )
 
 
+class BatchIsCancelled(WorkerError):
+    """The same file was submitted under this id, and cancelled."""
+
+    def __init__(self, batch_id: str) -> None:
+        super().__init__(
+            f"batch {batch_id} was submitted before and is cancelled: its jobs would end without a call. Nothing "
+            f"was sent. Next: aoai-worker retry {batch_id} FILE sends what has no answer, or another --batch"
+        )
+
+
 class OtherBatch(WorkerError):
     """Another file was submitted under this batch id."""
 

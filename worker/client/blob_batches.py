@@ -27,6 +27,7 @@ from worker.azure.blob.names import (
 )
 from worker.client.batches import (
     BatchDetail,
+    BatchIsCancelled,
     BatchStatus,
     UnknownBatch,
     require_submittable,
@@ -106,12 +107,14 @@ class BlobBatches:
     async def announce(self, manifest: Manifest) -> str | None:
         """When the same was put before, None if it is new; putting it again is harmless.
 
-        Raises OtherBatch where another file has this id.
+        Raises OtherBatch where another file has this id, BatchIsCancelled.
         """
         if await self._container.create(manifest_name(self._prefix, manifest.batch_id), encode_manifest(manifest)):
             return None
         there = await self.manifest(manifest.batch_id)
         before = require_submittable(manifest, there, None)
+        if await self._cancellation(manifest.batch_id):
+            raise BatchIsCancelled(manifest.batch_id)
         return None if before == manifest.submitted_at else before  # equal: a lost answer made us put it twice
 
     async def manifest(self, batch_id: str) -> Manifest | None:
@@ -119,11 +122,13 @@ class BlobBatches:
         return await self._reading(decode_manifest)(manifest_name(self._prefix, batch_id))
 
     async def records(self, batch_id: str) -> BatchRecords:
-        cancelled = self._reading(decode_cancellation)(cancellation_name(self._prefix, batch_id))
         manifest, cancellation, retries = await asyncio.gather(
-            self.manifest(batch_id), cancelled, self._retries(batch_id)
+            self.manifest(batch_id), self._cancellation(batch_id), self._retries(batch_id)
         )
         return BatchRecords(manifest, cancellation, retries)
+
+    async def _cancellation(self, batch_id: str) -> Cancellation | None:
+        return await self._reading(decode_cancellation)(cancellation_name(self._prefix, batch_id))
 
     async def status(self, batch_id: str) -> BatchStatus:
         records, pods = await asyncio.gather(self.records(batch_id), self.pods())
@@ -253,7 +258,7 @@ class Tally:
         self._buckets[int(summary.finished // BUCKET)] += 1
         if summary.warning:
             self._warnings[summary.warning] += 1
-        if summary.usage:
+        if summary.usage not in (None, Usage()):
             self._usage[summary.model] = self._usage.get(summary.model, Usage()) + summary.usage
 
     def status(self, batch_id: str, pods: Sequence[PodReport], now: float) -> BatchStatus:

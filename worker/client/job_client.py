@@ -236,8 +236,8 @@ class JobClient:
     async def collect(
         self,
         batch_id: str,
-        out: Path,
-        errors: Path | None = None,
+        out: Path | str,
+        errors: Path | str | None = None,
         *,
         follow: bool = False,
         timeout: float = FOLLOW_TIMEOUT,
@@ -258,7 +258,7 @@ class JobClient:
         UnwritableOutput, UnusableBlob, ClaimUnavailable, BlobFailed, OSError, or the SDK's ServiceBusError.
         """
         require_timeout(timeout)
-        with output_of(require_batch_id(batch_id), out, errors) as files:
+        with output_of(require_batch_id(batch_id), Path(out), Path(errors) if errors else None) as files:
             collector = await self._collect_into(
                 files, batch_id, follow, timeout, on_progress or _ignore, on_waiting or _ignore
             )

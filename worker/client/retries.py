@@ -49,9 +49,11 @@ class PassedOver(StrEnum):
 class BatchRetry:
     """What a retry did. `number`: the new one, None where it took none. `sent`: jobs under it; `resumed`: jobs of
     earlier retries that have no result yet. `passed_over`: the file's other lines by reason. `elsewhere`: jobs of
-    earlier retries without a result that are not in this file."""
+    earlier retries without a result that are not in this file. `is_submitted_file`: what was read is what was
+    submitted, line by line."""
 
     batch_id: str
+    is_submitted_file: bool = True
     number: int | None = None
     sent: int = 0
     resumed: int = 0
@@ -68,6 +70,7 @@ class RetryPlan:
     resumed: Mapping[bytes, int]
     passed_over: Mapping[PassedOver, int]
     elsewhere: int
+    is_submitted_file: bool
 
     def __len__(self) -> int:
         return len(self.chosen) + len(self.resumed)
@@ -82,6 +85,7 @@ class RetryPlan:
     def outcome(self, batch_id: str) -> BatchRetry:
         return BatchRetry(
             batch_id=batch_id,
+            is_submitted_file=self.is_submitted_file,
             number=self.number if self.chosen else None,
             sent=len(self.chosen),
             resumed=len(self.resumed),
@@ -176,6 +180,7 @@ def plan_retry(
         resumed=resumed,
         passed_over=dict(passed_over),
         elsewhere=len(awaited) - len(resumed),
+        is_submitted_file=is_submitted_file,
     )
 
 

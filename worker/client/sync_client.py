@@ -26,7 +26,8 @@ def _blocking(
 
 
 class SyncJobClient:
-    """A connection with the methods of `JobClient`, which return when they are done; a context manager.
+    """A connection with the methods of `JobClient` but for `watch`, which return when they are done; a context
+    manager.
 
     It runs a loop of its own, one call at a time, in one thread. Where a loop runs already, as in a notebook, use
     `JobClient`. Ctrl-C ends the call with KeyboardInterrupt.
@@ -61,6 +62,7 @@ class SyncJobClient:
     status = _blocking(JobClient.status)
     newest = _blocking(JobClient.newest)
     cancel = _blocking(JobClient.cancel)
+    retry = _blocking(JobClient.retry)
     collect = _blocking(JobClient.collect)
 
     @property

@@ -188,9 +188,12 @@ def test_a_retry_says_what_it_sent_and_what_it_passed_over() -> None:
     told = describe_retry(outcome)
     assert told.startswith("b1: 2 jobs sent again, as retry 1000.\nb1: 1 job of an earlier retry without a result")
     assert "Passed over: 7 lines that succeeded." in told
+    assert "--model-map" not in told
+    assert "give these to retry too" in describe_retry(replace(outcome, is_submitted_file=False))
     assert describe_retry(BatchRetry(batch_id="b1")) == "b1: nothing to retry."
     assert retry_document(outcome) == {
         "batch_id": "b1",
+        "is_submitted_file": True,
         "number": 1_000,
         "sent": 2,
         "resumed": 1,

@@ -13,7 +13,7 @@ from tests.support.blob_jobs import make_job
 from tests.support.memory_container import MemoryContainer
 from worker.azure.blob.container import BlobFailed, ListedBlob
 from worker.azure.blob.names import result_name
-from worker.client.batches import OtherBatch, Progress
+from worker.client.batches import BatchIsCancelled, OtherBatch, Progress
 from worker.client.blob_batches import BlobBatches
 from worker.client.blob_collector import (
     LONGEST_PAUSE,
@@ -227,6 +227,9 @@ async def test_the_same_manifest_may_be_put_again_but_not_another() -> None:
     with pytest.raises(OtherBatch):
         await batches.announce(replace(manifest, total=2))
     assert len(container.stored) == 1
+    await batches.cancel("b1")
+    with pytest.raises(BatchIsCancelled, match="aoai-worker retry b1 FILE"):
+        await batches.announce(replace(manifest, submitted_at="now"))
 
 
 @given(listing=st.floats(0, 1_000), idle=st.integers(0, 10_000))

@@ -5,6 +5,7 @@ at once, each with the variable's name, the value seen and what is allowed.
 """
 
 import difflib
+import json
 import os
 import re
 import socket
@@ -20,6 +21,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    TypeAdapter,
     ValidationError,
     model_validator,
 )
@@ -490,6 +492,17 @@ class WorkerSettings(ConnectionSettings):
         models: dict[str, str | None] = {queue: model for model, queue in self.queue_of_models.items()}
         models |= self.queues or {}
         return {queue: frozenset({model} if model else ()) for queue, model in models.items()}
+
+
+def prices() -> Mapping[str, Price]:
+    """AOAI_WORKER_PRICES alone, for what asks no Azure. Raises InvalidSettings."""
+    try:
+        given = os.environ.get(f"{PREFIX}PRICES")
+        return TypeAdapter(dict[str, Price]).validate_python(
+            json.loads(given) if given else values_of_file().get("prices") or {}
+        )
+    except ValueError as error:
+        raise InvalidSettings([f"{PREFIX}PRICES: {error}"]) from error
 
 
 def values_of_file() -> Mapping[str, Any]:

@@ -351,10 +351,20 @@ def describe_skipped(batch: "BatchFile") -> str:
     return f"{batch.name}: skipped {' and '.join(skipped)}" if skipped else ""
 
 
-def describe_tokens(by_model: "Mapping[str, ModelTokens]") -> list[str]:
-    """A table: tokens are estimates, as they are before a call."""
-    rows = [("model", "jobs", "prompt tokens, about", "answer tokens, about")]
-    rows += [(name, f"{of.jobs:,}", f"{of.prompt:,}", f"{of.answer:,}") for name, of in by_model.items()]
+def describe_tokens(by_model: "Mapping[str, ModelTokens]", prices: "Mapping[str, Price]") -> list[str]:
+    """A table: tokens are estimates, as they are before a call, and so is what they cost at most."""
+    from worker.jobs.outcomes import Usage
+
+    def cost(name: str, of: "ModelTokens") -> list[str]:
+        if not prices:
+            return []
+        usage = Usage(prompt=of.prompt, completion=of.answer)
+        return [f"{prices[name].cost(usage):,.2f}" if name in prices else "no price"]
+
+    rows = [["model", "jobs", "prompt tokens, about", "answer tokens, about", *(["cost, about"] if prices else [])]]
+    rows += [
+        [name, f"{of.jobs:,}", f"{of.prompt:,}", f"{of.answer:,}", *cost(name, of)] for name, of in by_model.items()
+    ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
 

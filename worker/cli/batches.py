@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -94,6 +95,7 @@ def submit(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the file and print jobs and tokens by model. Asks no Azure.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Send a Batch input file, one message a line. Prints the batch id.
 
@@ -131,19 +133,20 @@ def submit(
             submission = asyncio.run(
                 _send(found, heartbeat, batch_id=batch, deadline=due, enqueue_at=start, queue=queue)
             )
-            _report(submission, at=start)
+            _report(submission, start, as_json)
     if found.left_out:
         raise typer.Exit(INCOMPLETE)
 
 
 def _show_plan(found: "BatchFile", batch_id: str | None) -> None:
     from worker.client import make_batch_id, tokens_by_model
+    from worker.settings import prices
 
-    typer.echo("\n".join(describe_tokens(tokens_by_model(found))))
+    typer.echo("\n".join(describe_tokens(tokens_by_model(found), prices())))
     complain(f"Nothing was sent. The batch id will be {batch_id or make_batch_id(found)}.")
 
 
-def _report(submission: "Submission", *, at: datetime | None) -> None:
+def _report(submission: "Submission", at: datetime | None, as_json: bool) -> None:
     if submission.submitted_before:
         complain(
             f"This batch was submitted before, at {submission.submitted_before}: jobs that the queue still knows, "
@@ -156,7 +159,7 @@ def _report(submission: "Submission", *, at: datetime | None) -> None:
         f"{submission.total:,} {jobs} submitted. "
         f"Next: aoai-worker collect {submission.batch_id} -o OUT.jsonl --follow"
     )
-    typer.echo(submission.batch_id)
+    typer.echo(json.dumps(asdict(submission)) if as_json else submission.batch_id)
 
 
 @app.command("list")
@@ -275,6 +278,7 @@ def collect(
         str,
         typer.Option(metavar="TIME", help="With --follow: end after this time without anything new; s, m, h or d."),
     ] = "15m",
+    as_json: AsJson = False,
 ) -> None:
     """Write the results of a batch to a file. The queue then has them no longer; Blob storage keeps them.
 
@@ -285,10 +289,14 @@ def collect(
     input or the settings are wrong, or the batch was collected into other files; 3 results are missing; 4 complete,
     and jobs failed or were cancelled; 130 interrupted.
     """
+    from worker.client.result_files import STANDARD_OUTPUT
+
     seconds = parse_seconds(timeout, "--timeout")
     with readable_errors(interrupted=GOES_ON), Heartbeat("a token") as heartbeat:
         collection = asyncio.run(_collect(batch, out, errors, follow, seconds, heartbeat))
     complain(describe_collection(collection, out, errors, timeout))
+    if as_json and out not in STANDARD_OUTPUT:
+        typer.echo(json.dumps({**asdict(collection), "missing": collection.missing}))
     if not collection.complete:
         raise typer.Exit(INCOMPLETE)
     if collection.failed or collection.cancelled:

@@ -486,6 +486,34 @@ def test_a_log_says_what_is_waited_for_when_nothing_comes(capsys: pytest.Capture
     ]
 
 
+def test_programs_get_an_object_of_a_submission_and_of_a_collection(
+    monkeypatch: pytest.MonkeyPatch, jobs_file: Path, tmp_path: Path
+) -> None:
+    answer_with(monkeypatch, Submission(batch_id="b1", total=1, sha256="f00"))
+    assert json.loads(call("submit", jobs_file, "--json").stdout) == {
+        "batch_id": "b1",
+        "total": 1,
+        "sha256": "f00",
+        "submitted_before": None,
+    }
+    answer_with(monkeypatch, Collection(batch_id="b1", total=3, succeeded=1, failed=1, complete=False))
+    result = call("collect", "b1", "-o", tmp_path / "out", "--json")
+    assert result.exit_code == 3
+    document = json.loads(result.stdout)
+    assert (document["succeeded"], document["failed"], document["missing"]) == (1, 1, 1)
+    assert call("collect", "b1", "-o", "-", "--json").stdout == "", "standard output has the results"
+
+
+def test_a_dry_run_tells_what_it_would_cost_where_prices_are_set(
+    monkeypatch: pytest.MonkeyPatch, jobs_file: Path
+) -> None:
+    assert "cost" not in call("submit", jobs_file, "--dry-run").stdout
+    monkeypatch.setenv("AOAI_WORKER_PRICES", '{"another": {"input": 1, "output": 2}}')
+    assert call("submit", jobs_file, "--dry-run").stdout.splitlines()[1].endswith("no price")
+    monkeypatch.setenv("AOAI_WORKER_PRICES", "{")
+    assert call("submit", jobs_file, "--dry-run").exit_code == 2
+
+
 def test_a_log_tells_the_speed_and_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
     now = 0.0
     report = ProgressLines("submitted", clock=lambda: now)

@@ -278,6 +278,16 @@ def collect(
         str,
         typer.Option(metavar="TIME", help="With --follow: end after this time without anything new; s, m, h or d."),
     ] = "15m",
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            "--sort",
+            metavar="INPUT.jsonl",
+            exists=True,
+            dir_okay=False,
+            help="When complete, put the results into the order of this file.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the results of a batch to a file. The queue then has them no longer; Blob storage keeps them.
@@ -293,7 +303,12 @@ def collect(
 
     seconds = parse_seconds(timeout, "--timeout")
     with readable_errors(interrupted=GOES_ON), Heartbeat("a token") as heartbeat:
+        if like and out in STANDARD_OUTPUT:
+            raise typer.BadParameter("standard output cannot be sorted. Next: a file", param_hint="'--sort'")
         collection = asyncio.run(_collect(batch, out, errors, follow, seconds, heartbeat))
+        if like and collection.complete:
+            heartbeat.wait_for(f"the results to be in the order of {like}")
+            _sort(like, [out, *([errors] if errors else [])])
     complain(describe_collection(collection, out, errors, timeout))
     if as_json and out not in STANDARD_OUTPUT:
         typer.echo(json.dumps({**asdict(collection), "missing": collection.missing}))
@@ -445,6 +460,15 @@ async def _send_again(batch: "BatchFile", batch_id: str, only: list[str], heartb
     async with JobClient.from_environment() as client:
         with progress_of("sent again", heartbeat) as report:
             return await client.retry(batch, batch_id, only=only, on_progress=report, on_waiting=heartbeat.wait_for)
+
+
+def _sort(like: Path, outputs: Sequence[Path]) -> None:
+    from worker.client import sort_like
+    from worker.client.batch_files import read_batch_file, read_jobs
+
+    batch = read_batch_file(like, on_invalid=lambda problem, line: None)
+    for output in (one for one in outputs if one.exists()):
+        sort_like((job.custom_id for job in read_jobs(batch)), output)
 
 
 async def _collect(

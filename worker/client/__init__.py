@@ -19,6 +19,7 @@ from worker.client.blob_batches import UnusableBlob
 from worker.client.job_client import JobClient, LikelyRefused, make_batch_id
 from worker.client.queue_collector import ClaimsNotConfigured, UncheckedBatch
 from worker.client.result_files import OutputGone, UnusableOutput, UnwritableOutput
+from worker.client.result_order import sort_like
 from worker.client.result_session import BeingCollected
 from worker.client.retries import BatchRetry, InvalidCode, PassedOver, RetryRefused
 from worker.client.submission import SubmissionInterrupted
@@ -59,5 +60,6 @@ __all__ = [
     "UnwritableOutput",
     "make_batch_id",
     "read_batch_file",
+    "sort_like",
     "tokens_by_model",
 ]

@@ -504,6 +504,25 @@ def test_programs_get_an_object_of_a_submission_and_of_a_collection(
     assert call("collect", "b1", "-o", "-", "--json").stdout == "", "standard output has the results"
 
 
+def test_a_complete_collection_is_sorted_where_that_is_wanted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    lines = [
+        b'{"custom_id": "%s", "method": "POST", "url": "/v1/embeddings", "body": {"model": "m", "input": "x"}}'
+        % name
+        for name in (b"b", b"a")
+    ]
+    like, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    like.write_bytes(b"\n".join([lines[0], b"no job", lines[1]]))
+    for complete, order in ((False, ["a", "b"]), (True, ["b", "a"])):
+        out.write_bytes(b'{"custom_id": "a"}\n{"custom_id": "b"}\n')
+        answer_with(monkeypatch, collection(complete=complete))
+        call("collect", "b1", "-o", out, "--errors", tmp_path / "none", "--sort", like)
+        assert [json.loads(line)["custom_id"] for line in out.read_bytes().splitlines()] == order
+    assert call("collect", "b1", "-o", "-", "--sort", like).exit_code == 2
+    assert call("collect", "b1", "-o", out, "--sort", tmp_path / "absent").exit_code == 2
+
+
 def test_a_dry_run_tells_what_it_would_cost_where_prices_are_set(
     monkeypatch: pytest.MonkeyPatch, jobs_file: Path
 ) -> None:

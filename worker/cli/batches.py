@@ -169,7 +169,7 @@ def list_batches(
 ) -> None:
     """Show the newest batches. Read-only.
 
-    It needs results in Blob storage, and counts each batch that it shows: a request for each 5,000 results. DONE
+    It needs results in Blob storage, and counts each batch that it shows: a request for each 2,000 results. DONE
     is results of jobs. JOBS/S is of the last 5 minutes, and LEFT an estimate from it. AGE is the time since the
     batch was submitted. With --json there is one JSON object a line, as of status --json.
 

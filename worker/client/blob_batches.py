@@ -1,6 +1,6 @@
 """A batch in Blob storage: what was sent, what came of it, what it cost, and whether it goes on.
 
-A listing says all but the results themselves, so looking costs a request for each 5,000 results, whoever looks and
+A listing says all but the results themselves, so looking costs a request for each 2,000 results, whoever looks and
 however often. In memory are a page of the listing, and counts.
 """
 

@@ -222,15 +222,17 @@ def fan_out(listeners: Sequence[Observer]) -> Observer:
 @contextmanager
 def stopping_on_signals(stop: Callable[[], None]) -> Iterator[None]:
     """SIGTERM, which Kubernetes sends, and SIGINT call `stop`, as often as they come; after the block they are
-    ignored, as the process is about to end and its exit code should tell how the work went."""
+    ignored, as the process is about to end and its exit code should tell how the work went.
+
+    Python's own handlers, not the loop's: to remove one of these sets the default first, and a signal that came in
+    that moment would end the process.
+    """
     loop = asyncio.get_running_loop()
     signals = (signal.SIGTERM, signal.SIGINT)
     for number in signals:
-        loop.add_signal_handler(number, stop)
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop))
     try:
         yield
     finally:
         for number in signals:
-            with contextlib.suppress(RuntimeError):
-                loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_IGN)

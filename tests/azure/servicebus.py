@@ -147,9 +147,9 @@ async def dead_letter_count(target: Target) -> Observation:
         (second,) = await _receive(receiver, mark)
         await receiver.dead_letter_message(second, reason="Probe", error_description="none")
         async with client.get_queue_receiver(target.queue, sub_queue=ServiceBusSubQueue.DEAD_LETTER) as dead:
-            (letter,) = await _receive(dead, mark)
-            await dead.complete_message(letter)
-    counts = (second.delivery_count, letter.delivery_count)
+            (message,) = await _receive(dead, mark)
+            await dead.complete_message(message)
+    counts = (second.delivery_count, message.delivery_count)
     is_kept = counts == (1, 1)
     return decide(
         is_kept, _counted("a dead letter", *counts), seen=f"{counts[0]} before, {counts[1]} as dead letter"

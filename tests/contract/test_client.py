@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from azure.servicebus import ServiceBusMessage, ServiceBusReceivedMessage
+from azure.servicebus import ServiceBusMessage
 from azure.servicebus.amqp import AmqpAnnotatedMessage
 from azure.servicebus.exceptions import (
     ServiceBusAuthorizationError,
@@ -17,6 +17,7 @@ from azure.servicebus.exceptions import (
     SessionLockLostError,
 )
 
+from tests.support.blob_client import receive_all
 from tests.support.local_azure import Bus
 from tests.support.service_bus import RESULTS, settings_for
 from worker.cli.advice import explain
@@ -78,15 +79,6 @@ async def answer(
     async with bus.client() as worker, worker.get_queue_sender(queue) as sender:
         for start in range(0, len(messages), 170):
             await sender.send_messages(messages[start : start + 170])
-
-
-async def receive_all(bus: Bus, queue: str, **options: Any) -> list[ServiceBusReceivedMessage]:
-    found = []
-    async with bus.client() as reader, reader.get_queue_receiver(queue, **options) as receiver:
-        while messages := await receiver.receive_messages(500, max_wait_time=0.3):
-            found += messages
-            await asyncio.gather(*map(receiver.complete_message, messages))
-    return found
 
 
 def read_ids(path: Path) -> list[str]:

@@ -1,8 +1,11 @@
-"""The container of an embedded Azure that runs as a process, seen as the worker sees it."""
+"""The container of an embedded Azure that runs as a process, and its Service Bus, seen as the worker sees them."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+
+from azure.servicebus import TransportType
+from azure.servicebus.aio import ServiceBusClient
 
 from embedded_azure.state import StateDirectory
 from tests.support.local_azure import SignedCredential
@@ -13,6 +16,18 @@ from worker.azure.blob.container import BlobContainer
 def credential(cloud: Azure) -> SignedCredential:
     key = StateDirectory(cloud.state).entra_private_key.read_bytes()
     return SignedCredential(key, cloud.config.tenant_id, cloud.config.identity("worker"))
+
+
+def bus_of(cloud: Azure) -> ServiceBusClient:
+    """Its Service Bus, under the worker's identity."""
+    environment = cloud.environment()
+    return ServiceBusClient(
+        cloud.config.namespace,
+        credential(cloud),
+        custom_endpoint_address=f"sb://{environment['AOAI_WORKER_SERVICEBUS_ENDPOINT']}",
+        connection_verify=environment["AOAI_WORKER_CA_FILE"],
+        transport_type=TransportType.Amqp,
+    )
 
 
 @asynccontextmanager

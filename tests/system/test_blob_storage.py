@@ -4,10 +4,9 @@ import json
 import signal
 from pathlib import Path
 
-from azure.servicebus import ServiceBusReceivedMessage, TransportType
-from azure.servicebus.aio import ServiceBusClient
+from azure.servicebus import ServiceBusReceivedMessage
 
-from tests.support.blob_processes import container_of, credential, result_names
+from tests.support.blob_processes import bus_of, container_of, result_names
 from tests.support.patience import PATIENCE
 from tests.support.processes import (
     Azure,
@@ -102,17 +101,9 @@ async def test_a_redelivered_job_whose_result_is_there_is_not_paid_again(tmp_pat
 
 
 async def receive_write_and_abandon(cloud: Azure, *, count: int, written: int) -> None:
-    environment = cloud.environment()
-    endpoint = environment["AOAI_WORKER_SERVICEBUS_ENDPOINT"]
     async with (
         container_of(cloud) as container,
-        ServiceBusClient(
-            cloud.config.namespace,
-            credential(cloud),
-            custom_endpoint_address=f"sb://{endpoint}",
-            connection_verify=environment["AOAI_WORKER_CA_FILE"],
-            transport_type=TransportType.Amqp,
-        ) as client,
+        bus_of(cloud) as client,
         client.get_queue_receiver("jobs") as receiver,
     ):
         messages: list[ServiceBusReceivedMessage] = []

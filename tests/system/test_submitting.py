@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from azure.servicebus import TransportType
-from azure.servicebus.aio import ServiceBusClient
 
-from tests.support.blob_processes import credential
+from tests.support.blob_processes import bus_of
 from tests.support.processes import Azure, azure, command, config_for_tests, process, write_batch
 
 LINES = 20_000
@@ -50,16 +48,9 @@ async def test_a_submission_that_was_ended_twice_sends_every_job_once(
 
 async def message_ids(cloud: Azure) -> list[str]:
     """Of every message in the queue of jobs."""
-    environment = cloud.environment()
     found: list[str] = []
     async with (
-        ServiceBusClient(
-            cloud.config.namespace,
-            credential(cloud),
-            custom_endpoint_address=f"sb://{environment['AOAI_WORKER_SERVICEBUS_ENDPOINT']}",
-            connection_verify=environment["AOAI_WORKER_CA_FILE"],
-            transport_type=TransportType.Amqp,
-        ) as client,
+        bus_of(cloud) as client,
         client.get_queue_receiver("jobs") as receiver,
     ):
         following = 1

@@ -49,7 +49,7 @@ from worker.jobs.batch_records import (
 )
 from worker.jobs.job import rfc3339
 from worker.jobs.outcomes import Usage
-from worker.jobs.results import decode_summary
+from worker.jobs.results import ResultSummary, decode_summary
 
 LARGEST_RESULT = 256 << 20
 """Bytes; answers have 64 MiB at most."""
@@ -127,9 +127,6 @@ class BlobBatches:
         )
         return BatchRecords(manifest, cancellation, retries)
 
-    async def _cancellation(self, batch_id: str) -> Cancellation | None:
-        return await self._reading(decode_cancellation)(cancellation_name(self._prefix, batch_id))
-
     async def status(self, batch_id: str) -> BatchStatus:
         records, pods = await asyncio.gather(self.records(batch_id), self.pods())
         return await self._count(batch_id, records, pods)
@@ -153,7 +150,7 @@ class BlobBatches:
             for result in results:
                 key = bytes.fromhex(result.key)
                 if result.replay >= awaited.get(key, 0):
-                    codes[key] = sys.intern(_code(result)) if result.failed else None
+                    codes[key] = sys.intern(_code(decode_summary(result.metadata))) if result.failed else None
         return codes
 
     async def record_retry(self, batch_id: str, retry: Retry) -> bool:
@@ -211,6 +208,9 @@ class BlobBatches:
                 tally.add(result)
         return tally.status(batch_id, pods, time.time())
 
+    async def _cancellation(self, batch_id: str) -> Cancellation | None:
+        return await self._reading(decode_cancellation)(cancellation_name(self._prefix, batch_id))
+
     async def _retries(self, batch_id: str) -> tuple[Retry, ...]:
         folder = retries_folder(self._prefix, batch_id)
         names = [name async for page in self._container.names(folder) for name in page]
@@ -250,7 +250,7 @@ class Tally:
             self._awaited_and_there += 1
         summary = decode_summary(result.metadata)
         if result.failed:
-            self._failures[_code(result)] += 1
+            self._failures[_code(summary)] += 1
         else:
             self._succeeded += 1
         if summary is None:
@@ -295,8 +295,7 @@ class Tally:
         return sum(recent.values()) / max(BUCKET, now - min(recent) * BUCKET)
 
 
-def _code(result: ResultName) -> str:
-    summary = decode_summary(result.metadata)
+def _code(summary: ResultSummary | None) -> str:
     return summary.code if summary else UNKNOWN_CODE
 
 

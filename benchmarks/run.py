@@ -25,6 +25,7 @@ from benchmarks.report import describe_machine, stamp, write_block
 from benchmarks.sorting import measure_sorting
 from benchmarks.submit import measure_submit
 from benchmarks.token_refresh import measure_refreshes
+from benchmarks.whole_batch import measure_batch
 
 Measure = Callable[[Path, float], Coroutine[Any, Any, str]]
 """Works in a folder of its own and does such a share of its jobs; Markdown. Raises BenchmarkFailed."""
@@ -64,6 +65,7 @@ MEASUREMENTS = {
     "quota": Measurement(measure=measure_quota, minutes=0.5),
     "profile": Measurement(measure=profile_worker, minutes=1),
     "submit": Measurement(measure=measure_submit, minutes=4, by_default=False),
+    "batch": Measurement(measure=measure_batch, minutes=8, by_default=False),
     "sorting": Measurement(measure=measure_sorting, minutes=4, by_default=False),
     "memory": Measurement(measure=measure_memory, minutes=10, by_default=False),
     "locks": Measurement(measure=measure_locks, minutes=4, by_default=False),

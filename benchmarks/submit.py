@@ -3,28 +3,17 @@
 `BESIDE=<folder>` names another checkout: its `submit` takes turns with this one's, with the same packages.
 """
 
-import asyncio
-import contextlib
 import json
 import os
 import random
-import subprocess
-import sys
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from benchmarks.commands import HERE, Command, run_command
 from benchmarks.contenders import make_config
-from benchmarks.processes import (
-    Azure,
-    BenchmarkFailed,
-    embedded_azure,
-    family_cpu_ms,
-    foreign_cpu_ms,
-    peak_rss_mib,
-)
+from benchmarks.processes import embedded_azure
 from benchmarks.report import at_most, describe_disturbance, table
 
 LINES, VARIED_BYTES = 100_000, 200_000_000
@@ -36,21 +25,14 @@ SECONDS_TARGET, PEAK_TARGET = 15.0, 95.4
 PLACES = {"queue": (), "Blob, 20 ms away": ("--sink", "blob")}
 """Options of `aoai-worker local` by sink."""
 FIGURES = ("seconds", "cpu_seconds", "peak_rss_mib")
-HERE = Path(__file__).parent.parent
-LOOK_EVERY = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """`others`: per cent of a core that went to processes of neither submit, stand-ins nor benchmark."""
-
     file: str
     place: str
     contender: str
-    seconds: float
-    cpu_seconds: float
-    peak_rss_mib: float
-    others: float
+    took: Command
 
 
 async def measure_submit(folder: Path, share: float) -> str:
@@ -99,45 +81,8 @@ async def _submit(new: Path, file: str, place: str, contender: str, tree: Path) 
     slow = {"servicebus": {"kind": "slow", "latency": FURTHER_AWAY / 2}}  # in each direction
     config = make_config(faults=slow if "away" in place else None)
     async with embedded_azure(new, config, *PLACES[place]) as azure:
-        environment = azure.environment("producer") | {"PYTHONPATH": str(tree)}
-        seconds, cpu, peak, others = await _watch(azure, new.parent / file, environment, tree)
-    return Run(
-        file=file,
-        place=place,
-        contender=contender,
-        seconds=seconds,
-        cpu_seconds=cpu,
-        peak_rss_mib=peak,
-        others=others,
-    )
-
-
-async def _watch(
-    azure: Azure, file: Path, environment: Mapping[str, str], tree: Path
-) -> tuple[float, float, float, float]:
-    """Seconds, CPU seconds, peak RSS in MiB, and the per cent of strangers."""
-    command = [sys.executable, "-P", "-m", "worker", "submit", str(file)]
-    with (file.parent / "said").open("w+b") as said:
-        begun, foreign = time.monotonic(), foreign_cpu_ms(azure.process.pid)
-        process = await asyncio.create_subprocess_exec(
-            *command, env=environment, cwd=tree, stdin=subprocess.DEVNULL, stdout=said, stderr=said
-        )
-        peak = cpu = 0.0
-        try:
-            while process.returncode is None:
-                with contextlib.suppress(OSError, ValueError):  # it has just ended
-                    peak, cpu = max(peak, peak_rss_mib(process.pid)), family_cpu_ms(process.pid) / 1_000
-                await asyncio.sleep(LOOK_EVERY)
-        except asyncio.CancelledError:
-            process.kill()
-            await process.wait()
-            raise
-        seconds = time.monotonic() - begun
-        if process.returncode:
-            said.seek(0)
-            raise BenchmarkFailed(f"submit ended with {process.returncode}:\n{said.read().decode()}")
-    strangers = (foreign_cpu_ms(azure.process.pid) - foreign) / 1_000 - cpu
-    return seconds, cpu, peak, max(0.0, 100 * strangers / seconds)
+        took = await run_command(azure, "submit", new.parent / file, tree=tree)
+    return Run(file=file, place=place, contender=contender, took=took)
 
 
 def describe(runs: list[Run], share: float) -> str:
@@ -145,19 +90,19 @@ def describe(runs: list[Run], share: float) -> str:
     for run in runs:
         groups.setdefault((run.file, run.place, run.contender), []).append(run)
     rows = [
-        (*names, *(f"{median(getattr(run, field) for run in of):.1f}" for field in FIGURES))
+        (*names, *(f"{median(getattr(run.took, field) for run in of):.1f}" for field in FIGURES))
         for names, of in sorted(groups.items(), key=lambda group: list(groups).index(group[0]))
     ]
     ours = [run for run in runs if run.contender == "submit"]
-    small = median(run.seconds for run in ours if (run.file, run.place) == ("small", "queue"))
+    small = median(run.took.seconds for run in ours if (run.file, run.place) == ("small", "queue"))
     return "\n\n".join(
         (
             f"small: {LINES * share:,.0f} lines of about 1 KB; varied: {VARIED_BYTES * share / 1e6:,.0f} MB of "
             "lines up to 120 KB. Seconds are from start to end of the process, medians. "
-            + describe_disturbance([run.others for run in runs]),
+            + describe_disturbance([run.took.others for run in runs]),
             table(("file", "sink", "contender", "seconds", "CPU s", "peak RSS MiB"), rows),
             at_most("small lines, queue sink", small, SECONDS_TARGET, "s")
             + "\n"
-            + at_most("the largest peak RSS", max(run.peak_rss_mib for run in ours), PEAK_TARGET, "MiB"),
+            + at_most("the largest peak RSS", max(run.took.peak_rss_mib for run in ours), PEAK_TARGET, "MiB"),
         )
     )

@@ -93,6 +93,7 @@ async def serve(settings: WorkerSettings, logger: logging.Logger) -> None:
         slots=settings.slots,
         bytes_limit=settings.in_flight_bytes,
         prices=settings.prices or {},
+        batch_labels=settings.batch_labels,
     )
     with ExitStack() as listeners:
         summary = Summary(lambda fields: logger.info("progress", extra=fields))

@@ -240,6 +240,8 @@ class CallEnded:
     usage: Usage | None = None
     detail: str | None = None
     model: str = ""
+    queue: str = ""
+    batch_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -117,7 +117,7 @@ def _host_and_port(address: str) -> str:
 
 def _readable(path: Path) -> Path:
     if not os.access(path, os.R_OK) or not path.is_file():
-        raise ValueError("a file that this process can read")
+        raise ValueError("a file that this process can read (that of `aoai-worker local` is there while it runs)")
     return path
 
 
@@ -381,6 +381,10 @@ class WorkerSettings(ConnectionSettings):
     """Where /metrics, /livez, /readyz and /statez are served; 0 takes any free port."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    batch_labels: int = Field(0, ge=0, le=1_000)
+    """Batches that have metrics of their own, tokens and cost: the first so many since the start of the pod, more
+    count as `other`. 0, as each is a time series more for Prometheus."""
 
     pod: str = Field(default_factory=socket.gethostname)
     """The name under which this process signs its results; the host name, in a pod the pod's name."""

@@ -68,7 +68,7 @@ async def test_after_a_cancellation_no_pod_calls_and_a_retry_since_answers_what_
             await until(lambda: have_met_all(cloud))
             assert await requests(cloud) == called, "though the gates have opened since"
             again = await told(cloud, "retry", BATCH, str(path))
-            assert "sent again, as retry 1000" in again
+            assert "sent again. Their results will have the number 1000" in again
             assert "complete, " in await told(cloud, *collect, "--follow")
             assert (await detail_of(cloud))["total_cost"] > 0
             assert "done" in await told(cloud, "list")

@@ -29,6 +29,10 @@ def explain(error: BaseException, *, again: str = f" {_AGAIN}") -> str:
     where the network failed."""
     if isinstance(error, SubmissionInterrupted) and error.__cause__:
         return _explain_interruption(error, error.__cause__)
+    return ": ".join([*getattr(error, "__notes__", ()), _explain(error, again)])
+
+
+def _explain(error: BaseException, again: str) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     if unopened := find_unopened(error):
@@ -59,6 +63,12 @@ def _tell(error: BaseException, again: str) -> str | None:
             )
         case TokenAuthFailure(status_code=404):  # Azure misses the queue when it is given a token for it
             return _tell(MessagingEntityNotFoundError(message=_text(error.status_description)), again)
+        case TokenAuthFailure(status_code=401) if "InvalidAudience" in str(error):
+            return (
+                "Service Bus does not accept the token, which it says of a queue that is not there, and of one on "
+                "which this identity has no role.\n"
+                f"Next: check the queue's name and AOAI_WORKER_SERVICEBUS_NAMESPACE, or {_missing_role('')}"
+            )
         case MessagingEntityNotFoundError():
             return (
                 f"The queue does not exist: {_first_line(error)}\n"

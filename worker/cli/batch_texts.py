@@ -25,8 +25,14 @@ NO_POD = (
     "same AOAI_WORKER_BLOB_CONTAINER and AOAI_WORKER_BLOB_PREFIX"
 )
 OTHERS_FIRST = (
-    "pods run, and none tells of a job of this batch (they do every 10 s): others are before it, it was submitted "
-    "for later (--at), its model's queue is not worked, or a pod that is gone holds its jobs, for 5 min at most"
+    "pods run, and none tells of a job of this batch (they do every 10 s): others are before it, its model's queue "
+    "is not worked, or a pod that is gone holds its jobs, for 5 min at most"
+)
+
+
+CHECK_ID = (
+    "Next: check the id, which submit printed (`aoai-worker list` shows the newest), and that the settings are "
+    "those of submit"
 )
 
 
@@ -42,13 +48,16 @@ class Wait(NamedTuple):
         return f"{told} ({self.pods:,} pods)" if self.pods > 1 else told
 
 
-def waits_of(status: "BatchStatus") -> Sequence[Wait]:
+def waits_of(status: "BatchStatus", now: float) -> Sequence[Wait]:
     """Empty where nothing is left, or nothing is known to wait."""
     from worker.jobs.batch_records import FOR_SO_LONG
+    from worker.jobs.job import moment_of
 
     detail = status.detail
     if detail is None or not detail.queued + detail.running or status.complete:
         return ()
+    if (start := moment_of(detail.starts_at or "")) and start > now:
+        return (Wait("", f"submitted for {detail.starts_at}: no worker receives its jobs before", 0),)
     if not detail.pods:
         return (Wait("", NO_POD, 0),)
     reasons = (reason for pod in detail.pods for reason in pod.waits.items())
@@ -85,10 +94,7 @@ def describe(status: "BatchStatus") -> str:
     if status.being_collected_by_other:
         return f"{status.batch_id}: being collected by another process, which alone sees the results"
     if status.is_unknown:
-        return (
-            f"{status.batch_id}: unknown. There is neither a manifest nor a result of such a batch. Next: check "
-            "the id, which submit printed, and that the settings are those of submit"
-        )
+        return f"{status.batch_id}: unknown. There is neither a manifest nor a result of such a batch. {CHECK_ID}"
     failed = _failed(status)
     done = status.succeeded + failed
     counts = f"({status.succeeded:,} succeeded, {failed:,} failed)"
@@ -172,7 +178,7 @@ def _facts(status: "BatchStatus", detail: "BatchDetail", cost: "Cost", now: floa
         facts.append(("tokens", f"{model}: {usage.prompt:,} in{cached}, {usage.completion:,} out"))
     if used:
         facts.append(("cost", describe_cost(cost)))
-    waits = waits_of(status)
+    waits = waits_of(status, now)
     facts += [("waits", str(wait)) for wait in waits[:SHOWN_WAITS]]
     if len(waits) > SHOWN_WAITS:
         facts.append(("", f"... and {len(waits) - SHOWN_WAITS:,} more; --json shows all"))
@@ -265,7 +271,10 @@ def describe_retry(retry: "BatchRetry") -> str:
 
     lines = []
     if retry.sent:
-        lines.append(f"{retry.batch_id}: {counted(retry.sent, 'job')} sent again, as retry {retry.number}.")
+        lines.append(
+            f"{retry.batch_id}: {counted(retry.sent, 'job')} sent again. Their results will have the number "
+            f"{retry.number} as worker.replay."
+        )
     if retry.resumed:
         lines.append(
             f"{retry.batch_id}: {counted(retry.resumed, 'job')} of an earlier retry without a result, sent under "
@@ -325,8 +334,7 @@ def describe_collection(collection: "Collection", out: Path, errors: Path | None
     )
     if collection.total is None and not done:
         return (
-            f"{collection.batch_id}: there is neither a manifest nor a result of such a batch{gave_up}\n"
-            "Next: check the id, which submit printed, and that the settings are those of submit"
+            f"{collection.batch_id}: there is neither a manifest nor a result of such a batch{gave_up}\n{CHECK_ID}"
         )
     if collection.missing is None:
         missing = "its manifest has not come, so it is not known how many are missing; was it submitted?"
@@ -369,7 +377,7 @@ def describe_tokens(by_model: "Mapping[str, ModelTokens]", prices: "Mapping[str,
     return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
 
 
-def status_document(status: "BatchStatus", prices: "Mapping[str, Price]") -> dict[str, Any]:
+def status_document(status: "BatchStatus", prices: "Mapping[str, Price]", now: float) -> dict[str, Any]:
     """For programs. `detail` is null with the queue sink."""
     return {
         "batch_id": status.batch_id,
@@ -380,17 +388,20 @@ def status_document(status: "BatchStatus", prices: "Mapping[str, Price]") -> dic
         "being_collected_by_other": status.being_collected_by_other,
         "collected": asdict(status.collected) if status.collected else None,
         "later": status.later,
-        "detail": _detail_document(status, status.detail, prices) if status.detail else None,
+        "detail": _detail_document(status, status.detail, prices, now) if status.detail else None,
     }
 
 
-def _detail_document(status: "BatchStatus", detail: "BatchDetail", prices: "Mapping[str, Price]") -> dict[str, Any]:
+def _detail_document(
+    status: "BatchStatus", detail: "BatchDetail", prices: "Mapping[str, Price]", now: float
+) -> dict[str, Any]:
     from worker.client.prices import cost_of
 
     cost = cost_of(detail.usage, prices)
     return {
         "state": status.state,
         "submitted_at": detail.submitted_at,
+        "starts_at": detail.starts_at,
         "cancelled_at": detail.cancelled_at,
         "queued": detail.queued,
         "running": detail.running,
@@ -403,7 +414,7 @@ def _detail_document(status: "BatchStatus", detail: "BatchDetail", prices: "Mapp
         "jobs_per_second": round(detail.rate, 3),
         "seconds_left": None if detail.seconds_left is None else round(detail.seconds_left, 1),
         "pods": len(detail.pods),
-        "waits": [wait._asdict() for wait in waits_of(status)],
+        "waits": [wait._asdict() for wait in waits_of(status, now)],
     }
 
 

@@ -125,7 +125,7 @@ def submit(
     with (
         readable_errors(interrupted=GOES_ON),
         Heartbeat("the command to be loaded") as heartbeat,
-        _checked_file(Path(file), heartbeat, batch, models, skip_invalid) as found,
+        _checked_file(Path(file), heartbeat, batch, models, skip_invalid, dry_run) as found,
     ):
         if dry_run:
             _show_plan(found, batch)
@@ -180,7 +180,7 @@ def list_batches(
         statuses, prices = asyncio.run(_newest(limit))
     if as_json:
         for one in statuses:
-            typer.echo(json.dumps(status_document(one, prices)))
+            typer.echo(json.dumps(status_document(one, prices, time.time())))
     elif statuses:
         typer.echo(table(statuses, now=time.time(), width=_width()))
     else:
@@ -223,7 +223,7 @@ def cancel(batch: BatchId, as_json: AsJson = False) -> None:
     with readable_errors(), Heartbeat(f"a token and Blob storage to cancel batch {batch}"):
         found, prices = asyncio.run(_cancel(batch))
     if as_json:
-        typer.echo(json.dumps(status_document(found, prices)))
+        typer.echo(json.dumps(status_document(found, prices, time.time())))
     else:
         typer.echo(describe_cancellation(found))
 
@@ -325,6 +325,7 @@ def _checked_file(
     batch_id: str | None = None,
     models: Mapping[str, str] = MappingProxyType({}),
     skip_invalid: bool = False,
+    dry_run: bool = False,
 ) -> "Iterator[BatchFile]":
     from worker.client import read_batch_file
     from worker.client.batches import require_batch_id
@@ -333,7 +334,8 @@ def _checked_file(
         require_batch_id(batch_id)
     with _regular_file(file, heartbeat) as (path, name), ExitStack() as stack:
         heartbeat.wait_for(f"the check of {name}")
-        left_out = stack.enter_context(InvalidLines(file if path == file else None)) if skip_invalid else None
+        beside = file if path == file and not dry_run else None
+        left_out = stack.enter_context(InvalidLines(beside)) if skip_invalid else None
         found = read_batch_file(path, name=name, model_map=models, on_invalid=left_out)
         if left_out and left_out.count:
             heartbeat.say(left_out.describe(name))
@@ -415,13 +417,13 @@ def _rendered(found: "BatchStatus", prices: "Mapping[str, Price]", as_json: bool
     from worker.client.prices import cost_of
 
     if as_json:
-        return json.dumps(status_document(found, prices))
+        return json.dumps(status_document(found, prices, time.time()))
     cost = cost_of(found.detail.usage if found.detail else {}, prices)
     return describe_in_full(found, cost, now=time.time(), width=_width())
 
 
 def _line(found: "BatchStatus", prices: "Mapping[str, Price]", as_json: bool) -> str:
-    return json.dumps(status_document(found, prices)) if as_json else describe_change(found)
+    return json.dumps(status_document(found, prices, time.time())) if as_json else describe_change(found)
 
 
 @contextmanager

@@ -112,6 +112,11 @@ def parse_moment(text: str | None, option: str, now: float) -> datetime | None:
     moment = moment_of(text)
     if moment is None:
         moment = now + _read_seconds(text)
+    if moment_of(f"{text}Z") is not None:
+        raise typer.BadParameter(
+            f"{text!r} has no time zone. Next: {text}Z is UTC; others are such as {text}+01:00",
+            param_hint=f"'{option}'",
+        )
     if not now < moment <= now + LATEST:
         raise typer.BadParameter(
             f"{text!r} is no moment of the next {LATEST // 86_400} days. Next: give RFC 3339 with a time zone, "

@@ -183,6 +183,7 @@ class Submission:
 class BatchDetail:
     """What Blob storage tells more of a batch. Times are RFC 3339.
 
+    `starts_at`: of a scheduled batch, when workers begin to receive its jobs.
     `running`: calls under way, as the pods tell every 10 s; `cancelled`: jobs that will not be called.
     `failures`: jobs by HTTP status or failure code, the most frequent first. `warnings`: answers that are not the
     JSON which their job asked for, by code. `usage`: tokens by model.
@@ -191,6 +192,7 @@ class BatchDetail:
     """
 
     submitted_at: str | None = None
+    starts_at: str | None = None
     cancelled_at: str | None = None
     cancelled: int = 0
     running: int = 0

@@ -148,9 +148,9 @@ class BlobBatches:
         codes: dict[bytes, str | None] = {}
         async for results in self.results(batch_id):
             for result in results:
-                key = bytes.fromhex(result.key)
-                if result.replay >= awaited.get(key, 0):
-                    codes[key] = sys.intern(_code(decode_summary(result.metadata))) if result.failed else None
+                if result.replay >= awaited.get(result.key, 0):
+                    code = _code(decode_summary(result.metadata)) if result.failed else None
+                    codes[result.key] = sys.intern(code) if code else None
         return codes
 
     async def record_retry(self, batch_id: str, retry: Retry) -> bool:
@@ -244,7 +244,7 @@ class Tally:
 
     def add(self, result: ResultName) -> None:
         """The result of a job that counts, once for each job."""
-        if awaited := self._awaited.get(bytes.fromhex(result.key)):
+        if awaited := self._awaited.get(result.key):
             if result.replay < awaited:
                 return
             self._awaited_and_there += 1
@@ -275,6 +275,7 @@ class Tally:
             failed=failed,
             detail=BatchDetail(
                 submitted_at=manifest.submitted_at if manifest else None,
+                starts_at=manifest.starts_at if manifest else None,
                 cancelled_at=self._records.cancellation.cancelled_at if self._records.cancellation else None,
                 cancelled=cancelled,
                 running=running,

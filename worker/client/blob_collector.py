@@ -1,11 +1,11 @@
 """The results of a batch in Blob storage, brought into files.
 
 Collecting is read-only: anybody may collect at any time, as often as they like. In memory are a page of the
-listing, a few results, and of each job which of its results is in the files.
+listing, a few results, and what the files know of each job.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 
 from worker.azure.blob.container import BlobFailed
@@ -44,8 +44,9 @@ class BlobCollector:
         self._files = files
         self._report = report
         self._waiting = waiting
-        self._ranks = {bytes.fromhex(job_key(job_id)): rank for job_id, rank in files.ranks()}
         self._records = BatchRecords()
+        self._awaited: Mapping[bytes, int] = {}
+        """Jobs that were sent again, and the replay whose result is awaited."""
 
     @property
     def total(self) -> int | None:
@@ -56,7 +57,7 @@ class BlobCollector:
         """Jobs that will not be called."""
         if self.total is None or self._records.cancellation is None:
             return 0
-        sent_again = len(self._awaited()) - self.outdated
+        sent_again = len(self._without_result()) - self.outdated
         return max(0, self.total - len(self._files) - sent_again)
 
     @property
@@ -69,12 +70,12 @@ class BlobCollector:
     @property
     def outdated(self) -> int:
         """Jobs that were sent again, of which the files have an earlier result."""
-        return sum(key in self._ranks for key in self._awaited())
+        return sum(self._files.rank_of(key) is not None for key in self._without_result())
 
-    def _awaited(self) -> Sequence[bytes]:
+    def _without_result(self) -> Sequence[bytes]:
         """Jobs that were sent again, without the result of that."""
-        awaited = self._records.awaited().items()
-        return [key for key, replay in awaited if self._ranks.get(key, (0, False))[0] < replay]
+        rank_of = self._files.rank_of
+        return [key for key, replay in self._awaited.items() if (rank_of(key) or (0, False))[0] < replay]
 
     async def gather(self, *, follow: bool, timeout: float = FOLLOW_TIMEOUT) -> None:
         """Return when the batch is whole and published or, not following, when all that was listed is in the files.
@@ -120,6 +121,7 @@ class BlobCollector:
         """List once, and take what is new. Returns how many results came."""
         # before the results, so that a cancellation or a retry in between is met the next time
         self._records = await self._batches.records(self._batch_id)
+        self._awaited = self._records.awaited()
         before = len(self._files)
         self._report(self._progress())
         async for results in self._batches.results(self._batch_id, metadata=False):
@@ -131,22 +133,20 @@ class BlobCollector:
     @property
     def complete(self) -> bool:
         """Whether the files hold all that the batch will have, as far as was listed."""
-        if self._awaited():
+        if self._without_result():
             return False
         if self._files.published or self.total is None:
             return self._files.published
         return is_whole(len(self._files) + self.cancelled, self.total)
 
     def _is_new(self, result: ResultName) -> bool:
-        known = self._ranks.get(bytes.fromhex(result.key))
+        known = self._files.rank_of(result.key)
         return known is None or result.rank > known
 
     async def _take(self, group: Sequence[ResultName]) -> None:
         outcomes = await asyncio.gather(*[self._fetch(result) for result in group], return_exceptions=True)
         lines = [outcome for outcome in outcomes if isinstance(outcome, ResultLine)]
         self._files.add(lines)
-        for line in lines:
-            self._ranks[bytes.fromhex(job_key(line.job_id))] = line.rank
         self._report(self._progress())
         _raise_first(outcomes)
 

@@ -53,6 +53,7 @@ from worker.client.result_files import ResultOutput, output_of
 from worker.client.retries import BatchRetry, begin_retry, require_codes
 from worker.client.submission import JobQueues, Stamp, make_manifest, require_times, send_jobs, send_manifest
 from worker.client.watching import watch
+from worker.jobs.batch_records import Manifest
 from worker.settings import ConnectionSettings, Price, load
 
 NEWEST = 20
@@ -149,7 +150,7 @@ class JobClient:
         entry, queue_of = (queue, {}) if queue else (settings.jobs_queue, settings.named_queues)
         async with JobQueues(links.senders, entry, queue_of, waiting) as queues:
             await _require_room(queues, batch, claims)
-            before = await self._announce(batch, stamp.batch_id, waiting)
+            before = await self._announce(make_manifest(batch, stamp), waiting)
             stamp = replace(stamp, check_result=before is not None)
             jobs = read_jobs(batch)
             await send_jobs(queues, jobs, batch.total, stamp, claims=claims, report=on_progress or _ignore)
@@ -292,12 +293,11 @@ class JobClient:
         await queue_collector.take_all(links.sessions, settings.results_queue, batch_id, queue, waiting)
         return queue
 
-    async def _announce(self, batch: BatchFile, batch_id: str, waiting: Callable[[str], None]) -> str | None:
+    async def _announce(self, manifest: Manifest, waiting: Callable[[str], None]) -> str | None:
         """When the batch was submitted before. Raises OtherBatch, AlreadyCollected or UncheckedBatch."""
         links, settings = self._open_links, self._settings
-        manifest = make_manifest(batch, batch_id)
         place = "Blob storage" if links.batches else f"queue {settings.results_queue!r}"
-        waiting(f"{place} to tell whether batch id {batch_id} is taken")
+        waiting(f"{place} to tell whether batch id {manifest.batch_id} is taken")
         if links.batches:
             return await links.batches.announce(manifest)
         async with RetryingSender(links.senders, settings.results_queue, waiting) as sender:
@@ -306,7 +306,7 @@ class JobClient:
                 settings.results_queue,
                 manifest,
                 lambda: send_manifest(sender, manifest),
-                must_check=batch_id != make_batch_id(batch),
+                must_check=manifest.batch_id != make_batch_id(manifest),
             )
 
     async def _open_credential(self, stack: AsyncExitStack) -> AsyncTokenCredential:
@@ -341,7 +341,7 @@ async def _require_room(queues: JobQueues, batch: BatchFile, claims: BlobClaims 
     check_unchanged(batch)
 
 
-def make_batch_id(batch: BatchFile) -> str:
+def make_batch_id(batch: BatchFile | Manifest) -> str:
     """From what the file holds, so the same file is the same batch."""
     return f"batch-{batch.sha256[:16]}"
 

@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol, Self
 
+from worker.azure.blob.names import job_key
 from worker.errors import WorkerError
-from worker.jobs.results import ResultLine, decode_result, result_rank
+from worker.jobs.results import ResultLine, decode_result
 
 PARTIAL, REWRITTEN = ".partial", ".partial.new"
 """Suffixes of a file that grows, and of what replaces it where lines are left out."""
@@ -40,17 +41,6 @@ class UnwritableOutput(WorkerError):
         )
 
 
-class _Kept(NamedTuple):
-    """Which of a job's results counts: the first of the highest rank."""
-
-    replay: int
-    failed: bool
-
-    @property
-    def rank(self) -> tuple[int, bool]:
-        return result_rank(self.replay, self.failed)
-
-
 class ResultOutput(Protocol):
     """Where results are kept; a context manager. `published`: all of the batch is there."""
 
@@ -68,8 +58,8 @@ class ResultOutput(Protocol):
     @property
     def failed(self) -> int: ...
 
-    def ranks(self) -> Iterator[tuple[str, tuple[int, bool]]]:
-        """Each job whose result is here, and the rank of that result."""
+    def rank_of(self, key: bytes) -> tuple[int, bool] | None:
+        """Of the result that is here of the job with this key (`job_key`); None where there is none."""
 
     def add(self, lines: Sequence[ResultLine]) -> None:
         """Returns when what is new is where it can be settled. Raises OutputGone or UnwritableOutput."""
@@ -92,27 +82,25 @@ def output_of(batch_id: str, out: Path, errors: Path | None) -> ResultOutput:
 
 
 class _Verdicts:
-    """Which result of each job counts. In memory are the job ids only."""
+    """Which result of each job counts: the first of the highest rank. In memory are some 100 bytes a job."""
 
     def __init__(self) -> None:
-        self.kept: dict[str, _Kept] = {}
+        self.ranks: dict[bytes, tuple[int, bool]] = {}
         self.failed = 0
         self.any_repeated = False
 
     def note(self, line: ResultLine) -> bool:
         """Whether this line now counts for its job."""
-        before = self.kept.get(line.job_id)
+        key = job_key(line.job_id)
+        before = self.ranks.get(key)
         if before is not None:
             self.any_repeated = True
-            if line.rank <= before.rank:
+            if line.rank <= before:
                 return False
-            self.failed -= before.failed
-        self.kept[line.job_id] = _Kept(line.replay, line.failed)
+            self.failed -= not before[1]  # it was an error
+        self.ranks[key] = line.rank
         self.failed += line.failed
         return True
-
-    def ranks(self) -> Iterator[tuple[str, tuple[int, bool]]]:
-        return ((job_id, kept.rank) for job_id, kept in self.kept.items())
 
 
 class ResultStream:
@@ -136,14 +124,14 @@ class ResultStream:
     def __exit__(self, *_: object) -> None: ...
 
     def __len__(self) -> int:
-        return len(self._verdicts.kept)
+        return len(self._verdicts.ranks)
 
     @property
     def failed(self) -> int:
         return self._verdicts.failed
 
-    def ranks(self) -> Iterator[tuple[str, tuple[int, bool]]]:
-        return self._verdicts.ranks()
+    def rank_of(self, key: bytes) -> tuple[int, bool] | None:
+        return self._verdicts.ranks.get(key)
 
     def add(self, lines: Sequence[ResultLine]) -> None:
         """Returns when the pipe has taken every byte, or the disk where it is a file. Raises OutputGone or
@@ -210,14 +198,14 @@ class ResultFiles:
 
     def __len__(self) -> int:
         """Jobs whose result is here."""
-        return len(self._verdicts.kept)
+        return len(self._verdicts.ranks)
 
     @property
     def failed(self) -> int:
         return self._verdicts.failed
 
-    def ranks(self) -> Iterator[tuple[str, tuple[int, bool]]]:
-        return self._verdicts.ranks()
+    def rank_of(self, key: bytes) -> tuple[int, bool] | None:
+        return self._verdicts.ranks.get(key)
 
     def add(self, lines: Sequence[ResultLine]) -> None:
         """Returns once every line that is new is on the disk.
@@ -257,8 +245,8 @@ class ResultFiles:
         self._open_all()
         for file in self._files:
             self._read(file)
-        self.published = was_there and bool(self._verdicts.kept)
-        if was_there and not self._verdicts.kept:
+        self.published = was_there and bool(self._verdicts.ranks)
+        if was_there and not self._verdicts.ranks:
             self._out.path.unlink(missing_ok=True)  # empty; left there it would mean that the batch is whole
 
     def _close(self) -> None:
@@ -277,12 +265,13 @@ class ResultFiles:
         return self._err if line.failed else self._out
 
     def _counting_lines(self, file: "_GrowingFile") -> Iterator[bytes]:
-        seen: set[str] = set()
+        seen: set[bytes] = set()
         for number, raw in file.lines():
             line = self._parse(raw, file, number)
-            counts = self._verdicts.kept[line.job_id] == (line.replay, line.failed)
-            if counts and self._file_of(line) is file and line.job_id not in seen:
-                seen.add(line.job_id)
+            key = job_key(line.job_id)
+            counts = self._verdicts.ranks[key] == line.rank
+            if counts and self._file_of(line) is file and key not in seen:
+                seen.add(key)
                 yield raw
 
     def _parse(self, raw: bytes, file: "_GrowingFile", number: int) -> ResultLine:

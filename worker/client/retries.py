@@ -127,8 +127,7 @@ async def begin_retry(batches: BlobBatches, batch_id: str, batch: BatchFile, onl
                 f"batch {batch_id} was retried up to number {LAST_RETRY:,}, the last there is. "
                 "Next: submit the jobs as another batch"
             )
-        keys = frozenset(key.hex() for key in plan.chosen)
-        retry = Retry(number=plan.number, retried_at=rfc3339(time.time()), keys=keys)
+        retry = Retry(number=plan.number, retried_at=rfc3339(time.time()), keys=plan.chosen)
         if await batches.record_retry(batch_id, retry):
             return plan
     raise RetryRefused(
@@ -189,4 +188,4 @@ def _keys(batch: BatchFile, batch_id: str) -> Iterator[bytes]:
 
 
 def _key(job: FileJob, batch_id: str) -> bytes:
-    return bytes.fromhex(job_key(make_job_id(batch_id, job.custom_id)))
+    return job_key(make_job_id(batch_id, job.custom_id))

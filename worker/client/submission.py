@@ -182,9 +182,14 @@ def _refuse(message: AmqpAnnotatedMessage, allowed: int) -> None:
     )
 
 
-def make_manifest(batch: BatchFile, batch_id: str) -> Manifest:
-    submitted_at = rfc3339(datetime.now(UTC).timestamp())
-    return Manifest(batch_id=batch_id, total=batch.total, sha256=batch.sha256, submitted_at=submitted_at)
+def make_manifest(batch: BatchFile, stamp: Stamp) -> Manifest:
+    return Manifest(
+        batch_id=stamp.batch_id,
+        total=batch.total,
+        sha256=batch.sha256,
+        submitted_at=rfc3339(datetime.now(UTC).timestamp()),
+        starts_at=rfc3339(stamp.enqueue_at.timestamp()) if stamp.enqueue_at else None,
+    )
 
 
 def manifest_message(manifest: Manifest) -> ServiceBusMessage:

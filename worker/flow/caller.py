@@ -192,7 +192,7 @@ class Caller:
         try:
             response = await self.model.complete(job, target, slot.memory)
         except CallFailed as error:
-            self._note_call(job.line.model, target, progress, started, error=error)
+            self._note_call(job, target, progress, started, error=error)
             if permit.is_outsized(error):
                 raise RefusedByService(
                     error.detail, status=error.status, body=error.body, request_id=error.request_id
@@ -201,12 +201,12 @@ class Caller:
             progress.failures += isinstance(error, Unavailable)
             raise
         permit.observe(response)
-        self._note_call(job.line.model, target, progress, started, response=response)
+        self._note_call(job, target, progress, started, response=response)
         return response
 
     def _note_call(
         self,
-        model: str,
+        job: Job,
         target: Target,
         progress: JobProgress,
         started: float,
@@ -220,7 +220,9 @@ class Caller:
         self.observer(
             CallEnded(
                 job_id=progress.job_id or "",
-                model=model,
+                queue=job.queue,
+                batch_id=job.batch_id,
+                model=job.line.model,
                 deployment=target.label,
                 status=str(status) if status else "none",
                 seconds=seconds,

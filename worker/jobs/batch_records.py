@@ -13,6 +13,8 @@ import orjson
 FIRST_RETRY = 1_000
 """The number of a batch's first retry; the replays of dead letters have the numbers below."""
 LAST_RETRY = 9_999
+KEY_SIZE = 16
+"""Bytes that stand for a job among the results of its batch."""
 RECORD_SCHEMA = 1
 FOR_SO_LONG = ", for another "
 """In what a pod waits for: what follows is a time, which differs from pod to pod."""
@@ -22,12 +24,14 @@ _Record = TypeVar("_Record")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What a batch consists of, told to its collector. `sha256` is of the submitted lines in order."""
+    """What a batch consists of, told to its collector. `sha256` is of the submitted lines in order. Until
+    `starts_at` no worker receives its jobs; None where they were not scheduled. Times are RFC 3339."""
 
     batch_id: str
     total: int
     sha256: str
     submitted_at: str
+    starts_at: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,11 +47,11 @@ class Cancellation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
-    """Jobs that were sent again as replay `number`. `keys`: the job keys of their results' names."""
+    """Jobs that were sent again as replay `number`. `keys`: of 16 bytes each, by which their results are named."""
 
     number: int
     retried_at: str
-    keys: frozenset[str]
+    keys: frozenset[bytes]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,11 +80,11 @@ class BatchRecords:
         return max((retry.number for retry in self.retries), default=FIRST_RETRY - 1)
 
     def awaited(self) -> dict[bytes, int]:
-        """The keys, as bytes, of jobs that a retry sent again, each with the replay whose result is awaited. A
+        """The keys of jobs that a retry sent again, each with the replay whose result is awaited. A
         retry that was cancelled is not awaited: the result that was there counts."""
         held = self.cancellation.replay if self.cancellation else 0
         live = (retry for retry in self.retries if retry.number > held)
-        return {bytes.fromhex(key): retry.number for retry in sorted(live, key=_number) for key in retry.keys}
+        return {key: retry.number for retry in sorted(live, key=_number) for key in retry.keys}
 
 
 def _number(retry: Retry) -> int:
@@ -93,7 +97,10 @@ def manifest_id(batch_id: str) -> str:
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
-    return orjson.dumps(manifest)
+    document = asdict(manifest)
+    if manifest.starts_at is None:
+        del document["starts_at"]
+    return orjson.dumps(document)
 
 
 def decode_manifest(raw: bytes) -> Manifest:
@@ -106,6 +113,7 @@ def decode_manifest(raw: bytes) -> Manifest:
             total=int(document["total"]),
             sha256=str(document["sha256"]),
             submitted_at=str(document["submitted_at"]),
+            starts_at=None if (starts_at := document.get("starts_at")) is None else str(starts_at),
         ),
     )
 
@@ -124,9 +132,9 @@ def decode_cancellation(raw: bytes) -> Cancellation:
 
 
 def encode_retry(retry: Retry) -> bytes:
-    """The keys lie in one string: 32 characters each."""
+    """The keys lie in one string: 32 hexadecimal digits each."""
     head = {"schema": RECORD_SCHEMA, "number": retry.number, "retried_at": retry.retried_at}
-    return orjson.dumps({**head, "keys": "".join(sorted(retry.keys))})
+    return orjson.dumps({**head, "keys": b"".join(sorted(retry.keys)).hex()})
 
 
 def decode_retry(raw: bytes) -> Retry:
@@ -142,9 +150,9 @@ def decode_retry(raw: bytes) -> Retry:
     )
 
 
-def _split(keys: str) -> Iterable[str]:
-    bytes.fromhex(keys)
-    return (keys[start : start + 32] for start in range(0, len(keys), 32))
+def _split(keys: str) -> Iterable[bytes]:
+    whole = bytes.fromhex(keys)
+    return (whole[start : start + KEY_SIZE] for start in range(0, len(whole), KEY_SIZE))
 
 
 def encode_report(report: PodReport) -> bytes:

@@ -6,12 +6,14 @@ Everything from outside is parsed here into a type that the rest trusts. `docs/j
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import orjson
 
 from worker.jobs.batch_records import manifest_id
 from worker.jobs.job import HASHED, MAX_ID_LENGTH, REPLAYED, Job, JsonObject, on_one_line, rfc3339
 from worker.jobs.outcomes import Answered, AnswerWarning, Concluded, Failed, Refused, Usage
+from worker.jobs.suggestions import suggestion_for
 
 RESULT_SCHEMA = 1
 
@@ -118,7 +120,7 @@ def encode_result(job: Job, outcome: Concluded, record: Record) -> bytes:
             "custom_id": job.line.custom_id,
             "response": response,
             "error": error,
-            "worker": _worker_block(job, record, usage, _warnings(outcome)),
+            "worker": _worker_block(job, record, usage, _warnings(outcome), suggestion_for(job.line, outcome)),
         }
     )
 
@@ -140,7 +142,9 @@ def _warnings(outcome: Concluded) -> list[AnswerWarning]:
     return [outcome.warning] if isinstance(outcome, Answered) and outcome.warning else []
 
 
-def _worker_block(job: Job, record: Record, usage: Usage | None, warnings: list[AnswerWarning]) -> JsonObject:
+def _worker_block(
+    job: Job, record: Record, usage: Usage | None, warnings: list[AnswerWarning], suggestion: str | None
+) -> JsonObject:
     block: JsonObject = {
         "schema": RESULT_SCHEMA,
         "job_id": job.id,
@@ -158,6 +162,8 @@ def _worker_block(job: Job, record: Record, usage: Usage | None, warnings: list[
     }
     if warnings:
         block["warnings"] = warnings
+    if suggestion:
+        block["suggestion"] = suggestion
     if job.replay:
         block["replay"] = job.replay
     return block
@@ -181,6 +187,7 @@ class ResultLine:
         return result_rank(self.replay, self.failed)
 
 
+@lru_cache(maxsize=256)  # one tuple for all alike: a collector keeps one for each job
 def result_rank(replay: int, failed: bool) -> tuple[int, bool]:
     """Of a job's results the one of the highest rank counts: the latest replay, of it the answer before the error;
     of equals the first."""

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -17,7 +18,15 @@ from worker.admission.admission import Admission
 from worker.admission.closures import Closure
 from worker.admission.gate import OUTAGE, SETUP
 from worker.interfaces import Event
-from worker.jobs.outcomes import Answered, FailureCode, HandBackReason, Unfinished, WarningCode, label_of
+from worker.jobs.outcomes import (
+    Answered,
+    FailureCode,
+    HandBackReason,
+    Unfinished,
+    Usage,
+    WarningCode,
+    label_of,
+)
 from worker.rate_limits import ThrottleKind
 from worker.settings import Price
 
@@ -38,6 +47,7 @@ OUTCOMES = (
     "faulted",
     "lock_lost",
 )
+TOKEN_KINDS = tuple(field.name for field in fields(Usage))
 SETTLEMENTS = ("Complete", "DeadLetter", "Release", "Abandon")
 GATE_GAUGES = {
     "gate_open": "1 while the deployment takes calls",
@@ -66,10 +76,14 @@ class Metrics:
         slots: int,
         bytes_limit: int,
         prices: Mapping[str, Price] = MappingProxyType({}),
+        batch_labels: int = 0,
     ) -> None:
-        """`prices`: by model; what others cost is not told."""
+        """`prices`: by model; what others cost is not told. `batch_labels`: so many batches, the first that come,
+        have series of their own; more count together as `other`. None has where it is 0."""
         self.registry = CollectorRegistry()
         self._prices = prices
+        self._most_batches = batch_labels
+        self._batches: set[str] = set()
         self._children: dict[tuple[Any, ...], Any] = {}
         self._deployments = set(deployments)
         self._most_deployments = len(self._deployments) + MOST_DEPLOYMENTS
@@ -77,8 +91,6 @@ class Metrics:
         self._create_at_zero(
             tuple(queues), sorted(self._deployments), tuple(scope_label(scope) for scope in scopes)
         )
-        for model in prices:
-            self._child(self.cost, model)
         for model in models:  # that are sorted
             self._child(self.sorted, model)
         self.slots.set(slots)
@@ -144,7 +156,9 @@ class Metrics:
         self.jobs = counter("jobs", "Deliveries by their outcome", ["queue", "deployment", "outcome"])
         self.tokens = counter("tokens", "Tokens as the service counts them", ["deployment", "kind"])
         self.calls = counter("calls", "Calls by HTTP status, none where there was none", ["deployment", "status"])
-        self.cost = counter("cost", "Price of the tokens of calls, by AOAI_WORKER_PRICES", ["model"])
+        self.cost = counter("cost", "Price of the tokens of calls, by AOAI_WORKER_PRICES", ["queue", "model"])
+        self.batch_tokens = counter("batch_tokens", "Tokens of calls by batch", ["batch", "deployment", "kind"])
+        self.batch_cost = counter("batch_cost", "Price of the tokens of calls by batch", ["batch"])
         self.unfit = counter(
             "unfit_answers", "Answers that are not the JSON their job asked for", ["deployment", "code"]
         )
@@ -218,14 +232,14 @@ class Metrics:
         self._child(self.first_token, deployment)
         for code in WarningCode:
             self._child(self.unfit, deployment, code)
-        for kind in ThrottleKind:
-            self._child(self.throttles, deployment, kind)
+        for throttle in ThrottleKind:
+            self._child(self.throttles, deployment, throttle)
         for reason in (*ThrottleKind, SETUP, OUTAGE):
             self._child(self.gate_closed, deployment, reason)
         for status in ("200", "429"):
             self._child(self.calls, deployment, status)
-        for tokens in ("prompt", "completion", "cached"):
-            self._child(self.tokens, deployment, tokens)
+        for kind in TOKEN_KINDS:
+            self._child(self.tokens, deployment, kind)
 
     def _jobs_received(self, event: events.JobsReceived) -> None:
         self._child(self.received, event.queue).inc(event.count)
@@ -249,10 +263,29 @@ class Metrics:
         self._child(self.call_seconds, deployment).observe(event.seconds)
         if event.first_token is not None:
             self._child(self.first_token, deployment).observe(event.first_token)
-        if event.usage is not None and event.model in self._prices:
-            self._child(self.cost, event.model).inc(self._prices[event.model].cost(event.usage))
         if event.throttle is not None:
             self._child(self.throttles, deployment, event.throttle).inc()
+        if event.usage is not None:
+            self._paid(event, event.usage)
+
+    def _paid(self, event: events.CallEnded, usage: Usage) -> None:
+        price = self._prices.get(event.model)
+        if price is not None:
+            self._child(self.cost, event.queue, event.model).inc(price.cost(usage))
+        if not self._most_batches:
+            return
+        batch, deployment = self._batch_label(event.batch_id), self._label_of(event.deployment)
+        for kind in TOKEN_KINDS:
+            self._child(self.batch_tokens, batch, deployment, kind).inc(getattr(usage, kind))
+        if price is not None:
+            self._child(self.batch_cost, batch).inc(price.cost(usage))
+
+    def _batch_label(self, batch_id: str) -> str:
+        if batch_id not in self._batches:
+            if len(self._batches) >= self._most_batches:
+                return "other"
+            self._batches.add(batch_id)
+        return batch_id
 
     def _answer_unfit(self, event: events.AnswerUnfit) -> None:
         self._child(self.unfit, self._label_of(event.deployment), event.code).inc()
@@ -284,9 +317,8 @@ class Metrics:
         if isinstance(event.outcome, Unfinished):
             self._child(self.handed_back, event.queue, event.outcome.reason).inc()
         if isinstance(event.outcome, Answered) and (usage := event.outcome.response.usage):
-            self._child(self.tokens, deployment, "prompt").inc(usage.prompt)
-            self._child(self.tokens, deployment, "completion").inc(usage.completion)
-            self._child(self.tokens, deployment, "cached").inc(usage.cached)
+            for kind in TOKEN_KINDS:
+                self._child(self.tokens, deployment, kind).inc(getattr(usage, kind))
 
     def _settled(self, event: events.Settled) -> None:
         name = type(event.settlement).__name__

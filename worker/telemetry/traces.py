@@ -98,6 +98,7 @@ class Traces:
         if event.usage is not None:
             span.set_attribute("gen_ai.usage.input_tokens", event.usage.prompt)
             span.set_attribute("gen_ai.usage.output_tokens", event.usage.completion)
+            span.set_attribute("gen_ai.usage.cache_read.input_tokens", event.usage.cached)
         if event.first_token is not None:
             span.set_attribute("gen_ai.response.time_to_first_chunk", event.first_token)
         if event.detail is not None:

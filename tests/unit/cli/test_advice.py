@@ -1,6 +1,7 @@
 """Azure's errors in words that help."""
 
 import pytest
+from azure.servicebus._pyamqp.error import TokenAuthFailure
 from azure.servicebus.exceptions import (
     MessagingEntityNotFoundError,
     OperationTimeoutError,
@@ -14,6 +15,9 @@ from azure.servicebus.exceptions import (
 from worker.cli.advice import explain
 from worker.errors import TokenUnavailable
 
+NO_SUCH_QUEUE = TokenAuthFailure(  # type: ignore[no-untyped-call]
+    401, b"InvalidAudience: Invalid authorization token audience."
+)
 NO_TOKEN = TokenUnavailable("https://servicebus.azure.net//.default", "AADSTS700016: unknown client", code="700016")
 
 
@@ -29,6 +33,7 @@ NO_TOKEN = TokenUnavailable("https://servicebus.azure.net//.default", "AADSTS700
         (ServiceBusConnectionError(message="refused"), "cannot be reached: refused", "5671"),
         (OperationTimeoutError(), "cannot be reached", "the same command again is safe"),
         (ServiceBusQuotaExceededError(message="too much"), "full", "catch up"),
+        (NO_SUCH_QUEUE, "which it says of a queue that is not there", "Data Sender"),
     ],
 )
 def test_each_error_says_what_failed_and_what_to_do(error: Exception, what: str, next_step: str) -> None:
@@ -40,6 +45,12 @@ def test_each_error_says_what_failed_and_what_to_do(error: Exception, what: str,
 def test_the_cause_that_the_sdk_has_wrapped_decides() -> None:
     wrapped = ServiceBusError(message="Handler failed", error=NO_TOKEN)
     assert explain(wrapped) == explain(NO_TOKEN)
+
+
+def test_what_an_error_was_noted_to_concern_is_told_first() -> None:
+    error = ServiceBusConnectionError(message="refused")
+    error.add_note("Queue 'jobs'")
+    assert explain(error).startswith("Queue 'jobs': Service Bus cannot be reached: refused\n")
 
 
 def test_an_unknown_error_is_told_by_its_first_line() -> None:

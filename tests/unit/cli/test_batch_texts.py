@@ -99,10 +99,12 @@ def test_a_cost_without_a_price_is_unknown() -> None:
         (BatchDetail(queued=5), "no pod has told of itself within a minute"),
         (BatchDetail(queued=5, pods=(pod(),)), "others are before it"),
         (BatchDetail(queued=5, pods=(pod(sink="Blob storage is down"),)), "sink: Blob storage is down"),
+        (BatchDetail(queued=5, starts_at=rfc3339(NOW + 60)), "no worker receives its jobs before"),
+        (BatchDetail(queued=5, starts_at=rfc3339(NOW - 60)), "no pod has told of itself within a minute"),
     ],
 )
 def test_why_jobs_wait_comes_from_the_pods(detail: BatchDetail, why: str) -> None:
-    (wait,) = waits_of(replace(QUEUED, detail=detail))
+    (wait,) = waits_of(replace(QUEUED, detail=detail), NOW)
     assert why in str(wait)
 
 
@@ -113,8 +115,8 @@ def test_tokens_of_failures_that_used_none_are_no_line() -> None:
 
 
 def test_nothing_waits_in_a_batch_that_is_complete_or_all_of_whose_jobs_are_called() -> None:
-    assert waits_of(DONE) == ()
-    assert waits_of(replace(QUEUED, detail=BatchDetail(running=5, pods=(pod(),)))) == []
+    assert waits_of(DONE, NOW) == ()
+    assert waits_of(replace(QUEUED, detail=BatchDetail(running=5, pods=(pod(),))), NOW) == []
 
 
 def test_a_change_is_one_line() -> None:
@@ -186,7 +188,10 @@ def test_a_retry_says_what_it_sent_and_what_it_passed_over() -> None:
         batch_id="b1", number=1_000, sent=2, resumed=1, passed_over={PassedOver.SUCCEEDED: 7}, elsewhere=1
     )
     told = describe_retry(outcome)
-    assert told.startswith("b1: 2 jobs sent again, as retry 1000.\nb1: 1 job of an earlier retry without a result")
+    assert told.startswith(
+        "b1: 2 jobs sent again. Their results will have the number 1000 as worker.replay.\n"
+        "b1: 1 job of an earlier retry without a result"
+    )
     assert "Passed over: 7 lines that succeeded." in told
     assert "--model-map" not in told
     assert "give these to retry too" in describe_retry(replace(outcome, is_submitted_file=False))
@@ -203,10 +208,11 @@ def test_a_retry_says_what_it_sent_and_what_it_passed_over() -> None:
 
 
 def test_a_program_gets_all_that_is_known() -> None:
-    document = status_document(RUNNING, PRICES)
+    document = status_document(RUNNING, PRICES, NOW)
     assert document["detail"] == {
         "state": "running",
         "submitted_at": "2026-09-21T14:03:20.000Z",
+        "starts_at": None,
         "cancelled_at": None,
         "queued": 3_702,
         "running": 64,

@@ -216,12 +216,28 @@ def test_where_nothing_is_left_out_no_file_is_written(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("option", ["--deadline", "--at"])
-@pytest.mark.parametrize("when", ["soon", "0s", "2020-01-01T00:00:00Z", "2030-01-01T00:00:00", "366d"])
+@pytest.mark.parametrize("when", ["soon", "0s", "2020-01-01T00:00:00Z", "366d"])
 def test_a_moment_that_is_none_to_come_is_refused(jobs_file: Path, option: str, when: str) -> None:
     result = call("submit", jobs_file, option, when)
     assert result.exit_code == 2
     assert option in result.stderr
     assert "such as 4h" in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_a_moment_without_a_time_zone_is_refused_with_two_that_have_one(jobs_file: Path) -> None:
+    result = call("submit", jobs_file, "--deadline", "2030-01-01T00:00:00")
+    assert result.exit_code == 2
+    assert "has no time zone. Next: 2030-01-01T00:00:00Z is UTC" in " ".join(
+        result.stderr.replace("│", " ").split()
+    )
+
+
+def test_a_dry_run_tells_the_invalid_lines_and_writes_no_file(jobs_file: Path) -> None:
+    jobs_file.write_text(f"{GOOD_LINE}{{\n")
+    result = call("submit", jobs_file, "--skip-invalid", "--dry-run")
+    assert result.exit_code == 3
+    assert "1 line is left out" in result.stderr
+    assert not Path(f"{jobs_file}.invalid.jsonl").exists()
 
 
 def test_a_deadline_before_the_jobs_can_be_received_is_refused_before_the_file_is_read(jobs_file: Path) -> None:
@@ -699,7 +715,7 @@ def test_a_retry_says_what_it_sent(monkeypatch: pytest.MonkeyPatch, jobs_file: P
     answer_with(monkeypatch, BatchRetry(batch_id="b1", number=1_000, sent=1))
     result = call("retry", "b1", jobs_file, "--only", "429", "--only", "attempts_exhausted")
     assert result.exit_code == 0
-    assert "b1: 1 job sent again, as retry 1000." in result.stdout
+    assert "b1: 1 job sent again. Their results will have the number 1000" in result.stdout
     assert json.loads(call("retry", "b1", jobs_file, "--json").stdout)["number"] == 1_000
 
 

@@ -95,14 +95,30 @@ def changes(metrics: Metrics, event: events.Event) -> dict[str, float]:
 def test_a_call_costs_what_its_model_s_tokens_cost_and_nothing_is_told_without_a_price() -> None:
     prices = {"small": Price(input=1.0, cached_input=0.1, output=4.0)}
     metrics = Metrics(queues=(), deployments=("d",), scopes=(), slots=1, bytes_limit=1, prices=prices)
-    assert value(metrics, "cost_total", model="small") == 0
     for model in ("small", "other"):
         usage = Usage(prompt=1_000_000, cached=500_000, completion=250_000)
-        metrics(example_of(events.CallEnded, deployment="d", model=model, usage=usage))
-    assert value(metrics, "cost_total", model="small") == pytest.approx(0.5 + 0.05 + 1.0)
+        metrics(example_of(events.CallEnded, deployment="d", queue="jobs", model=model, usage=usage))
+    assert value(metrics, "cost_total", queue="jobs", model="small") == pytest.approx(0.5 + 0.05 + 1.0)
     assert {labels for name, labels in exposed(metrics) if name == "cost_total"} == {
-        frozenset({("model", "small")})
+        frozenset({("queue", "jobs"), ("model", "small")})
     }
+    assert not any(name.startswith("batch_") for name, _ in exposed(metrics)), "off by default"
+
+
+def test_the_first_batches_that_come_have_series_of_their_own_and_more_count_together() -> None:
+    prices = {"small": Price(input=1.0, output=4.0)}
+    metrics = Metrics(
+        queues=(), deployments=("d",), scopes=(), slots=1, bytes_limit=1, prices=prices, batch_labels=2
+    )
+    usage = Usage(prompt=1_000_000, cached=500_000, completion=250_000)
+    for batch in ("first", "second", "third", "first", "fourth"):
+        metrics(example_of(events.CallEnded, deployment="d", model="small", usage=usage, batch_id=batch))
+    for batch, times in (("first", 2), ("second", 1), ("other", 2)):
+        assert value(metrics, "batch_cost_total", batch=batch) == pytest.approx(2.0 * times)
+        for kind, tokens in (("prompt", 1_000_000), ("completion", 250_000), ("cached", 500_000)):
+            told = value(metrics, "batch_tokens_total", batch=batch, deployment="d", kind=kind)
+            assert told == tokens * times
+    assert len([1 for name, _ in exposed(metrics) if name == "batch_cost_total"]) == 3
 
 
 def test_every_event_is_counted_or_ignored_on_purpose(metrics: Metrics) -> None:

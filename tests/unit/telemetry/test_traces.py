@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from opentelemetry.trace import SpanKind, StatusCode
 
 from tests.support.examples import EVENT_TYPES, PAYLOAD, example_of
@@ -58,7 +59,7 @@ def test_a_job_has_a_span_and_each_call_is_a_child_of_it() -> None:
     recorded = Recorded()
     recorded.start()
     recorded.now = 3_000_000_000
-    recorded.call(usage=Usage(prompt=10, completion=2), first_token=0.25)
+    recorded.call(usage=Usage(prompt=10, completion=2, cached=4), first_token=0.25)
     recorded.now = 4_000_000_000
     recorded.end()
     call, job = recorded.spans
@@ -83,10 +84,24 @@ def test_a_job_has_a_span_and_each_call_is_a_child_of_it() -> None:
         "gen_ai.request.model": "gpt-5.4-mini",
         "gen_ai.usage.input_tokens": 10,
         "gen_ai.usage.output_tokens": 2,
+        "gen_ai.usage.cache_read.input_tokens": 4,
         "gen_ai.response.time_to_first_chunk": 0.25,
         "aoai_worker.deployment": "mini",
     }
     assert (job.attributes or {})["aoai_worker.outcome"] == "answered"
+
+
+def test_attributes_and_operations_are_those_of_opentelemetry_s_conventions() -> None:
+    names = {value for name, value in vars(gen_ai_attributes).items() if name.startswith("GEN_AI_")}
+    operations = {operation.value for operation in gen_ai_attributes.GenAiOperationNameValues}
+    recorded = Recorded()
+    recorded.start()
+    recorded.call(usage=Usage(prompt=10, completion=2, cached=4), first_token=0.25)
+    recorded.end()
+    told = {name for name in recorded.spans[0].attributes or {} if name.startswith("gen_ai.")}
+    assert told
+    assert told <= names
+    assert set(OPERATIONS.values()) <= operations
 
 
 def test_a_job_is_linked_to_the_span_of_its_producer() -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from types import MappingProxyType
 
+from worker.jobs.batch_records import KEY_SIZE
 from worker.jobs.job import BATCH_ID, Job
 from worker.jobs.results import result_rank
 
@@ -33,10 +34,10 @@ _RESULT = re.compile(r"([0-9a-f]{32})(?:\.r([1-9]\d{0,3}))?\.(ok|err)\.json")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResultName:
-    """What the name of a result says. `name` is the blob's whole name, `key` stands for its job."""
+    """What the name of a result says. `name` is the blob's whole name, `key` its job's (`job_key`)."""
 
     name: str
-    key: str
+    key: bytes
     replay: int
     failed: bool
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -46,8 +47,9 @@ class ResultName:
         return result_rank(self.replay, self.failed)
 
 
-def job_key(job_id: str) -> str:
-    return hashlib.sha256(job_id.encode()).hexdigest()[:32]
+def job_key(job_id: str) -> bytes:
+    """16 bytes that stand for a job; its results are named by them in hexadecimal."""
+    return hashlib.sha256(job_id.encode()).digest()[:KEY_SIZE]
 
 
 def batch_folder(prefix: str, batch_id: str) -> str:
@@ -89,7 +91,7 @@ def batch_of_folder(folder: str) -> str | None:
 
 def job_prefix(prefix: str, job: Job) -> str:
     """What the names of all results of the job begin with, and no other job's."""
-    return f"{batch_folder(prefix, job.batch_id)}{job_key(job.id)}."
+    return f"{batch_folder(prefix, job.batch_id)}{job_key(job.id).hex()}."
 
 
 def result_name(prefix: str, job: Job, *, failed: bool) -> str:
@@ -103,7 +105,13 @@ def parse_result_name(name: str, metadata: Mapping[str, str] = MappingProxyType(
     if found is None:
         return None
     key, replay, verdict = found.groups()
-    return ResultName(name=name, key=key, replay=int(replay or 0), failed=verdict == "err", metadata=metadata)
+    return ResultName(
+        name=name,
+        key=bytes.fromhex(key),
+        replay=int(replay or 0),
+        failed=verdict == "err",
+        metadata=metadata,
+    )
 
 
 def counting(results: Iterable[ResultName]) -> Iterator[ResultName]:

@@ -107,6 +107,7 @@ class RetryingSender:
                 pause = backoff(number, base=1.0, cap=LONGEST_PAUSE)
                 patience = PATIENCE if self._was_reached else FIRST_PATIENCE
                 if _is_final(error) or loop_time() + pause - started > patience:
+                    error.add_note(f"Queue {self._queue!r}")  # which the SDK's errors do not tell
                     raise
                 self._waiting(f"{waiting_for}, try {number + 1}; the last one failed: {describe_fault(error)}")
             await asyncio.sleep(pause)

@@ -35,7 +35,7 @@ def test_a_name_says_all_that_it_was_made_of(batch_id: str, job_id: str, replay:
     name = result_name("results", job, failed=failed)
     assert name.startswith(batch_folder("results", batch_id))
     assert name.startswith(job_prefix("results", job))
-    key = hashlib.sha256(job_id.encode()).hexdigest()[:32]
+    key = hashlib.sha256(job_id.encode()).digest()[:16]
     assert parse_result_name(name) == ResultName(name=name, key=key, replay=replay, failed=failed)
 
 

@@ -51,9 +51,13 @@ TEMPLATES = uuid.UUID("11fb06fb-712d-4ddd-98c7-e71bbd588830")
 FILES = ["main.bicep", "roles.bicep", "alerts.bicep", "queue-alerts.bicep"]
 
 
+def text_of(name: str) -> str:
+    return (AZURE / name).read_text(encoding="utf-8")
+
+
 @functools.cache
 def bicep(name: str = "main.bicep") -> Any:
-    return BicepParser().parse(text=(AZURE / name).read_text(encoding="utf-8"))
+    return BicepParser().parse(text=text_of(name))
 
 
 def properties(symbol: str, name: str = "main.bicep") -> dict[str, Any]:
@@ -108,12 +112,12 @@ def test_the_bicep_parses(name: str) -> None:
 def test_every_role_id_in_bicep_and_script_is_one_of_ours() -> None:
     known = {role.id for role in ROLES}
     for name in ("roles.bicep", "setup.sh"):
-        assert set(GUID.findall((AZURE / name).read_text(encoding="utf-8"))) == known - {azure_roles.ACR_PULL.id}
+        assert set(GUID.findall(text_of(name))) == known - {azure_roles.ACR_PULL.id}
 
 
 def test_role_ids_stand_under_the_same_name_everywhere() -> None:
     variables = bicep("roles.bicep")["variables"]
-    script = dict(re.findall(r"^([A-Z_]+)=([0-9a-f-]{36})$", (AZURE / "setup.sh").read_text(), re.MULTILINE))
+    script = dict(re.findall(r"^([A-Z_]+)=([0-9a-f-]{36})$", text_of("setup.sh"), re.MULTILINE))
     for name, role in vars(azure_roles).items():
         if isinstance(role, azure_roles.Role) and role is not azure_roles.ACR_PULL:
             assert script[name] == role.id
@@ -173,7 +177,7 @@ def test_the_script_stops_where_it_may_not_look(tmp_path: Path, kind: str) -> No
 
 
 def test_the_script_hides_no_error() -> None:
-    assert "2>" not in (AZURE / "setup.sh").read_text(encoding="utf-8")
+    assert "2>" not in text_of("setup.sh")
 
 
 def test_running_the_script_twice_makes_no_second_assignment(tmp_path: Path) -> None:
@@ -247,7 +251,7 @@ def test_old_claims_are_deleted_and_results_only_where_that_is_wanted(tmp_path: 
     assert rules() == {"old-claims": claims}
     kept = rules(KEEP_RESULTS_DAYS="90")
     assert kept == {"old-claims": claims, "old-results": (["results/results/", "more/results/"], 90)}
-    text = (AZURE / "main.bicep").read_text(encoding="utf-8")
+    text = text_of("main.bicep")
     assert re.findall(r"name: '(old-\w+)'", text) == list(kept)
     assert re.findall(r"prefixMatch: map\(containerNames, name => '\$\{name\}(/\w+/)'\)", text) == [
         "/claims/",
@@ -256,7 +260,7 @@ def test_old_claims_are_deleted_and_results_only_where_that_is_wanted(tmp_path: 
 
 
 def test_the_readme_s_table_is_the_list_of_roles() -> None:
-    rows = [line.split(" | ") for line in (AZURE / "README.md").read_text().splitlines() if line.count(" | ") == 3]
+    rows = [line.split(" | ") for line in text_of("README.md").splitlines() if line.count(" | ") == 3]
     told = [tuple(cell.strip("| ") for cell in row) for row in rows if row[0] != "| who"]
     assert told == [(grant.holder, grant.role.name, grant.scope, grant.purpose) for grant in GRANTS]
 
@@ -280,7 +284,7 @@ def test_inference_only_takes_the_place_of_the_wider_role(tmp_path: Path) -> Non
     assert definition["roleName"] == f"{azure_roles.INFERENCE_ONLY} (Group)"
     assert definition["assignableScopes"] == [GROUP_ID]
     seed = "guid(resourceGroup().id, 'Azure OpenAI Inference Only')"
-    assert f"var inferenceOnlyRoleId = {seed}" in (AZURE / "roles.bicep").read_text(encoding="utf-8")
+    assert f"var inferenceOnlyRoleId = {seed}" in text_of("roles.bicep")
 
 
 def test_the_bicep_s_custom_role_may_call_and_read_nothing() -> None:
@@ -304,7 +308,7 @@ def test_the_federated_credentials_are_of_the_worker_and_of_keda(calls: list[lis
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_name_in_the_bicep_is_declared(name: str) -> None:
-    text = (AZURE / name).read_text(encoding="utf-8")
+    text = text_of(name)
     tree = bicep(name)
     declared = {*tree["parameters"], *tree["variables"], *tree["resources"]}
     loops = set(re.findall(r"\[for \(?(\w+)(?:, (\w+)\))? in", text))
@@ -313,15 +317,47 @@ def test_every_name_in_the_bicep_is_declared(name: str) -> None:
     assert used - declared == set()
 
 
-def test_every_parameter_of_the_bicep_is_described_and_used() -> None:
-    text = (AZURE / "main.bicep").read_text(encoding="utf-8")
-    for name, parameter in bicep()["parameters"].items():
+@pytest.mark.parametrize("file", ["main.bicep", "roles.bicep"])
+def test_every_parameter_of_the_bicep_is_described_and_used(file: str) -> None:
+    text = text_of(file)
+    for name, parameter in bicep(file)["parameters"].items():
         assert any(decorator["type"] == "description" for decorator in parameter["decorators"]), name
         assert len(re.findall(rf"\b{name}\b", text)) > 1, name
 
 
+def test_network_and_diagnostics_cover_all_three_services() -> None:
+    for symbol in ("namespace", "newAccount", "storage"):
+        assert properties(symbol)["publicNetworkAccess"] == "publicNetworkAccess"
+    for symbol in ("newAccount", "storage"):
+        assert properties(symbol)["networkAcls"]["defaultAction"] == "defaultAction"
+    assert properties("namespaceFirewall")["defaultAction"] == "Deny"
+    endpoints = bicep()["variables"]["endpoints"]["value"]
+    assert re.findall(r"'group': '(\w+)'", str(endpoints)) == ["namespace", "account", "blob"]
+    diagnosed = re.findall(
+        r"^resource \w+ 'Microsoft.Insights/.*?scope: (\w+)$", text_of("main.bicep"), re.M | re.S
+    )
+    assert diagnosed == ["namespace", "account", "blobs"]
+
+
+def test_every_api_version_is_that_of_the_readme_s_table() -> None:
+    rows = re.findall(r"^\| `(Microsoft\.[\w/]+)` \| `([\w-]+)` \|", text_of("README.md"), re.MULTILINE)
+    used = {found for name in FILES for found in re.findall(r"'(Microsoft\.[\w/]+)@([\w-]+)'", text_of(name))}
+    versions = dict(rows)
+    for kind, version in used:
+        assert version == next(told for prefix, told in rows if kind.startswith(prefix)), kind
+    assert {next(prefix for prefix in versions if kind.startswith(prefix)) for kind, _ in used} == versions.keys()
+    script = text_of("setup.sh")
+    assert re.findall(r"--api-version (\S+)", script) == [versions["Microsoft.ServiceBus"]]
+    assert re.findall(r"\?api-version=([\d-]+)", script) == [versions["Microsoft.Authorization"]]
+
+
+def test_the_module_of_roles_gets_every_parameter_it_has() -> None:
+    given = bicep()["modules"]["roles"]["config"]["params"]
+    assert given.keys() == bicep("roles.bicep")["parameters"].keys()
+
+
 def test_the_parameter_file_sets_what_has_no_default() -> None:
-    given = set(re.findall(r"^param (\w+)", (AZURE / "main.bicepparam").read_text(encoding="utf-8"), re.MULTILINE))
+    given = set(re.findall(r"^param (\w+)", text_of("main.bicepparam"), re.MULTILINE))
     parameters = bicep()["parameters"]
     assert given <= parameters.keys()
     assert {name for name, item in parameters.items() if item.get("default") is None} <= given
@@ -369,7 +405,7 @@ def test_durations_are_written_as_azure_wants_them(prometheus: str, iso: str) ->
 
 
 def bicep_assignments() -> list[str]:
-    text = (AZURE / "roles.bicep").read_text(encoding="utf-8")
+    text = text_of("roles.bicep")
     return re.findall(r"^resource \w+ 'Microsoft.Authorization/roleAssignments.*?^}", text, re.M | re.S)
 
 

@@ -26,8 +26,8 @@ for pattern, answer, status in json.loads((folder / "rules").read_text()):
 class Rule:
     """What matches `pattern`, a regular expression over the words of a call, is answered with `answer`.
 
-    `answer` may name groups of the pattern, as in `re.sub`. The first rule that matches counts; a call that none matches
-    succeeds and prints nothing.
+    `answer` may name groups of the pattern, as in `re.sub`. The first rule that matches counts; a call that none
+    matches succeeds and prints nothing.
     """
 
     pattern: str

@@ -47,7 +47,7 @@ ANSWERS = [
 ]
 """An empty resource group: what is looked for is not found."""
 TEMPLATES = uuid.UUID("11fb06fb-712d-4ddd-98c7-e71bbd588830")
-"""The namespace of guid() in Bicep (Azure's "String functions for Bicep"): a UUID of version 5, arguments joined by -."""
+"""The namespace of guid() in Bicep, which makes a UUID of version 5 ("String functions for Bicep")."""
 FILES = ["main.bicep", "roles.bicep", "alerts.bicep", "queue-alerts.bicep"]
 
 

@@ -203,8 +203,8 @@ resource storage 'Microsoft.Storage/storageAccounts@2026-09-01' = {
     networkAcls: {
       bypass: 'AzureServices'
       defaultAction: defaultAction
-      ipRules: [for range in allowedIpRanges: {
-        value: range
+      ipRules: [for cidr in allowedIpRanges: {
+        value: cidr
         action: 'Allow'
       }]
     }
@@ -283,8 +283,8 @@ resource newAccount 'Microsoft.CognitiveServices/accounts@2026-09-01' = if (crea
     publicNetworkAccess: publicNetworkAccess
     networkAcls: {
       defaultAction: defaultAction
-      ipRules: [for range in allowedIpRanges: {
-        value: range
+      ipRules: [for cidr in allowedIpRanges: {
+        value: cidr
       }]
     }
   }
@@ -321,8 +321,8 @@ resource namespaceFirewall 'Microsoft.ServiceBus/namespaces/networkRuleSets@2026
   properties: {
     publicNetworkAccess: publicNetworkAccess
     defaultAction: 'Deny'
-    ipRules: [for range in allowedIpRanges: {
-      ipMask: range
+    ipRules: [for cidr in allowedIpRanges: {
+      ipMask: cidr
       action: 'Allow'
     }]
   }
@@ -367,7 +367,7 @@ resource privateEndpoints 'Microsoft.Network/privateEndpoints@2026-05-01' = [for
       }
     ]
   }
-  dependsOn: [newAccount]
+  dependsOn: [newAccount, modelDeployments] // the account refuses two changes at once
 }]
 
 var namedEndpoints = filter(endpoints, endpoint => contains(privateDnsZoneResourceIds, endpoint.service))

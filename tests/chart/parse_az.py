@@ -1,4 +1,4 @@
-"""Has the real az parse commands without running them: calls as JSON on standard input, refusals on standard output.
+"""Has the real az parse commands, and runs none: calls as JSON on standard input, refusals on standard output.
 
 Runs in .venv-azure-cli, which has nothing but az.
 """

@@ -18,7 +18,7 @@ from pycep import BicepParser
 
 from scripts.chart.alerts import iso_duration
 from scripts.chart.rules import read_rules
-from tests.chart import stand_in
+from tests.chart import az, stand_in
 from tests.chart.helm import ROOT
 from tests.chart.stand_in import Rule
 from worker import roles as azure_roles
@@ -174,6 +174,13 @@ def test_the_script_stops_where_it_may_not_look(tmp_path: Path, kind: str) -> No
     done = setup(tmp_path, {}, [refusal, *ANSWERS])
     last = stand_in.calls(tmp_path)[-1]
     assert (done.returncode, last[1:3]) == (1, ["resource", "list"])
+
+
+@pytest.mark.parametrize("found", ["", "/its/id"], ids=["new", "existing"])
+def test_az_takes_every_command_of_the_script(tmp_path: Path, found: str) -> None:
+    everything = {"RESULTS_QUEUE": "results", "PRODUCER": "producers", "INFERENCE_ONLY": "true"}
+    calls = run_setup(tmp_path, everything, [Rule("resource list", found), *ANSWERS])
+    assert az.refusals(calls, tmp_path) == []
 
 
 def test_the_script_hides_no_error() -> None:

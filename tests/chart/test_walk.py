@@ -14,7 +14,7 @@ from shutil import copytree
 import pytest
 import yaml
 
-from tests.chart import stand_in
+from tests.chart import az, stand_in
 from tests.chart.helm import BIN, CHART, HELMS, ROOT, run
 from tests.chart.stand_in import Rule
 
@@ -127,6 +127,19 @@ def test_a_variable_that_nobody_sets_is_found(checkout: Path) -> None:
     watch = [block.replace("WORKSPACE=", "OTHER=") for block in blocks(step("9. Watch it"))]
     done, _ = walk(checkout, [blocks(WALK)[0], *watch])
     assert "WORKSPACE: unbound variable" in done.stderr
+
+
+def test_az_takes_every_command_but_those_of_an_extension(walked: Walked, tmp_path: Path) -> None:
+    """`az grafana` is an extension, which comes from no package index."""
+    calls = [call[1:] for call in walked.calls if call[0] == "az" and call[1] != "grafana"]
+    assert len(calls) > 50
+    assert az.refusals(calls, tmp_path) == []
+
+
+def test_az_refuses_what_it_does_not_know(tmp_path: Path) -> None:
+    wrong = [["group", "create", "--nome", "x"], ["gruppe", "list"], ["account", "list", "--query", "[?"]]
+    right = ["group", "create", "-n", "x", "-l", "y"]
+    assert [call for call, _ in az.refusals([*wrong, right], tmp_path)] == [" ".join(call) for call in wrong]
 
 
 def test_every_name_that_must_be_unique_in_azure_ends_with_the_suffix(walked: Walked) -> None:

@@ -12,7 +12,7 @@ PYTHON = ROOT / ".venv-azure-cli/bin/python"
 
 
 def refusals(calls: Iterable[list[str]], folder: Path) -> list[tuple[str, str]]:
-    """Each command that az does not take, and why. Of commands with the same options one is tried: each takes time."""
+    """Each command that az does not take, and why. Of commands with the same options one is tried, to save time."""
     environment = {
         **os.environ,
         "AZURE_CONFIG_DIR": str(folder / "azure"),

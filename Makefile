@@ -12,7 +12,7 @@ help:
 	@echo "make unit    tests/unit alone, in about a minute: for while you write"
 	@echo "make test    everything that is checked: style, types, imports, tests, the deployment"
 	@echo "make test-embedded  the tests of the embedded Azure alone"
-	@echo "make test-deploy  the chart, the manifests and the Azure side with Helm 4 and 3, validators and scanners"
+	@echo "make test-deploy  the chart, the manifests and the Azure side with Helm 4 and 3, az, validators and scanners"
 	@echo "make chart   write what is derived from the chart: schema, README, k8s/base, Azure's alerts"
 	@echo "make image   build the container image, scan it, and run it hardened against the embedded Azure (Docker or root)"
 	@echo "make test-rules         alerts and dashboard with promtool and a parser of PromQL"
@@ -40,6 +40,7 @@ chart:
 
 test-deploy:
 	@scripts/deploy-environment
+	@scripts/tool-environment azure-cli
 	.venv-deploy/bin/python -m pytest -q -n 4 --dist worksteal tests/chart
 
 image: environment
@@ -119,6 +120,8 @@ lock: environment
 		--no-annotate --no-header pyproject.toml --extra local --extra otel --group dev -o requirements/dev.txt
 	$(bin)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-annotate --no-header -c requirements/runtime.txt requirements/deploy.in -o requirements/deploy.txt
+	$(bin)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--no-annotate --no-header requirements/azure-cli.in -o requirements/azure-cli.txt
 
 clean:
 	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-output \

@@ -65,7 +65,7 @@ param keepClaimsDays int = 30
 @description('Name of the Azure OpenAI account in this resource group.')
 param openAIAccountName string
 
-@description('Create the account. False: it is there already, and only the role is given.')
+@description('Create the account, or set up the one of that name in this resource group. False: it is another\'s; only the role is given, and its keys are left as they are.')
 param createOpenAIAccount bool = true
 
 @description('Deployments to create: {name, model, version, sku, capacity}; capacity counts 1,000 tokens a minute.')
@@ -81,34 +81,36 @@ param producerPrincipalId string = ''
 @allowed(['Group', 'User', 'ServicePrincipal'])
 param producerPrincipalType string = 'Group'
 
-// ------------------------------------------------------------------------------ roles (worker/roles.py)
+@description('Disabled: namespace, account and storage account answer private endpoints only. Needs a Premium namespace.')
+@allowed(['Enabled', 'Disabled'])
+param publicNetworkAccess string = 'Enabled'
 
-var serviceBusDataReceiver = '4f6d3b9b-027b-4f4c-9142-0e5a2a2247e0'
-var serviceBusDataSender = '69a216fc-b8fb-44d8-bc22-1f3c2cd27a39'
-var serviceBusDataOwner = '090c5cfd-751d-490a-894a-3ce6f1109419'
-var openAIUser = '5e0bd9bd-7b93-4f28-af87-19fc36ad61bd'
-var blobDataContributor = 'ba92f5b4-2d11-453d-a403-e96b0029c9fe'
+@description('IPv4 ranges that may use the public endpoints; a single address without /32. Empty: every address. Needs a Premium namespace.')
+param allowedIpRanges array = []
+
+@description('Resource id of the subnet for private endpoints of all three. Empty: none. Needs a Premium namespace.')
+param privateEndpointSubnetResourceId string = ''
+
+@description('Private DNS zones for the private endpoints, {servicebus: ..., openai: ..., blob: ...}, each a resource id. What is left out gets no record.')
+param privateDnsZoneResourceIds object = {}
+
+@description('Resource id of the Log Analytics workspace for logs and metrics of all three. Empty: no diagnostic settings. Every call and every blob is a record, which costs.')
+param workspaceResourceId string = ''
 
 var audience = 'api://AzureADTokenExchange'
 var hasKeda = !empty(kedaIdentityName)
 var hasResultsQueue = !empty(resultsQueueName)
-var hasProducer = !empty(producerPrincipalId)
-
-// what is not wanted is a loop over nothing
-var modelQueues = skip(jobsQueueNames, 1)
-var kedaQueues = hasKeda ? jobsQueueNames : []
-var producerQueues = hasProducer ? jobsQueueNames : []
-var producerContainers = hasProducer ? containerNames : []
+var defaultAction = empty(allowedIpRanges) ? 'Allow' : 'Deny'
 
 // ---------------------------------------------------------------------------------------------- identities
 
-resource worker 'Microsoft.ManagedIdentity/userAssignedIdentities@2023-01-31' = {
+resource worker 'Microsoft.ManagedIdentity/userAssignedIdentities@2024-11-30' = {
   name: workerIdentityName
   location: location
   tags: tags
 }
 
-resource workerCredential 'Microsoft.ManagedIdentity/userAssignedIdentities/federatedIdentityCredentials@2023-01-31' = {
+resource workerCredential 'Microsoft.ManagedIdentity/userAssignedIdentities/federatedIdentityCredentials@2024-11-30' = {
   parent: worker
   name: 'aoai-worker'
   properties: {
@@ -118,13 +120,13 @@ resource workerCredential 'Microsoft.ManagedIdentity/userAssignedIdentities/fede
   }
 }
 
-resource keda 'Microsoft.ManagedIdentity/userAssignedIdentities@2023-01-31' = if (hasKeda) {
+resource keda 'Microsoft.ManagedIdentity/userAssignedIdentities@2024-11-30' = if (hasKeda) {
   name: empty(kedaIdentityName) ? 'none' : kedaIdentityName
   location: location
   tags: tags
 }
 
-resource kedaCredential 'Microsoft.ManagedIdentity/userAssignedIdentities/federatedIdentityCredentials@2023-01-31' = if (hasKeda) {
+resource kedaCredential 'Microsoft.ManagedIdentity/userAssignedIdentities/federatedIdentityCredentials@2024-11-30' = if (hasKeda) {
   parent: keda
   name: 'keda-operator'
   properties: {
@@ -136,7 +138,7 @@ resource kedaCredential 'Microsoft.ManagedIdentity/userAssignedIdentities/federa
 
 // --------------------------------------------------------------------------------------------- Service Bus
 
-resource namespace 'Microsoft.ServiceBus/namespaces@2024-01-01' = {
+resource namespace 'Microsoft.ServiceBus/namespaces@2026-01-01' = {
   name: serviceBusNamespaceName
   location: location
   tags: tags
@@ -147,10 +149,11 @@ resource namespace 'Microsoft.ServiceBus/namespaces@2024-01-01' = {
   properties: {
     disableLocalAuth: true
     minimumTlsVersion: '1.2'
+    publicNetworkAccess: publicNetworkAccess
   }
 }
 
-resource jobs 'Microsoft.ServiceBus/namespaces/queues@2024-01-01' = [for name in jobsQueueNames: {
+resource jobs 'Microsoft.ServiceBus/namespaces/queues@2026-01-01' = [for name in jobsQueueNames: {
   parent: namespace
   name: name
   properties: {
@@ -165,7 +168,7 @@ resource jobs 'Microsoft.ServiceBus/namespaces/queues@2024-01-01' = [for name in
   }
 }]
 
-resource results 'Microsoft.ServiceBus/namespaces/queues@2024-01-01' = if (hasResultsQueue) {
+resource results 'Microsoft.ServiceBus/namespaces/queues@2026-01-01' = if (hasResultsQueue) {
   parent: namespace
   name: empty(resultsQueueName) ? 'none' : resultsQueueName
   properties: {
@@ -182,7 +185,7 @@ resource results 'Microsoft.ServiceBus/namespaces/queues@2024-01-01' = if (hasRe
 
 // ------------------------------------------------------------------------------------------------- storage
 
-resource storage 'Microsoft.Storage/storageAccounts@2023-05-01' = {
+resource storage 'Microsoft.Storage/storageAccounts@2026-09-01' = {
   name: storageAccountName
   location: location
   tags: tags
@@ -196,15 +199,24 @@ resource storage 'Microsoft.Storage/storageAccounts@2023-05-01' = {
     defaultToOAuthAuthentication: true
     minimumTlsVersion: 'TLS1_2'
     supportsHttpsTrafficOnly: true
+    publicNetworkAccess: publicNetworkAccess
+    networkAcls: {
+      bypass: 'AzureServices'
+      defaultAction: defaultAction
+      ipRules: [for cidr in allowedIpRanges: {
+        value: cidr
+        action: 'Allow'
+      }]
+    }
   }
 }
 
-resource blobs 'Microsoft.Storage/storageAccounts/blobServices@2023-05-01' = {
+resource blobs 'Microsoft.Storage/storageAccounts/blobServices@2026-09-01' = {
   parent: storage
   name: 'default'
 }
 
-resource containers 'Microsoft.Storage/storageAccounts/blobServices/containers@2023-05-01' = [for name in containerNames: {
+resource containers 'Microsoft.Storage/storageAccounts/blobServices/containers@2026-09-01' = [for name in containerNames: {
   parent: blobs
   name: name
   properties: {
@@ -213,7 +225,7 @@ resource containers 'Microsoft.Storage/storageAccounts/blobServices/containers@2
 }]
 
 // results and claims are folders of a container: blob_prefix in docs/settings.md, and `claims`
-resource lifecycle 'Microsoft.Storage/storageAccounts/managementPolicies@2023-05-01' = {
+resource lifecycle 'Microsoft.Storage/storageAccounts/managementPolicies@2026-09-01' = {
   parent: storage
   name: 'default'
   properties: {
@@ -257,7 +269,7 @@ resource lifecycle 'Microsoft.Storage/storageAccounts/managementPolicies@2023-05
 
 // -------------------------------------------------------------------------------------------- Azure OpenAI
 
-resource newAccount 'Microsoft.CognitiveServices/accounts@2024-10-01' = if (createOpenAIAccount) {
+resource newAccount 'Microsoft.CognitiveServices/accounts@2026-09-01' = if (createOpenAIAccount) {
   name: openAIAccountName
   location: location
   tags: tags
@@ -268,17 +280,23 @@ resource newAccount 'Microsoft.CognitiveServices/accounts@2024-10-01' = if (crea
   properties: {
     customSubDomainName: openAIAccountName
     disableLocalAuth: true
-    publicNetworkAccess: 'Enabled'
+    publicNetworkAccess: publicNetworkAccess
+    networkAcls: {
+      defaultAction: defaultAction
+      ipRules: [for cidr in allowedIpRanges: {
+        value: cidr
+      }]
+    }
   }
 }
 
-resource account 'Microsoft.CognitiveServices/accounts@2024-10-01' existing = {
+resource account 'Microsoft.CognitiveServices/accounts@2026-09-01' existing = {
   name: openAIAccountName
 }
 
 // one after the other: the account refuses two changes at once
 @batchSize(1)
-resource modelDeployments 'Microsoft.CognitiveServices/accounts/deployments@2024-10-01' = [for deployment in deployments: {
+resource modelDeployments 'Microsoft.CognitiveServices/accounts/deployments@2026-09-01' = [for deployment in deployments: {
   parent: account
   name: deployment.name
   sku: {
@@ -295,132 +313,145 @@ resource modelDeployments 'Microsoft.CognitiveServices/accounts/deployments@2024
   dependsOn: [newAccount]
 }]
 
-resource inferenceOnlyRole 'Microsoft.Authorization/roleDefinitions@2022-04-01' = if (inferenceOnly) {
-  name: guid(resourceGroup().id, 'Azure OpenAI Inference Only')
+// ------------------------------------------------------------------------------------------------- network
+
+resource namespaceFirewall 'Microsoft.ServiceBus/namespaces/networkRuleSets@2026-01-01' = if (!empty(allowedIpRanges)) {
+  parent: namespace
+  name: 'default'
   properties: {
-    roleName: 'Azure OpenAI Inference Only (${resourceGroup().name})'
-    description: 'Call the deployments of Azure OpenAI, and read nothing.'
-    type: 'CustomRole'
-    permissions: [
+    publicNetworkAccess: publicNetworkAccess
+    defaultAction: 'Deny'
+    ipRules: [for cidr in allowedIpRanges: {
+      ipMask: cidr
+      action: 'Allow'
+    }]
+  }
+}
+
+var endpoints = empty(privateEndpointSubnetResourceId) ? [] : [
+  {
+    name: '${serviceBusNamespaceName}-servicebus'
+    service: 'servicebus'
+    resourceId: namespace.id
+    group: 'namespace'
+  }
+  {
+    name: '${openAIAccountName}-openai'
+    service: 'openai'
+    resourceId: account.id
+    group: 'account'
+  }
+  {
+    name: '${storageAccountName}-blob'
+    service: 'blob'
+    resourceId: storage.id
+    group: 'blob'
+  }
+]
+
+resource privateEndpoints 'Microsoft.Network/privateEndpoints@2026-05-01' = [for endpoint in endpoints: {
+  name: endpoint.name
+  location: location
+  tags: tags
+  properties: {
+    subnet: {
+      id: privateEndpointSubnetResourceId
+    }
+    privateLinkServiceConnections: [
       {
-        actions: []
-        notActions: []
-        dataActions: [
-          'Microsoft.CognitiveServices/accounts/OpenAI/deployments/chat/completions/action'
-          'Microsoft.CognitiveServices/accounts/OpenAI/deployments/completions/action'
-          'Microsoft.CognitiveServices/accounts/OpenAI/deployments/embeddings/action'
-          'Microsoft.CognitiveServices/accounts/OpenAI/responses/write'
-        ]
-        notDataActions: []
+        name: endpoint.service
+        properties: {
+          privateLinkServiceId: endpoint.resourceId
+          groupIds: [endpoint.group]
+        }
       }
     ]
-    assignableScopes: [resourceGroup().id]
+  }
+  dependsOn: [newAccount, modelDeployments] // the account refuses two changes at once
+}]
+
+var namedEndpoints = filter(endpoints, endpoint => contains(privateDnsZoneResourceIds, endpoint.service))
+
+resource privateNames 'Microsoft.Network/privateEndpoints/privateDnsZoneGroups@2026-05-01' = [for endpoint in namedEndpoints: {
+  name: '${endpoint.name}/default'
+  properties: {
+    privateDnsZoneConfigs: [
+      {
+        name: endpoint.service
+        properties: {
+          privateDnsZoneId: privateDnsZoneResourceIds[endpoint.service]
+        }
+      }
+    ]
+  }
+  dependsOn: [privateEndpoints]
+}]
+
+// --------------------------------------------------------------------------------------------- diagnostics
+
+var logs = [
+  {
+    categoryGroup: 'allLogs'
+    enabled: true
+  }
+]
+var metrics = [
+  {
+    category: 'AllMetrics'
+    enabled: true
+  }
+]
+
+resource namespaceDiagnostics 'Microsoft.Insights/diagnosticSettings@2021-05-01-preview' = if (!empty(workspaceResourceId)) {
+  name: 'aoai-worker'
+  scope: namespace
+  properties: {
+    workspaceId: workspaceResourceId
+    logs: logs
+    metrics: metrics
   }
 }
 
-// --------------------------------------------------------------------------------------------------- grants
-
-resource workerReceives 'Microsoft.Authorization/roleAssignments@2022-04-01' = [for (name, i) in jobsQueueNames: {
-  name: guid(jobs[i].id, workerIdentityName, serviceBusDataReceiver)
-  scope: jobs[i]
-  properties: {
-    principalId: worker.properties.principalId
-    principalType: 'ServicePrincipal'
-    roleDefinitionId: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', serviceBusDataReceiver)
-  }
-}]
-
-// jobs are moved from the entry queue, the first, to the queue of their model
-resource workerSorts 'Microsoft.Authorization/roleAssignments@2022-04-01' = [for (name, i) in modelQueues: {
-  name: guid(jobs[i + 1].id, workerIdentityName, serviceBusDataSender)
-  scope: jobs[i + 1]
-  properties: {
-    principalId: worker.properties.principalId
-    principalType: 'ServicePrincipal'
-    roleDefinitionId: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', serviceBusDataSender)
-  }
-}]
-
-resource workerSends 'Microsoft.Authorization/roleAssignments@2022-04-01' = if (hasResultsQueue) {
-  name: guid(results.id, workerIdentityName, serviceBusDataSender)
-  scope: results
-  properties: {
-    principalId: worker.properties.principalId
-    principalType: 'ServicePrincipal'
-    roleDefinitionId: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', serviceBusDataSender)
-  }
-}
-
-resource workerCalls 'Microsoft.Authorization/roleAssignments@2022-04-01' = {
-  name: guid(account.id, workerIdentityName, inferenceOnly ? 'Azure OpenAI Inference Only' : openAIUser)
+resource accountDiagnostics 'Microsoft.Insights/diagnosticSettings@2021-05-01-preview' = if (!empty(workspaceResourceId)) {
+  name: 'aoai-worker'
   scope: account
   properties: {
-    principalId: worker.properties.principalId
-    principalType: 'ServicePrincipal'
-    roleDefinitionId: inferenceOnly ? inferenceOnlyRole.id : subscriptionResourceId('Microsoft.Authorization/roleDefinitions', openAIUser)
+    workspaceId: workspaceResourceId
+    logs: logs
+    metrics: metrics
   }
   dependsOn: [newAccount]
 }
 
-resource workerStores 'Microsoft.Authorization/roleAssignments@2022-04-01' = [for (name, i) in containerNames: {
-  name: guid(resourceGroup().id, storageAccountName, name, workerIdentityName, blobDataContributor)
-  scope: containers[i]
+resource blobDiagnostics 'Microsoft.Insights/diagnosticSettings@2021-05-01-preview' = if (!empty(workspaceResourceId)) {
+  name: 'aoai-worker'
+  scope: blobs
   properties: {
-    principalId: worker.properties.principalId
-    principalType: 'ServicePrincipal'
-    roleDefinitionId: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', blobDataContributor)
-  }
-}]
-
-resource kedaCounts 'Microsoft.Authorization/roleAssignments@2022-04-01' = [for (name, i) in kedaQueues: {
-  name: guid(jobs[i].id, kedaIdentityName, serviceBusDataOwner)
-  scope: jobs[i]
-  properties: {
-    principalId: keda.properties.principalId
-    principalType: 'ServicePrincipal'
-    roleDefinitionId: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', serviceBusDataOwner)
-  }
-}]
-
-resource producerSubmits 'Microsoft.Authorization/roleAssignments@2022-04-01' = [for (name, i) in producerQueues: {
-  name: guid(jobs[i].id, producerPrincipalId, serviceBusDataSender)
-  scope: jobs[i]
-  properties: {
-    principalId: producerPrincipalId
-    principalType: producerPrincipalType
-    roleDefinitionId: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', serviceBusDataSender)
-  }
-}]
-
-resource producerAnnounces 'Microsoft.Authorization/roleAssignments@2022-04-01' = if (hasProducer && hasResultsQueue) {
-  name: guid(results.id, producerPrincipalId, serviceBusDataSender)
-  scope: results
-  properties: {
-    principalId: producerPrincipalId
-    principalType: producerPrincipalType
-    roleDefinitionId: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', serviceBusDataSender)
+    workspaceId: workspaceResourceId
+    logs: logs
+    metrics: metrics
   }
 }
 
-resource producerCollects 'Microsoft.Authorization/roleAssignments@2022-04-01' = if (hasProducer && hasResultsQueue) {
-  name: guid(results.id, producerPrincipalId, serviceBusDataReceiver)
-  scope: results
-  properties: {
-    principalId: producerPrincipalId
-    principalType: producerPrincipalType
-    roleDefinitionId: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', serviceBusDataReceiver)
-  }
-}
+// --------------------------------------------------------------------------------------------------- roles
 
-resource producerStores 'Microsoft.Authorization/roleAssignments@2022-04-01' = [for (name, i) in producerContainers: {
-  name: guid(resourceGroup().id, storageAccountName, name, producerPrincipalId, blobDataContributor)
-  scope: containers[i]
-  properties: {
-    principalId: producerPrincipalId
-    principalType: producerPrincipalType
-    roleDefinitionId: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', blobDataContributor)
+module roles 'roles.bicep' = {
+  name: 'aoai-worker-roles'
+  params: {
+    serviceBusNamespaceName: serviceBusNamespaceName
+    jobsQueueNames: jobsQueueNames
+    resultsQueueName: resultsQueueName
+    storageAccountName: storageAccountName
+    containerNames: containerNames
+    openAIAccountName: openAIAccountName
+    inferenceOnly: inferenceOnly
+    workerPrincipalId: worker.properties.principalId
+    kedaPrincipalId: hasKeda ? keda.properties.principalId : ''
+    producerPrincipalId: producerPrincipalId
+    producerPrincipalType: producerPrincipalType
   }
-}]
+  dependsOn: [jobs, results, containers, newAccount]
+}
 
 // -------------------------------------------------------------------------------- what the chart's values need
 
@@ -441,3 +472,6 @@ output openAIEndpoint string = account.properties.endpoint
 
 @description('config.blob_container')
 output blobContainer string = '${storage.properties.primaryEndpoints.blob}${containerNames[0]}'
+
+@description('Whether the account takes Entra tokens alone. False only where createOpenAIAccount is false: its keys are switched off by its owner.')
+output openAILocalAuthDisabled bool = account.properties.?disableLocalAuth ?? false

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # The same as main.bicep by az: identities, Service Bus, storage, an Azure OpenAI account, the smallest roles. Running
-# it again changes nothing. Needs az 2.60 or newer, logged in, with the right to assign roles in the resource group.
+# it again, or main.bicep after it, changes nothing: assignments of roles have the same names in both. Networks and
+# diagnostic settings are main.bicep's alone; this leaves them as they are.
+# Needs az 2.60 or newer, logged in, with the right to assign roles in the resource group.
 #
 #   RESOURCE_GROUP=... CLUSTER_GROUP=... CLUSTER=... NAMESPACE=my-namespace ACCOUNT=my-account STORAGE=myresults \
 #     k8s/azure/setup.sh
@@ -42,8 +44,7 @@ OPENAI_USER=5e0bd9bd-7b93-4f28-af87-19fc36ad61bd
 BLOB_DATA_CONTRIBUTOR=ba92f5b4-2d11-453d-a403-e96b0029c9fe
 
 AUDIENCE=api://AzureADTokenExchange
-SUBSCRIPTION="$(az account show --query id -o tsv)"
-GROUP_ID="/subscriptions/$SUBSCRIPTION/resourceGroups/$RESOURCE_GROUP"
+GROUP_ID="$(az group show -n "$RESOURCE_GROUP" --query id -o tsv)"
 NAMESPACE_ID="$GROUP_ID/providers/Microsoft.ServiceBus/namespaces/$NAMESPACE"
 ACCOUNT_ID="$GROUP_ID/providers/Microsoft.CognitiveServices/accounts/$ACCOUNT"
 STORAGE_ID="$GROUP_ID/providers/Microsoft.Storage/storageAccounts/$STORAGE"
@@ -55,14 +56,14 @@ JOBS_PROPERTIES='{"lockDuration": "PT5M", "maxDeliveryCount": 20, "requiresDupli
 RESULTS_PROPERTIES='{"lockDuration": "PT5M", "maxDeliveryCount": 20, "requiresDuplicateDetection": true,
   "duplicateDetectionHistoryTimeWindow": "P1D", "requiresSession": true, "enablePartitioning": false,
   "deadLetteringOnMessageExpiration": true, "maxSizeInMegabytes": 5120}'
-INFERENCE_ONLY_ROLE='{"Name": "Azure OpenAI Inference Only (GROUP)",
-  "Description": "Call the deployments of Azure OpenAI, and read nothing.", "IsCustom": true,
-  "Actions": [], "NotActions": [], "NotDataActions": [], "AssignableScopes": ["GROUP_ID"],
-  "DataActions": [
+INFERENCE_ONLY_ROLE='{"properties": {"roleName": "Azure OpenAI Inference Only (GROUP_NAME)",
+  "description": "Call the deployments of Azure OpenAI, and read nothing.", "type": "CustomRole",
+  "permissions": [{"actions": [], "notActions": [], "notDataActions": [], "dataActions": [
     "Microsoft.CognitiveServices/accounts/OpenAI/deployments/chat/completions/action",
     "Microsoft.CognitiveServices/accounts/OpenAI/deployments/completions/action",
     "Microsoft.CognitiveServices/accounts/OpenAI/deployments/embeddings/action",
-    "Microsoft.CognitiveServices/accounts/OpenAI/responses/write"]}'
+    "Microsoft.CognitiveServices/accounts/OpenAI/responses/write"]}],
+  "assignableScopes": ["GROUP_ID"]}}'
 
 make_identity() { # NAME CREDENTIAL SERVICE_ACCOUNT
     az identity create -g "$RESOURCE_GROUP" -n "$1" -l "$LOCATION" -o none
@@ -75,7 +76,7 @@ principal_of() { # IDENTITY
 }
 
 make_queue() { # NAME PROPERTIES
-    az resource create --id "$NAMESPACE_ID/queues/$1" --api-version 2024-01-01 --properties "$2" -o none
+    az resource create --id "$NAMESPACE_ID/queues/$1" --api-version 2026-01-01 --properties "$2" -o none
 }
 
 lifecycle_rule() { # FOLDER DAYS
@@ -85,8 +86,29 @@ lifecycle_rule() { # FOLDER DAYS
         "$1" "$prefixes" "$2"
 }
 
+find_resource() { # TYPE NAME: its id, or nothing where there is none; what az is not allowed to see is an error
+    az resource list -g "$RESOURCE_GROUP" --resource-type "$1" --query "[?name=='$2'].id" -o tsv
+}
+
+sha1() {
+    if command -v sha1sum >/dev/null; then sha1sum; else shasum; fi
+}
+
+guid() { # TEXT: what guid() of Bicep makes of it, a UUID of version 5 in the namespace of Azure's templates
+    local hash variant
+    hash="$({
+        printf '\x11\xfb\x06\xfb\x71\x2d\x4d\xdd\x98\xc7\xe7\x1b\xbd\x58\x88\x30'
+        printf '%s' "$1"
+    } | sha1)"
+    variant="$(printf '%x' $((0x${hash:16:1} & 3 | 8)))"
+    echo "${hash:0:8}-${hash:8:4}-5${hash:13:3}-$variant${hash:17:3}-${hash:20:12}"
+}
+
 grant() { # PRINCIPAL TYPE ROLE SCOPE
-    az role assignment create --assignee-object-id "$1" --assignee-principal-type "$2" --role "$3" --scope "$4" -o none
+    local scope
+    scope="$(tr '[:upper:]' '[:lower:]' <<<"$4")"
+    az role assignment create --name "$(guid "$scope-$1-$3")" --assignee-object-id "$1" \
+        --assignee-principal-type "$2" --role "$3" --scope "$4" -o none
 }
 
 echo "1/5 identities"
@@ -100,14 +122,26 @@ if [ -n "$KEDA_IDENTITY" ]; then
 fi
 
 echo "2/5 Service Bus"
-az servicebus namespace create -g "$RESOURCE_GROUP" -n "$NAMESPACE" -l "$LOCATION" --sku "$SKU" \
-    --disable-local-auth true --minimum-tls-version 1.2 -o none
+found="$(find_resource Microsoft.ServiceBus/namespaces "$NAMESPACE")"
+if [ -z "$found" ]; then
+    az servicebus namespace create -g "$RESOURCE_GROUP" -n "$NAMESPACE" -l "$LOCATION" --sku "$SKU" \
+        --disable-local-auth true --minimum-tls-version 1.2 -o none
+else
+    az servicebus namespace update -g "$RESOURCE_GROUP" -n "$NAMESPACE" --disable-local-auth true \
+        --minimum-tls-version 1.2 -o none
+fi
 for queue in $JOBS_QUEUES; do make_queue "$queue" "$JOBS_PROPERTIES"; done
 if [ -n "$RESULTS_QUEUE" ]; then make_queue "$RESULTS_QUEUE" "$RESULTS_PROPERTIES"; fi
 
 echo "3/5 storage"
-az storage account create -g "$RESOURCE_GROUP" -n "$STORAGE" -l "$LOCATION" --kind StorageV2 --sku Standard_ZRS \
-    --allow-shared-key-access false --allow-blob-public-access false --min-tls-version TLS1_2 --https-only true -o none
+found="$(find_resource Microsoft.Storage/storageAccounts "$STORAGE")"
+if [ -z "$found" ]; then
+    az storage account create -g "$RESOURCE_GROUP" -n "$STORAGE" -l "$LOCATION" --kind StorageV2 --sku Standard_ZRS \
+        --allow-shared-key-access false --allow-blob-public-access false --min-tls-version TLS1_2 --https-only true -o none
+else
+    az storage account update -g "$RESOURCE_GROUP" -n "$STORAGE" \
+        --allow-shared-key-access false --allow-blob-public-access false --min-tls-version TLS1_2 --https-only true -o none
+fi
 az resource update --ids "$STORAGE_ID" --set properties.defaultToOAuthAuthentication=true -o none
 for container in $CONTAINERS; do
     az storage container-rm create -g "$RESOURCE_GROUP" --storage-account "$STORAGE" -n "$container" -o none
@@ -118,20 +152,20 @@ az storage account management-policy create -g "$RESOURCE_GROUP" --account-name 
     --policy "{\"rules\": [$rules]}" -o none
 
 echo "4/5 Azure OpenAI"
-if ! az resource show --ids "$ACCOUNT_ID" -o none 2>/dev/null; then
+found="$(find_resource Microsoft.CognitiveServices/accounts "$ACCOUNT")"
+if [ -z "$found" ]; then
     az cognitiveservices account create -g "$RESOURCE_GROUP" -n "$ACCOUNT" -l "$LOCATION" --kind OpenAI --sku S0 \
         --custom-domain "$ACCOUNT" -o none
-    az resource update --ids "$ACCOUNT_ID" --set properties.disableLocalAuth=true -o none
 fi
+az resource update --ids "$ACCOUNT_ID" --set properties.disableLocalAuth=true -o none # create has no option for it
 
 echo "5/5 roles"
 OPENAI_ROLE="$OPENAI_USER"
 if [ "$INFERENCE_ONLY" = true ]; then
-    OPENAI_ROLE="Azure OpenAI Inference Only ($RESOURCE_GROUP)"
+    OPENAI_ROLE="$(guid "$GROUP_ID-Azure OpenAI Inference Only")"
     definition="${INFERENCE_ONLY_ROLE//GROUP_ID/$GROUP_ID}"
-    definition="${definition//(GROUP)/($RESOURCE_GROUP)}"
-    az role definition create --role-definition "$definition" -o none 2>/dev/null ||
-        az role definition update --role-definition "$definition" -o none
+    az rest --method put --body "${definition//GROUP_NAME/${GROUP_ID##*/}}" -o none \
+        --url "$GROUP_ID/providers/Microsoft.Authorization/roleDefinitions/$OPENAI_ROLE?api-version=2022-04-01"
 fi
 ENTRY_QUEUE="${JOBS_QUEUES%% *}"
 for queue in $JOBS_QUEUES; do

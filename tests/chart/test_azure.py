@@ -8,7 +8,8 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from pycep import BicepParser
 
 from scripts.chart.alerts import iso_duration
 from scripts.chart.rules import read_rules
+from tests.chart import az, stand_in
 from tests.chart.helm import ROOT
+from tests.chart.stand_in import Rule
 from worker import roles as azure_roles
 from worker.roles import GRANTS, INFERENCE_ONLY_DATA_ACTIONS, ROLES
 
@@ -35,26 +38,30 @@ QUEUE = {
     "deadLetteringOnMessageExpiration": True,
     "maxSizeInMegabytes": 5120,
 }
-STUB = """#!/bin/sh
-printf '%s\\037' "$@" >>"$AZ_LOG"
-printf '\\036' >>"$AZ_LOG"
-case "$*" in
-*"resource show"*) exit 1 ;;
-*issuerUrl*) echo https://issuer ;;
-*principalId*) for word; do case $word in id-*) echo "principal-of-$word" ;; esac; done ;;
-*"account show --query id"*) echo subscription ;;
-*) echo value ;;
-esac
-"""
+GROUP_ID = "/subscriptions/S/resourceGroups/Group"
+ANSWERS = [
+    Rule(r"group show .*--query id", GROUP_ID),
+    Rule(r"issuerUrl", "https://issuer"),
+    Rule(r"-n (\S+) .*principalId", r"principal-of-\1"),
+    Rule(r" show ", "value"),
+]
+"""An empty resource group: what is looked for is not found."""
+TEMPLATES = uuid.UUID("11fb06fb-712d-4ddd-98c7-e71bbd588830")
+"""The namespace of guid() in Bicep, which makes a UUID of version 5 ("String functions for Bicep")."""
+FILES = ["main.bicep", "roles.bicep", "alerts.bicep", "queue-alerts.bicep"]
+
+
+def text_of(name: str) -> str:
+    return (AZURE / name).read_text(encoding="utf-8")
 
 
 @functools.cache
 def bicep(name: str = "main.bicep") -> Any:
-    return BicepParser().parse(text=(AZURE / name).read_text(encoding="utf-8"))
+    return BicepParser().parse(text=text_of(name))
 
 
-def properties(symbol: str) -> dict[str, Any]:
-    config = bicep()["resources"][symbol]["config"]
+def properties(symbol: str, name: str = "main.bicep") -> dict[str, Any]:
+    config = bicep(name)["resources"][symbol]["config"]
     found: dict[str, Any] = config.get("config", config)["properties"]
     return found
 
@@ -65,12 +72,16 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
     return run_setup(tmp_path_factory.mktemp("az"), {"RESULTS_QUEUE": "results", "PRODUCER": "producers"})
 
 
-def run_setup(folder: Path, more: dict[str, str]) -> list[list[str]]:
-    (folder / "az").write_text(STUB)
-    (folder / "az").chmod(0o755)
+def run_setup(folder: Path, more: dict[str, str], rules: Sequence[Rule] = ANSWERS) -> list[list[str]]:
+    done = setup(folder, more, rules)
+    assert done.returncode == 0, done.stderr
+    return [call[1:] for call in stand_in.calls(folder)]
+
+
+def setup(folder: Path, more: dict[str, str], rules: Sequence[Rule]) -> subprocess.CompletedProcess[str]:
+    stand_in.install(folder, ["az"], rules)
     environment = {
         "PATH": f"{folder}:{os.environ['PATH']}",
-        "AZ_LOG": str(folder / "log"),
         "RESOURCE_GROUP": "group",
         "CLUSTER_GROUP": "clusters",
         "CLUSTER": "cluster",
@@ -82,29 +93,31 @@ def run_setup(folder: Path, more: dict[str, str]) -> list[list[str]]:
         "JOBS_QUEUES": "jobs jobs-a jobs-b",
         **more,
     }
-    done = subprocess.run([AZURE / "setup.sh"], env=environment, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return [call.split("\x1f")[:-1] for call in (folder / "log").read_text().split("\x1e")[:-1]]
+    return subprocess.run([AZURE / "setup.sh"], env=environment, check=False, capture_output=True, text=True)
+
+
+def assignments(calls: list[list[str]]) -> list[list[str]]:
+    return [call for call in calls if call[:3] == ["role", "assignment", "create"]]
 
 
 def option(call: list[str], name: str) -> str:
     return call[call.index(name) + 1]
 
 
-@pytest.mark.parametrize("name", ["main.bicep", "alerts.bicep", "queue-alerts.bicep"])
+@pytest.mark.parametrize("name", FILES)
 def test_the_bicep_parses(name: str) -> None:
     assert bicep(name)["resources"]
 
 
 def test_every_role_id_in_bicep_and_script_is_one_of_ours() -> None:
     known = {role.id for role in ROLES}
-    for name in ("main.bicep", "setup.sh"):
-        assert set(GUID.findall((AZURE / name).read_text(encoding="utf-8"))) == known - {azure_roles.ACR_PULL.id}
+    for name in ("roles.bicep", "setup.sh"):
+        assert set(GUID.findall(text_of(name))) == known - {azure_roles.ACR_PULL.id}
 
 
 def test_role_ids_stand_under_the_same_name_everywhere() -> None:
-    variables = bicep()["variables"]
-    script = dict(re.findall(r"^([A-Z_]+)=([0-9a-f-]{36})$", (AZURE / "setup.sh").read_text(), re.MULTILINE))
+    variables = bicep("roles.bicep")["variables"]
+    script = dict(re.findall(r"^([A-Z_]+)=([0-9a-f-]{36})$", text_of("setup.sh"), re.MULTILINE))
     for name, role in vars(azure_roles).items():
         if isinstance(role, azure_roles.Role) and role is not azure_roles.ACR_PULL:
             assert script[name] == role.id
@@ -140,11 +153,61 @@ def test_keys_are_switched_off_everywhere() -> None:
     assert properties("storage")["allowSharedKeyAccess"] is False
 
 
-def test_the_script_switches_keys_off_too(calls: list[list[str]]) -> None:
-    texts = [" ".join(call) for call in calls]
-    assert any("servicebus namespace create" in text and "--disable-local-auth true" in text for text in texts)
-    assert any("storage account create" in text and "--allow-shared-key-access false" in text for text in texts)
-    assert any("properties.disableLocalAuth=true" in text for text in texts)
+@pytest.mark.parametrize("found", ["", "/its/id"], ids=["new", "existing"])
+def test_the_script_switches_keys_off_on_what_is_new_and_on_what_exists(tmp_path: Path, found: str) -> None:
+    texts = [" ".join(call) for call in run_setup(tmp_path, {}, [Rule("resource list", found), *ANSWERS])]
+    verb = "update" if found else "create"
+    assert any(f"servicebus namespace {verb}" in text and "--disable-local-auth true" in text for text in texts)
+    assert any(f"storage account {verb}" in text and "--allow-shared-key-access false" in text for text in texts)
+    changed = [text for text in texts if text.startswith("resource update")]
+    assert [re.search(r"properties\.\S+", text)[0] for text in changed] == [  # type: ignore[index]
+        "properties.defaultToOAuthAuthentication=true",
+        "properties.disableLocalAuth=true",
+    ]
+    assert any("cognitiveservices account create" in text for text in texts) is not bool(found)
+
+
+@pytest.mark.parametrize("kind", ["ServiceBus", "Storage", "CognitiveServices"])
+def test_the_script_stops_where_it_may_not_look(tmp_path: Path, kind: str) -> None:
+    """A refused permission is not taken for a resource that is not there yet."""
+    refusal = Rule(f"resource list .*Microsoft.{kind}/", "AuthorizationFailed", status=1)
+    done = setup(tmp_path, {}, [refusal, *ANSWERS])
+    last = stand_in.calls(tmp_path)[-1]
+    assert (done.returncode, last[1:3]) == (1, ["resource", "list"])
+
+
+@pytest.mark.parametrize("found", ["", "/its/id"], ids=["new", "existing"])
+def test_az_takes_every_command_of_the_script(tmp_path: Path, found: str) -> None:
+    everything = {"RESULTS_QUEUE": "results", "PRODUCER": "producers", "INFERENCE_ONLY": "true"}
+    calls = run_setup(tmp_path, everything, [Rule("resource list", found), *ANSWERS])
+    assert az.refusals(calls, tmp_path) == []
+
+
+def test_the_script_hides_no_error() -> None:
+    assert "2>" not in text_of("setup.sh")
+
+
+def test_running_the_script_twice_makes_no_second_assignment(tmp_path: Path) -> None:
+    everything = {"RESULTS_QUEUE": "results", "PRODUCER": "producers"}
+    first = assignments(run_setup(tmp_path, everything))
+    both = assignments(run_setup(tmp_path, everything, [Rule("resource list", "/its/id"), *ANSWERS]))
+    assert both == first + first
+    names = [option(call, "--name") for call in first]
+    assert len(set(names)) == len(names)
+
+
+def test_an_assignment_has_the_same_name_in_the_script_and_in_the_bicep(calls: list[list[str]]) -> None:
+    for call in assignments(calls):
+        seed = f"{option(call, '--scope').lower()}-{option(call, '--assignee-object-id')}-{option(call, '--role')}"
+        assert option(call, "--name") == str(uuid.uuid5(TEMPLATES, seed))
+    for block in bicep_assignments():
+        named = re.search(r"^  name: guid\('\$\{toLower\((.+)\.id\)\}-\$\{(\w+)\}-\$\{(\w+)\}'\)$", block, re.M)
+        given = [
+            re.search(pattern, block, re.M)
+            for pattern in (r"^  scope: (.+)$", r"principalId: (\w+)$", r"roleDefinitions', (\w+)\)$")
+        ]
+        assert named is not None, block
+        assert list(named.groups()) == [found and found[1] for found in given], block
 
 
 def test_the_bicep_gives_exactly_the_roles_of_the_list() -> None:
@@ -152,16 +215,15 @@ def test_the_bicep_gives_exactly_the_roles_of_the_list() -> None:
 
 
 def test_the_script_gives_exactly_the_roles_of_the_list(calls: list[list[str]]) -> None:
-    given = {script_grant(call) for call in calls if call[:3] == ["role", "assignment", "create"]}
+    given = {script_grant(call) for call in assignments(calls)}
     assert given == {(grant.holder, grant.role.id, grant.scope) for grant in SET_UP}
 
 
 def test_the_worker_may_receive_from_every_jobs_queue_and_send_to_those_of_models(calls: list[list[str]]) -> None:
     given = [
         (option(call, "--role"), option(call, "--scope").rsplit("/queues/", 1)[1])
-        for call in calls
-        if call[:3] == ["role", "assignment", "create"]
-        and option(call, "--assignee-object-id") == "principal-of-id-worker"
+        for call in assignments(calls)
+        if option(call, "--assignee-object-id") == "principal-of-id-worker"
         and "/queues/" in option(call, "--scope")
     ]
     receiver, sender = azure_roles.SERVICE_BUS_DATA_RECEIVER.id, azure_roles.SERVICE_BUS_DATA_SENDER.id
@@ -196,7 +258,7 @@ def test_old_claims_are_deleted_and_results_only_where_that_is_wanted(tmp_path: 
     assert rules() == {"old-claims": claims}
     kept = rules(KEEP_RESULTS_DAYS="90")
     assert kept == {"old-claims": claims, "old-results": (["results/results/", "more/results/"], 90)}
-    text = (AZURE / "main.bicep").read_text(encoding="utf-8")
+    text = text_of("main.bicep")
     assert re.findall(r"name: '(old-\w+)'", text) == list(kept)
     assert re.findall(r"prefixMatch: map\(containerNames, name => '\$\{name\}(/\w+/)'\)", text) == [
         "/claims/",
@@ -205,30 +267,35 @@ def test_old_claims_are_deleted_and_results_only_where_that_is_wanted(tmp_path: 
 
 
 def test_the_readme_s_table_is_the_list_of_roles() -> None:
-    rows = [line.split(" | ") for line in (AZURE / "README.md").read_text().splitlines() if line.count(" | ") == 3]
+    rows = [line.split(" | ") for line in text_of("README.md").splitlines() if line.count(" | ") == 3]
     told = [tuple(cell.strip("| ") for cell in row) for row in rows if row[0] != "| who"]
     assert told == [(grant.holder, grant.role.name, grant.scope, grant.purpose) for grant in GRANTS]
 
 
 def test_the_script_gives_no_role_to_nobody(tmp_path: Path) -> None:
     calls = run_setup(tmp_path, {"KEDA_IDENTITY": ""})
-    holders = {script_grant(call)[0] for call in calls if call[:3] == ["role", "assignment", "create"]}
+    holders = {script_grant(call)[0] for call in assignments(calls)}
     assert holders == {"worker"}
 
 
 def test_inference_only_takes_the_place_of_the_wider_role(tmp_path: Path) -> None:
     calls = run_setup(tmp_path, {"INFERENCE_ONLY": "true"})
-    given = [option(call, "--role") for call in calls if call[:3] == ["role", "assignment", "create"]]
+    given = [option(call, "--role") for call in assignments(calls)]
     assert azure_roles.OPENAI_USER.id not in given
-    assert f"{azure_roles.INFERENCE_ONLY} (group)" in given
-    definition = next(option(call, "--role-definition") for call in calls if call[:2] == ["role", "definition"])
-    made = json.loads(definition)
-    assert tuple(made["DataActions"]) == INFERENCE_ONLY_DATA_ACTIONS
-    assert made["AssignableScopes"] == ["/subscriptions/subscription/resourceGroups/group"]
+    rest = next(call for call in calls if call[0] == "rest")
+    made = str(uuid.uuid5(TEMPLATES, f"{GROUP_ID}-{azure_roles.INFERENCE_ONLY}"))  # as in roles.bicep
+    assert made in given
+    assert option(rest, "--url").startswith(f"{GROUP_ID}/providers/Microsoft.Authorization/roleDefinitions/{made}?")
+    definition = json.loads(option(rest, "--body"))["properties"]
+    assert tuple(definition["permissions"][0]["dataActions"]) == INFERENCE_ONLY_DATA_ACTIONS
+    assert definition["roleName"] == f"{azure_roles.INFERENCE_ONLY} (Group)"
+    assert definition["assignableScopes"] == [GROUP_ID]
+    seed = "guid(resourceGroup().id, 'Azure OpenAI Inference Only')"
+    assert f"var inferenceOnlyRoleId = {seed}" in text_of("roles.bicep")
 
 
 def test_the_bicep_s_custom_role_may_call_and_read_nothing() -> None:
-    permissions = properties("inferenceOnlyRole")["permissions"][0]
+    permissions = properties("inferenceOnlyRole", "roles.bicep")["permissions"][0]
     assert tuple(permissions["dataActions"]) == INFERENCE_ONLY_DATA_ACTIONS
     assert permissions["actions"] == []
 
@@ -246,9 +313,9 @@ def test_the_federated_credentials_are_of_the_worker_and_of_keda(calls: list[lis
     }
 
 
-@pytest.mark.parametrize("name", ["main.bicep", "alerts.bicep", "queue-alerts.bicep"])
+@pytest.mark.parametrize("name", FILES)
 def test_every_name_in_the_bicep_is_declared(name: str) -> None:
-    text = (AZURE / name).read_text(encoding="utf-8")
+    text = text_of(name)
     tree = bicep(name)
     declared = {*tree["parameters"], *tree["variables"], *tree["resources"]}
     loops = set(re.findall(r"\[for \(?(\w+)(?:, (\w+)\))? in", text))
@@ -257,15 +324,47 @@ def test_every_name_in_the_bicep_is_declared(name: str) -> None:
     assert used - declared == set()
 
 
-def test_every_parameter_of_the_bicep_is_described_and_used() -> None:
-    text = (AZURE / "main.bicep").read_text(encoding="utf-8")
-    for name, parameter in bicep()["parameters"].items():
+@pytest.mark.parametrize("file", ["main.bicep", "roles.bicep"])
+def test_every_parameter_of_the_bicep_is_described_and_used(file: str) -> None:
+    text = text_of(file)
+    for name, parameter in bicep(file)["parameters"].items():
         assert any(decorator["type"] == "description" for decorator in parameter["decorators"]), name
         assert len(re.findall(rf"\b{name}\b", text)) > 1, name
 
 
+def test_network_and_diagnostics_cover_all_three_services() -> None:
+    for symbol in ("namespace", "newAccount", "storage"):
+        assert properties(symbol)["publicNetworkAccess"] == "publicNetworkAccess"
+    for symbol in ("newAccount", "storage"):
+        assert properties(symbol)["networkAcls"]["defaultAction"] == "defaultAction"
+    assert properties("namespaceFirewall")["defaultAction"] == "Deny"
+    endpoints = bicep()["variables"]["endpoints"]["value"]
+    assert re.findall(r"'group': '(\w+)'", str(endpoints)) == ["namespace", "account", "blob"]
+    diagnosed = re.findall(
+        r"^resource \w+ 'Microsoft.Insights/.*?scope: (\w+)$", text_of("main.bicep"), re.M | re.S
+    )
+    assert diagnosed == ["namespace", "account", "blobs"]
+
+
+def test_every_api_version_is_that_of_the_readme_s_table() -> None:
+    rows = re.findall(r"^\| `(Microsoft\.[\w/]+)` \| `([\w-]+)` \|", text_of("README.md"), re.MULTILINE)
+    used = {found for name in FILES for found in re.findall(r"'(Microsoft\.[\w/]+)@([\w-]+)'", text_of(name))}
+    versions = dict(rows)
+    for kind, version in used:
+        assert version == next(told for prefix, told in rows if kind.startswith(prefix)), kind
+    assert {next(prefix for prefix in versions if kind.startswith(prefix)) for kind, _ in used} == versions.keys()
+    script = text_of("setup.sh")
+    assert re.findall(r"--api-version (\S+)", script) == [versions["Microsoft.ServiceBus"]]
+    assert re.findall(r"\?api-version=([\d-]+)", script) == [versions["Microsoft.Authorization"]]
+
+
+def test_the_module_of_roles_gets_every_parameter_it_has() -> None:
+    given = bicep()["modules"]["roles"]["config"]["params"]
+    assert given.keys() == bicep("roles.bicep")["parameters"].keys()
+
+
 def test_the_parameter_file_sets_what_has_no_default() -> None:
-    given = set(re.findall(r"^param (\w+)", (AZURE / "main.bicepparam").read_text(encoding="utf-8"), re.MULTILINE))
+    given = set(re.findall(r"^param (\w+)", text_of("main.bicepparam"), re.MULTILINE))
     parameters = bicep()["parameters"]
     assert given <= parameters.keys()
     assert {name for name, item in parameters.items() if item.get("default") is None} <= given
@@ -312,6 +411,11 @@ def test_durations_are_written_as_azure_wants_them(prometheus: str, iso: str) ->
     assert iso_duration(prometheus) == iso
 
 
+def bicep_assignments() -> list[str]:
+    text = text_of("roles.bicep")
+    return re.findall(r"^resource \w+ 'Microsoft.Authorization/roleAssignments.*?^}", text, re.M | re.S)
+
+
 def bicep_grants() -> Iterator[tuple[str, str, str]]:
     """Holder, role and scope of each role assignment, by the names of the symbols."""
     scopes = {
@@ -321,16 +425,16 @@ def bicep_grants() -> Iterator[tuple[str, str, str]]:
         "account": "OpenAI account",
         "containers": "blob container",
     }
-    text = (AZURE / "main.bicep").read_text(encoding="utf-8")
-    roles = {name: item["value"] for name, item in bicep()["variables"].items()}
-    for block in re.findall(r"^resource (\w+) 'Microsoft.Authorization/roleAssignments.*?^}", text, re.M | re.S):
-        body = text[text.index(f"resource {block} ") :].partition("\n}")[0]
-        scope = re.search(r"^  scope: (\w+(?:\[i \+ 1\])?)", body, re.M)
-        role = re.findall(r"subscriptionResourceId\('Microsoft.Authorization/roleDefinitions', (\w+)\)", body)
-        holder = re.search(r"principalId: (\w+?)(PrincipalId)?(\.|$)", body, re.M)
+    variables = bicep("roles.bicep")["variables"]
+    roles = {name: item["value"] for name, item in variables.items()} | {"openAIRole": azure_roles.OPENAI_USER.id}
+    for block in bicep_assignments():
+        scope = re.search(r"^  scope: (\w+(?:\[i \+ 1\])?)", block, re.M)
+        role = re.search(r"subscriptionResourceId\('Microsoft.Authorization/roleDefinitions', (\w+)\)", block)
+        holder = re.search(r"principalId: (\w+)PrincipalId$", block, re.M)
         assert scope is not None, block
+        assert role is not None, block
         assert holder is not None, block
-        yield holder[1], roles[role[0]], scopes[scope[1]]
+        yield holder[1], roles[role[1]], scopes[scope[1]]
 
 
 def script_grant(call: list[str]) -> tuple[str, str, str]:

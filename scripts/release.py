@@ -29,7 +29,7 @@ HELM = ROOT / ".venv-deploy/bin/helm4"
 REGISTRY = ROOT / ".tools/debian/usr/bin/docker-registry"
 ARM64 = [f"--platform=manylinux_2_{minor}_aarch64" for minor in (17, 28, 34)] + ["--platform=manylinux2014_aarch64"]
 SEMANTIC = r"\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?"
-PROGRAMS = "from importlib.metadata import version as v; print(v('aoai-worker'), v('embedded-azure'))"
+INSTALLED = "from importlib.metadata import version; print(version('{}'))"
 
 
 class ReleaseFailed(Exception):
@@ -48,7 +48,8 @@ def main() -> int:
         DIST.mkdir()
         (DIST / "notes.md").write_text(release_notes(changelog, version))
         make_wheels()
-        try_wheels(version)
+        for program in ("aoai-worker", "embedded-azure"):  # the names of their packages, too
+            try_wheel(program, version)
         try_lock_on_arm64()
         try_chart(package_chart())
     except ReleaseFailed as failure:
@@ -97,26 +98,27 @@ def release_notes(changelog: str, version: str) -> str:
 
 
 def make_wheels() -> None:
-    call(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(DIST / "wheels"))
-    call(
-        sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(DIST / "wheels"),
-        folder=ROOT / "embedded_azure",
-    )  # fmt: skip
+    for folder in (ROOT, ROOT / "embedded_azure"):
+        output_of(
+            sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(DIST / "wheels"), folder=folder
+        )
 
 
-def try_wheels(version: str) -> None:
+def try_wheel(program: str, version: str) -> None:
     """In an environment without anything else, outside the checkout: what is missing in a wheel fails there."""
+    (wheel,) = (DIST / "wheels").glob(f"{program.replace('-', '_')}-*.whl")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         call(sys.executable, "-m", "venv", name)
-        pip = [str(folder / "bin/python"), "-m", "pip", "--disable-pip-version-check"]
-        call(*pip, "install", "--quiet", *map(str, sorted((DIST / "wheels").glob("*.whl"))))
-        call(*pip, "check")
-        if (found := output_of(str(folder / "bin/python"), "-c", PROGRAMS, folder=folder).split()) != [version] * 2:
-            raise ReleaseFailed(f"the wheels say that they are {' and '.join(found)}, not {version}")
-        for program in ("aoai-worker", "embedded-azure"):
-            output_of(str(folder / "bin" / program), "--help", folder=folder)
-    say("Both wheels can be installed, and their programs start.")
+        python = str(folder / "bin/python")
+        pip = [python, "-m", "pip", "--disable-pip-version-check"]
+        call(*pip, "install", "--quiet", str(wheel))
+        output_of(*pip, "check")
+        found = output_of(python, "-c", INSTALLED.format(program), folder=folder).strip()
+        if found != version:
+            raise ReleaseFailed(f"{wheel.name} says that it is {found}, not {version}. Next: read its METADATA.")
+        output_of(str(folder / "bin" / program), "--help", folder=folder)
+    say(f"{wheel.relative_to(ROOT)} can be installed alone, and {program} starts.")
 
 
 def try_lock_on_arm64() -> None:

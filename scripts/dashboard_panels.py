@@ -155,6 +155,7 @@ STATS = (
 ROWS = (
     Row(
         title="Throughput and tokens",
+        columns=4,
         panels=(
             Panel(
                 title="Jobs by outcome per minute",
@@ -277,7 +278,6 @@ ROWS = (
     ),
     Row(
         title="Latency",
-        columns=4,
         panels=(
             Panel(
                 title="Queue wait",

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ DIST = ROOT / "dist"
 HELM = ROOT / ".venv-deploy/bin/helm4"
 REGISTRY = ROOT / ".tools/debian/usr/bin/docker-registry"
 ARM64 = [f"--platform=manylinux_2_{minor}_aarch64" for minor in (17, 28, 34)] + ["--platform=manylinux2014_aarch64"]
+REGISTRY_PATIENCE = 30.0
 SEMANTIC = r"\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?"
 INSTALLED = "from importlib.metadata import version; print(version('{}'))"
 
@@ -191,10 +193,15 @@ def registry() -> Iterator[str]:
 def listening_address(process: "subprocess.Popen[bytes]") -> str:
     assert process.stderr is not None
     said = []
-    for line in process.stderr:
-        said.append(line.decode())
-        if found := re.search(r"listening on (127\.0\.0\.1:\d+)", said[-1]):
-            return found[1]
+    watch = threading.Timer(REGISTRY_PATIENCE, process.kill)
+    watch.start()
+    try:
+        for line in process.stderr:
+            said.append(line.decode())
+            if found := re.search(r"listening on (127\.0\.0\.1:\d+)", said[-1]):
+                return found[1]
+    finally:
+        watch.cancel()
     raise ReleaseFailed(f"docker-registry did not start:\n{''.join(said[-10:])}")
 
 

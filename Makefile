@@ -1,5 +1,5 @@
 # `make demo` shows it working; `make test` proves it. Both need Python 3.11+; with Node.js 20+ more is compared: Azurite, the JavaScript SDK.
-.PHONY: help environment demo azurite chart test-deploy test-rules image dashboard dashboard-picture test-monitoring unit test test-embedded foreign azure fuzz lint bench format lock clean
+.PHONY: help environment demo azurite chart test-deploy test-rules image dashboard dashboard-picture test-monitoring release-check unit test test-embedded foreign azure fuzz lint bench format lock clean
 .DEFAULT_GOAL := help
 
 bin := .venv/bin
@@ -15,6 +15,7 @@ help:
 	@echo "make test-deploy  the chart, the manifests and the Azure side with Helm 4 and 3, az, validators and scanners"
 	@echo "make chart   write what is derived from the chart: schema, README, k8s/base, Azure's alerts"
 	@echo "make image   build the container image, scan it, and run it hardened against the embedded Azure (Docker or root)"
+	@echo "make release-check  what a release publishes, made in dist/ and tried: versions, wheels, chart"
 	@echo "make test-rules         alerts and dashboard with promtool and a parser of PromQL"
 	@echo "make test-monitoring    the same with a fleet under load: alerts, dashboard and metrics with a real Prometheus"
 	@echo "make dashboard          write the chart's dashboard.json anew"
@@ -46,6 +47,12 @@ test-deploy:
 image: environment
 	@scripts/tool-environment image
 	@$(bin)/python scripts/image.py
+
+# TAG=v1.2.0 for another version than that of pyproject.toml
+release-check: environment
+	@scripts/deploy-environment
+	@scripts/debian-tools docker-registry
+	@$(bin)/python -m scripts.release $${TAG:+"$$TAG"}
 
 dashboard: environment
 	@scripts/tool-environment monitoring
@@ -125,4 +132,4 @@ lock: environment
 
 clean:
 	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-output \
-		tests/azurite/node_modules tests/foreign/javascript/node_modules .tools .foreign .fuzz image-output
+		tests/azurite/node_modules tests/foreign/javascript/node_modules .tools .foreign .fuzz image-output dist

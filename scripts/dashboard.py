@@ -118,14 +118,14 @@ def add_rows(built: dashboard.Dashboard) -> None:
 
 
 def add_panels(built: dashboard.Dashboard, row: Row, top: int) -> int:
-    """Lays the panels out from the left; returns where the next row begins."""
-    width = WIDTH // row.columns
-    for place, panel in enumerate(row.panels):
-        line, column = divmod(place, row.columns)
-        position = GridPos(h=PANEL_HEIGHT, w=width, x=column * width, y=top + line * PANEL_HEIGHT)
-        built.with_panel(draw(panel).grid_pos(position))
-    lines = -(-len(row.panels) // row.columns)
-    return top + lines * PANEL_HEIGHT
+    """Lays the panels out so that each line is filled; returns where the next row begins."""
+    for first in range(0, len(row.panels), row.columns):
+        line = row.panels[first : first + row.columns]
+        width = WIDTH // len(line)
+        for column, panel in enumerate(line):
+            built.with_panel(draw(panel).grid_pos(GridPos(h=PANEL_HEIGHT, w=width, x=column * width, y=top)))
+        top += PANEL_HEIGHT
+    return top
 
 
 def draw(panel: Panel) -> timeseries.Panel:
@@ -176,6 +176,7 @@ def draw_stat(one: Stat) -> stat.Panel:
 
 def legend() -> common.VizLegendOptions:
     shown = common.VizLegendOptions().show_legend(True).calcs(["lastNotNull", "max"])
+    shown.sort_by("Max").sort_desc(True)  # few of many series fit under a graph
     return shown.display_mode(LegendDisplayMode.TABLE).placement(LegendPlacement.BOTTOM)
 
 

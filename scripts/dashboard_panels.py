@@ -155,6 +155,7 @@ STATS = (
 ROWS = (
     Row(
         title="Throughput and tokens",
+        columns=4,
         panels=(
             Panel(
                 title="Jobs by outcome per minute",
@@ -277,7 +278,6 @@ ROWS = (
     ),
     Row(
         title="Latency",
-        columns=4,
         panels=(
             Panel(
                 title="Queue wait",
@@ -459,6 +459,7 @@ ROWS = (
     ),
     Row(
         title="Service Bus",
+        columns=4,
         panels=(
             Panel(
                 title="Settlements per minute",
@@ -499,7 +500,14 @@ ROWS = (
                 ),
             ),
             Panel(
-                title="Dead letters",
+                title="Dead letters that wait for a person",
+                description="What the last sweep left, by queue: aoai-worker dlq list. It looks at 10,000 at most; "
+                "without a pod nobody looks.",
+                unit="short",
+                queries=(Query(f"max by (queue) (aoai_worker_dead_letters{{{QUEUE}}})", "{{queue}}"),),
+            ),
+            Panel(
+                title="New dead letters",
                 description="Messages that are no jobs, and what the broker gave up and was swept, within an hour.",
                 unit="short",
                 queries=(

@@ -329,6 +329,14 @@ class DeadLetterSwept:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLettersLeft:
+    """So many messages a pass saw in a dead-letter queue and left there. It looks at 10,000 or so at most."""
+
+    queue: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SweepFailed:
     """A dead-letter queue could not be swept; it is tried again."""
 
@@ -457,6 +465,7 @@ Event = (
     | JobFaulted
     | SuspectMet
     | DeadLetterSwept
+    | DeadLettersLeft
     | SweepFailed
 )
 

@@ -86,6 +86,18 @@ def test_an_overlay_that_is_filled_in_has_its_values_where_they_belong(tmp_path:
     assert only(objects, "TriggerAuthentication")["spec"]["podIdentity"]["identityId"] == "2-2"
     triggers = only(objects, "ScaledObject")["spec"]["triggers"]
     assert {item["metadata"]["namespace"] for item in triggers} == {"bus"}
+    settings = yaml.safe_load(only(objects, "ConfigMap")["data"]["worker.yaml"])
+    assert settings["servicebus_namespace"] == "bus.servicebus.windows.net"
+
+
+@pytest.mark.parametrize("name", ["dev", "prod"])
+def test_an_overlay_s_namespace_is_changed_in_one_place(name: str, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "k8s", tmp_path / "k8s")
+    file = tmp_path / "k8s/overlays" / name / "kustomization.yaml"
+    file.write_text(re.sub("^namespace: .*$", "namespace: night", file.read_text(), flags=re.MULTILINE))
+    objects = build_folder(file.parent)
+    assert only(objects, "Namespace")["metadata"]["name"] == "night"
+    assert {item["metadata"].get("namespace", "night") for item in objects} == {"night"}
 
 
 def test_the_base_builds_to_the_chart_s_output() -> None:

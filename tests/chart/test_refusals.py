@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.chart.helm import failure, render
+from tests.chart.helm import failure, render, template
 
 
 @pytest.mark.parametrize(
@@ -119,11 +119,31 @@ def test_the_schema_refuses_what_is_misspelt_or_out_of_range(changes: dict[str, 
     ("value", "item", "told"),
     [
         ("extraEnv", {"name": "AOAI_WORKER_CONFIG", "value": "x"}, "name AOAI_WORKER_CONFIG"),
+        ("extraEnv", {"name": "AZURE_CLIENT_ID", "value": "x"}, "name AZURE_CLIENT_ID"),
         ("extraVolumes", {"name": "config", "emptyDir": {}}, "name config"),
         ("extraVolumeMounts", {"name": "x", "mountPath": "/etc/aoai-worker"}, "mountPath /etc/aoai-worker"),
+        ("extraVolumeMounts", {"name": "x", "mountPath": "/etc/aoai-worker/"}, "mountPath /etc/aoai-worker/"),
         ("extraContainers", {"name": "worker", "image": "i:1"}, "name worker"),
         ("initContainers", {"name": "worker", "image": "i:1"}, "name worker"),
     ],
 )
 def test_a_name_of_the_chart_s_own_is_refused(value: str, item: dict[str, Any], told: str) -> None:
     assert f"- {value} has one with the {told}, which is the chart's own" in failure("default", {value: [item]})
+
+
+@pytest.mark.parametrize(
+    ("variable", "setting"),
+    [
+        ("AOAI_WORKER_SLOTS", "slots"),
+        ("AOAI_WORKER_JOBS_QUEUE", "jobs_queue"),
+        ("AZURE_OPENAI_ENDPOINT", "openai_endpoint"),
+    ],
+)
+def test_a_variable_that_would_win_over_a_setting_of_the_chart_is_refused(variable: str, setting: str) -> None:
+    told = failure("default", {"extraEnv": [{"name": variable, "value": "1"}]})
+    assert f"- extraEnv has {variable}, which wins over config.{setting} in the worker" in told
+
+
+def test_a_variable_that_the_chart_does_not_work_with_is_taken() -> None:
+    made = template(changes={"extraEnv": [{"name": "AOAI_WORKER_LOG_LEVEL", "value": "debug"}]})
+    assert "- name: AOAI_WORKER_LOG_LEVEL\n" in made

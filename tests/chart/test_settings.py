@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.chart.helm import CHART, MATRIX, ROOT, deployment, only, render, settings
+from tests.chart.helm import BIN, CHART, MATRIX, ROOT, deployment, only, render, run, settings
 from worker.errors import InvalidSettings
 from worker.settings import WorkerSettings, load
 
-OVERLAYS = sorted(ROOT.glob("k8s/*/worker.yaml")) + sorted(ROOT.glob("k8s/overlays/*/worker.yaml"))
+KUSTOMIZATIONS = [ROOT / "k8s/base", *sorted(ROOT.glob("k8s/overlays/*"))]
 
 
 @pytest.fixture
@@ -40,9 +40,12 @@ def test_the_worker_takes_the_settings_of_every_set_of_values(values: str, pod_e
     }
 
 
-@pytest.mark.parametrize("file", OVERLAYS, ids=lambda path: path.parent.name)
-def test_the_worker_takes_the_settings_of_every_overlay(file: Path, pod_environment: Path) -> None:
-    take(pod_environment, yaml.safe_load(file.read_text(encoding="utf-8")))
+@pytest.mark.parametrize("folder", KUSTOMIZATIONS, ids=lambda path: path.name)
+def test_the_worker_takes_the_settings_of_every_kustomization(folder: Path, pod_environment: Path) -> None:
+    built = run(BIN / "kubectl", "kustomize", folder)
+    assert built.returncode == 0, built.stderr
+    text = only(list(yaml.safe_load_all(built.stdout)), "ConfigMap")["data"]["worker.yaml"]
+    take(pod_environment, yaml.safe_load(text))
 
 
 def test_the_worker_reads_the_file_that_is_mounted() -> None:

@@ -5,6 +5,7 @@ data in a headless Chromium. KEDA's and the cluster's few metrics come from a st
 """
 
 import asyncio
+import json
 import os
 import shutil
 import subprocess
@@ -26,7 +27,8 @@ BUILD = ROOT / ".tools" / "picture"
 OUTPUT = ROOT / "docs" / "dashboard.png"
 SECONDS = 240
 WAVES = (900, 1_600, 700, 1_900, 1_200)
-SIZE = "1576,3660"
+ROW = 38
+"""Pixels of a row of Grafana's layout, as in picture/src/main.jsx."""
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -103,11 +105,17 @@ async def page() -> AsyncIterator[str]:
         await runner.cleanup()
 
 
+def height() -> int:
+    panels = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
+    places: list[dict[str, int]] = [panel["gridPos"] for panel in panels]
+    return max(place["y"] + place["h"] for place in places) * ROW + 16
+
+
 async def photograph(browser: str, address: str) -> None:
     sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium refuses to sandbox for root
     child = await asyncio.create_subprocess_exec(
         *(browser, "--headless=new", *sandbox, "--disable-gpu", "--hide-scrollbars", "--no-first-run"),
-        *("--virtual-time-budget=20000", f"--window-size={SIZE}", f"--screenshot={OUTPUT}", address),
+        *("--virtual-time-budget=20000", f"--window-size=1576,{height()}", f"--screenshot={OUTPUT}", address),
     )
     async with asyncio.timeout(120):
         code = await child.wait()

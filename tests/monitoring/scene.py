@@ -84,6 +84,7 @@ async def watched_fleet(folder: Path, *, slots: int = 24) -> AsyncIterator[Scene
             "prices": json.dumps(prices),
             "fleet_size": "2",
             "slots": str(slots),
+            "sweep_every": "5",
         }
         workers = [await stack.enter_async_context(worker(cloud, pod=pod, **settings)) for pod in PODS]
         submitted: list[int] = []

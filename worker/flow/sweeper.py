@@ -14,7 +14,16 @@ from dataclasses import dataclass
 from worker.admission.admission import Admission
 from worker.errors import NotAJob, ResultTooLarge
 from worker.flow.dead_letters import Pass, pages
-from worker.interfaces import Claims, DeadLetters, DeadLetterSwept, Delivery, Observer, Sink, SweepFailed
+from worker.interfaces import (
+    Claims,
+    DeadLetters,
+    DeadLettersLeft,
+    DeadLetterSwept,
+    Delivery,
+    Observer,
+    Sink,
+    SweepFailed,
+)
 from worker.jobs.job import Envelope, Job, claim_of, decode
 from worker.jobs.outcomes import Failed, FailureCode
 from worker.jobs.results import Record, Result, make_result
@@ -64,7 +73,7 @@ class Sweeper:
 
     async def sweep(self, dead_letters: DeadLetters) -> None:
         """One pass. Nothing is locked where there is nothing to sweep."""
-        wanted = await _count_sweepable(dead_letters)
+        left, wanted = await _count(dead_letters)
         async with Pass(dead_letters, count=TOGETHER, wait=RECEIVE_WAIT, held_bytes=HELD_BYTES) as one_pass:
             while wanted > 0 and not self.admission.state.is_stopping and (deliveries := await one_pass.receive()):
                 sweepable = [delivery for delivery in deliveries if _is_sweepable(delivery.envelope)]
@@ -74,9 +83,11 @@ class Sweeper:
                 for outcome in await asyncio.gather(*sweeps, return_exceptions=True):
                     if isinstance(outcome, BaseException):
                         raise outcome
+                    left -= outcome
+        self.observer(DeadLettersLeft(queue=self.queue, count=left))
 
-    async def _sweep_one(self, one_pass: Pass, delivery: Delivery) -> None:
-        """A message that cannot be decoded, or whose lock was lost, stays in the queue."""
+    async def _sweep_one(self, one_pass: Pass, delivery: Delivery) -> bool:
+        """Whether it is gone. A message that cannot be decoded, or whose lock was lost, stays in the queue."""
         envelope = delivery.envelope
         code = CODES[envelope.dead_letter_reason or ""]
         try:
@@ -84,9 +95,11 @@ class Sweeper:
             if not await self.sink.has(job):
                 await self.sink.write(self._error(job, code, envelope))
         except (NotAJob, ResultTooLarge):
-            return
-        if await one_pass.complete(delivery):
-            self.observer(DeadLetterSwept(queue=self.queue, message_id=envelope.message_id, code=code))
+            return False
+        if not await one_pass.complete(delivery):
+            return False
+        self.observer(DeadLetterSwept(queue=self.queue, message_id=envelope.message_id, code=code))
+        return True
 
     async def _decode(self, envelope: Envelope) -> Job:
         claim = claim_of(envelope)
@@ -111,14 +124,15 @@ def _is_sweepable(envelope: Envelope) -> bool:
     return envelope.dead_letter_reason in CODES
 
 
-async def _count_sweepable(dead_letters: DeadLetters) -> int:
+async def _count(dead_letters: DeadLetters) -> tuple[int, int]:
+    """How many there are, and how many of these can be swept."""
     looked_at = found = 0
     async for envelopes in pages(dead_letters, TOGETHER):
         looked_at += len(envelopes)
         found += sum(map(_is_sweepable, envelopes))
         if looked_at >= LOOKED_AT:
             break
-    return found
+    return looked_at, found
 
 
 def explain(code: FailureCode, envelope: Envelope) -> str:

@@ -47,6 +47,7 @@ LEVELS: Mapping[type[Any], int] = {
     events.JobFaulted: logging.ERROR,
     events.SuspectMet: logging.WARNING,
     events.DeadLetterSwept: logging.WARNING,
+    events.DeadLettersLeft: logging.DEBUG,
     events.SweepFailed: logging.WARNING,
 }
 

@@ -119,6 +119,7 @@ class Metrics:
             events.JobFaulted: self._job_faulted,
             events.SuspectMet: self._suspect_met,
             events.DeadLetterSwept: self._dead_letter_swept,
+            events.DeadLettersLeft: self._dead_letters_left,
         }
 
     def __call__(self, event: Event) -> None:
@@ -151,6 +152,7 @@ class Metrics:
         self.swept = counter(
             "dead_letters_swept", "Given up by the broker, with an error line", ["queue", "reason"]
         )
+        self.dead_letters = gauge("dead_letters", "Dead letters left by this pod's last sweep", ["queue"])
         self.backlog_age = gauge("backlog_age_seconds", "Age of the message received last", ["queue"])
         self.redelivered = counter("jobs_redelivered", "Messages received again", ["queue"])
         self.jobs = counter("jobs", "Deliveries by their outcome", ["queue", "deployment", "outcome"])
@@ -309,6 +311,9 @@ class Metrics:
 
     def _dead_letter_swept(self, event: events.DeadLetterSwept) -> None:
         self._child(self.swept, event.queue, event.code).inc()
+
+    def _dead_letters_left(self, event: events.DeadLettersLeft) -> None:
+        self._child(self.dead_letters, event.queue).set(event.count)
 
     def _job_ended(self, event: events.JobEnded) -> None:
         deployment = self._label_of(event.deployment) if event.deployment else "none"

@@ -110,8 +110,16 @@ nothing can be said.
 {{- define "aoai-worker.clashes" -}}
 {{- $problems := list -}}
 {{- $variables := list "AOAI_WORKER_CONFIG" -}}
-{{- if and (not (include "aoai-worker.usesWorkloadIdentity" .)) .Values.workloadIdentity.clientId -}}
+{{- if include "aoai-worker.usesWorkloadIdentity" . -}}
+{{- $variables = concat $variables (list "AZURE_CLIENT_ID" "AZURE_TENANT_ID" "AZURE_FEDERATED_TOKEN_FILE") -}}
+{{- else if .Values.workloadIdentity.clientId -}}
 {{- $variables = append $variables "AZURE_CLIENT_ID" -}}
+{{- end -}}
+{{- range .Values.extraEnv -}}
+{{- $setting := eq .name "AZURE_OPENAI_ENDPOINT" | ternary "openai_endpoint" (trimPrefix "AOAI_WORKER_" .name | lower) -}}
+{{- if and (regexMatch "^(AOAI_WORKER_|AZURE_OPENAI_ENDPOINT$)" .name) (or (hasKey $.Values.config $setting) (eq $setting "jobs_queue")) -}}
+{{- $problems = append $problems (printf "- extraEnv has %s, which wins over config.%s in the worker, and the chart works with the latter. Set config.%s" .name $setting $setting) -}}
+{{- end -}}
 {{- end -}}
 {{- $own := list
     (list "extraEnv" "name" $variables)
@@ -124,7 +132,7 @@ nothing can be said.
 {{- $key := index . 1 -}}
 {{- $names := index . 2 -}}
 {{- range index $.Values $value -}}
-{{- if has (get . $key) $names -}}
+{{- if has (get . $key | trimSuffix "/") $names -}}
 {{- $problems = append $problems (printf "- %s has one with the %s %s, which is the chart's own. Take another" $value $key (get . $key)) -}}
 {{- end -}}
 {{- end -}}

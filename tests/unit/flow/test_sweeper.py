@@ -11,7 +11,7 @@ from tests.support.bench import wall_clock
 from worker.admission.admission import Admission
 from worker.errors import DeadLetterReason
 from worker.flow.sweeper import Sweeper
-from worker.interfaces import DeadLetters, DeadLetterSwept, SweepFailed
+from worker.interfaces import DeadLetters, DeadLettersLeft, DeadLetterSwept, SweepFailed
 from worker.jobs.outcomes import Complete, Release
 from worker.testing import EventList, FakeQueue, FakeSink, job_line
 from worker.waits import loop_time
@@ -107,6 +107,7 @@ async def test_over_many_receives_all_that_is_to_be_swept_goes_and_all_else_stay
     assert set(yard.sink.lines) == {f"batch/{number}" for number in range(347) if number % 3 < 2}
     assert len(yard.events.of(DeadLetterSwept)) == len(yard.sink.lines) == 232
     assert len(yard.dead) == 115
+    assert yard.events.of(DeadLettersLeft) == [DeadLettersLeft(queue="jobs", count=115)]
     assert yard.dead.locked == []
 
 
@@ -128,6 +129,7 @@ async def test_what_does_not_decode_stays_for_people() -> None:
     yard.bury("b", EXPIRED)
     await yard.sweep()
     assert set(yard.sink.lines) == {"batch/b"}
+    assert yard.events.of(DeadLettersLeft) == [DeadLettersLeft(queue="jobs", count=1)]
     assert yard.dead.settled == [("batch/b", Complete()), ("batch/a", Release())]
 
 

@@ -277,6 +277,7 @@ def test_a_token_that_was_never_had_does_not_expire_in_1970(metrics: Metrics) ->
             events.DeadLetterSwept(queue="jobs", message_id="m", code="expired"),
             {"dead_letters_swept_total{queue=jobs,reason=expired}": 1},
         ),
+        (events.DeadLettersLeft(queue="jobs", count=7), {"dead_letters{queue=jobs}": 7}),
         (events.IntakeClosed(reason="sink", detail="down"), {"intake_closed{reason=sink}": 1}),
         (
             events.ResultWritten(queue="jobs", seconds=0.25, paid_twice=False),

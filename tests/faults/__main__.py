@@ -20,9 +20,15 @@ LONGEST = 900.0
 """Seconds for one scenario: more is a hang."""
 
 
+def say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def row(scenario: Scenario, ledger: Ledger, day: str) -> str:
     cells = (
-        scenario.name, scenario.injected, scenario.sink, f"{ledger.jobs:,}", ledger.lost, ledger.doubled, ledger.wrong,
+        scenario.name, scenario.injected, scenario.sink,
+        f"{ledger.jobs:,}", ledger.lost, ledger.doubled, ledger.wrong,
         f"{ledger.paid_twice} of at most {scenario.paid_twice}" if scenario.paid_twice else ledger.paid_twice,
         "-" if ledger.recovery is None else f"{ledger.recovery:.1f}", day,
     )  # fmt: skip
@@ -57,14 +63,14 @@ async def main(words: list[str]) -> int:
                 async with asyncio.timeout(LONGEST):
                     ledger = await run(scenario, Path(folder))
         except (AssertionError, TimeoutError) as error:
-            failures.append(f"{scenario}: not measured: {error or 'it took too long'}")
-            print(failures[-1], flush=True)
+            failures.append(f"{scenario}: not measured: {str(error) or 'it took too long'}")
+            say(failures[-1])
             continue
         failures += ledger.problems(scenario)
         line = row(scenario, ledger, f"{datetime.now(UTC):%Y-%m-%d}")
-        print(line, flush=True)
+        say(line)
         write({(scenario.name, scenario.sink): line})
-    print("\n".join(failures) or f"{len(wanted)} scenarios: nothing lost, doubled or wrong")
+    say("\n".join(failures) or f"{len(wanted)} scenarios: nothing lost, doubled or wrong")
     return 1 if failures else 0
 
 

@@ -112,13 +112,12 @@ async def run(scenario: Scenario, folder: Path) -> Ledger:
             stage.note_end_of_fault()
         if not stage.alive:
             await stage.start()
-        await stage.collect()
         return await take_stock(scenario, stage)
 
 
 async def take_stock(scenario: Scenario, stage: Stage) -> Ledger:
     left = await stage.queues_are_empty()
-    results = results_in(stage.results_file)
+    results = results_in(await stage.collect())
     times = Counter(result["custom_id"] for result in results)
     answers = await stage.answers()
     wanted = {f"q-{number}" for number in range(scenario.jobs)}

@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -51,7 +51,7 @@ class Scenario:
     submit: Callable[[Stage], Awaitable[None]] = submit
 
     def __str__(self) -> str:
-        return f"{self.name}, {self.sink}".replace(" ", "-")
+        return f"{self.name} {self.sink}".replace(",", "").replace(" ", "-")
 
     @property
     def config(self) -> Config:
@@ -117,25 +117,42 @@ async def run(scenario: Scenario, folder: Path) -> Ledger:
 
 async def take_stock(scenario: Scenario, stage: Stage) -> Ledger:
     left = await stage.queues_are_empty()
-    results = results_in(await stage.collect())
-    times = Counter(result["custom_id"] for result in results)
-    answers = await stage.answers()
-    wanted = {f"q-{number}" for number in range(scenario.jobs)}
-    in_sink = await doubled_blobs(stage) if stage.sink == "blob" else 0
-    return Ledger(
-        jobs=scenario.jobs,
-        lost=len(wanted - set(times)),
-        doubled=times.total() - len(times) + in_sink,
-        wrong=sum(not is_expected(result, scenario) for result in results) + len(set(times) - wanted),
-        paid_twice=sum(answers.values()) - len(answers),
+    return reckon(
+        scenario,
+        results=results_in(await stage.collect()),
+        blobs=await stage.result_blobs() if stage.sink == "blob" else [],
+        answers=await stage.answers(),
         left=left,
-        recovery=recovery(results, stage.fault_ended or 0.0),
+        fault_ended=stage.fault_ended or 0.0,
     )
 
 
-async def doubled_blobs(stage: Stage) -> int:
+def reckon(
+    scenario: Scenario,
+    *,
+    results: Sequence[Mapping[str, Any]],
+    blobs: Sequence[str],
+    answers: Mapping[str, int],
+    left: int,
+    fault_ended: float,
+) -> Ledger:
+    """`answers`: how often each prompt was answered; no two jobs have the same."""
+    times = Counter(result["custom_id"] for result in results)
+    wanted = {f"q-{number}" for number in range(scenario.jobs)}
+    return Ledger(
+        jobs=scenario.jobs,
+        lost=len(wanted - set(times)),
+        doubled=times.total() - len(times) + doubled_blobs(blobs),
+        wrong=sum(not is_expected(result, scenario) for result in results),
+        paid_twice=sum(answers.values()) - len(answers),
+        left=left,
+        recovery=recovery(results, fault_ended),
+    )
+
+
+def doubled_blobs(blobs: Sequence[str]) -> int:
     """Jobs that have an answer and an error of the same replay."""
-    names = filter(None, map(parse_result_name, await stage.result_blobs()))
+    names = filter(None, map(parse_result_name, blobs))
     each = Counter((name.key, name.replay) for name in names)
     return each.total() - len(each)
 
@@ -147,6 +164,6 @@ def is_expected(result: Mapping[str, Any], scenario: Scenario) -> bool:
     return is_right(result) or (code is not None and code == scenario.may_fail)
 
 
-def recovery(results: list[dict[str, Any]], fault_ended: float) -> float | None:
+def recovery(results: Sequence[Mapping[str, Any]], fault_ended: float) -> float | None:
     finished = [datetime.fromisoformat(result["worker"]["finished"]).timestamp() for result in results]
     return min((seconds - fault_ended for seconds in finished if seconds > fault_ended), default=None)

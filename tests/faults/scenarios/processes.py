@@ -140,6 +140,7 @@ def killed_while(
     *,
     sink: Sink = "queue",
     at_least: float = SLOTS,
+    paid_twice: int = 0,
 ) -> Scenario:
     return Scenario(
         name=f"killed while {what}",
@@ -148,14 +149,20 @@ def killed_while(
         sink=sink,
         jobs=60,
         latency=0.5,
-        paid_twice=SLOTS,
+        paid_twice=paid_twice,
         in_subset=False,
     )
 
 
 HELD = (
     killed_while("calls have no answer", "openai", {"kind": "connection", "how": "hang"}, IN_FLIGHT),
-    killed_while("answers are half read", "openai", {"kind": "body", "how": "hang", "after": 50}, IN_FLIGHT),
+    killed_while(
+        "answers are half read",
+        "openai",
+        {"kind": "body", "how": "hang", "after": 50},
+        IN_FLIGHT,
+        paid_twice=SLOTS,
+    ),
     killed_while("failed calls back off", "openai", {"kind": "answer", "status": 503, "retry_after": 30}, CALLS),
     killed_while(
         "jobs wait at a closed gate",
@@ -165,7 +172,11 @@ HELD = (
         at_least=1,
     ),
     killed_while(
-        "results cannot be written", "servicebus", {"kind": "refuse", "on": "send", "entity": "results"}, CALLS
+        "results cannot be written",
+        "servicebus",
+        {"kind": "refuse", "on": "send", "entity": "results"},
+        CALLS,
+        paid_twice=SLOTS,
     ),
     killed_while(
         "results cannot be written",
@@ -173,9 +184,14 @@ HELD = (
         {"kind": "answer", "code": "ServerBusy", "operation": "put_blob"},
         CALLS,
         sink="blob",
+        paid_twice=SLOTS,
     ),
     killed_while(
-        "writing is not confirmed", "servicebus", {"kind": "lose_answer", "on": "send", "entity": "results"}, CALLS
+        "writing is not confirmed",
+        "servicebus",
+        {"kind": "lose_answer", "on": "send", "entity": "results"},
+        CALLS,
+        paid_twice=SLOTS,
     ),
     killed_while(
         "writing is not confirmed", "blob", {"kind": "lose_answer", "operation": "put_blob"}, CALLS, sink="blob"
@@ -187,6 +203,8 @@ HELD = (
             {"kind": "lose_answer", "on": "settle", "entity": "jobs", **extra},
             WRITES,
             sink=sink,
+            # slots are free once the result is written: calls are under way
+            paid_twice=SLOTS * (1 if sink == "blob" else 2),
         )
         for what, extra in (("messages are not settled", {"applied": False}), ("settling is not confirmed", {}))
         for sink in SINKS

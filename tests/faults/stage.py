@@ -116,6 +116,17 @@ class Stage:
     async def holds(self, one: Worker, jobs: int) -> None:
         await self.reaches(one, "aoai_worker_jobs_in_flight", jobs)
 
+    async def holding(self) -> list[Worker]:
+        """Workers that hold jobs: one or more."""
+        found: list[Worker] = []
+
+        async def some() -> bool:
+            found[:] = [one for one in self.alive if await one.metric("aoai_worker_jobs_in_flight")]
+            return bool(found)
+
+        await until(some)
+        return found
+
     async def reaches(self, one: Worker, metric: str, at_least: float) -> None:
         async def reached() -> bool:
             return await one.metric(metric) >= at_least

@@ -63,16 +63,15 @@ SORTING_STEPS = {
 
 
 async def kill_at_random(kills: int, stage: Stage) -> None:
-    """Of two workers one dies whenever so many more answers have been given; another takes its place."""
-    marks = sorted(stage.chance.sample(range(20, stage.jobs * 9 // 10), kills))
-    pair = [await stage.start(), await stage.start()]
+    """Of two workers one that holds jobs dies whenever so many answers have been given; another takes its place."""
+    marks = sorted(stage.chance.sample(range(20, stage.jobs * 3 // 4), kills))
+    for _ in range(2):
+        await stage.start(slots=str(SLOTS))
     for mark in marks:
         await stage.answers_reach(mark)
-        number = stage.chance.randrange(2)
-        await stage.holds(pair[number], 1)
-        await stage.kill(pair[number])
+        await stage.kill(stage.chance.choice(await stage.holding()))
         stage.note_end_of_fault()
-        pair[number] = await stage.start()
+        await stage.start(slots=str(SLOTS))
 
 
 def killed_at_random(sink: Sink, *, jobs: int, kills: int, in_subset: bool) -> Scenario:
@@ -84,8 +83,8 @@ def killed_at_random(sink: Sink, *, jobs: int, kills: int, in_subset: bool) -> S
         jobs=jobs,
         latency=0.2,
         in_subset=in_subset,
-        # each has up to 64 answers that are not written; on a queue also up to so many that are not settled
-        paid_twice=kills * 64 * (1 if sink == "blob" else 2),
+        # each has as many answers that are not written as slots; on a queue as many again that are not settled
+        paid_twice=kills * SLOTS * (1 if sink == "blob" else 2),
     )
 
 

@@ -92,7 +92,7 @@ class HandBack:
 
 @dataclass(frozen=True, slots=True)
 class DecideSuspect:
-    """Let the suspect that came first run, or hand it back."""
+    """Let a suspect run, or hand it back."""
 
     suspect: Suspect
     may_run: bool
@@ -120,8 +120,8 @@ def plan(state: State, now: float) -> Step:
     """The first thing to do at `now`, a time of the event loop's clock. Changes nothing that can be seen."""
     waiting = sorted([route for route in state.routes.all if route.line], key=_ticket)
     suspects = state.suspects
-    if suspects.waiting and not suspects.together:
-        return DecideSuspect(suspects.waiting[0], suspects.has_place(suspects.waiting[0]))
+    if suspects.waiting and not suspects.together and (decision := suspects.decide(state.held)) is not None:
+        return DecideSuspect(*decision)
     may_call = bool(waiting) and state.may_call
     for route in waiting if may_call else ():
         if (gate := route.ready_gate(now)) is not None:

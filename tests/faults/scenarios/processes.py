@@ -105,7 +105,7 @@ def poisoned(sink: Sink, *, jobs: int, deliveries: int, in_subset: bool) -> Scen
         sink=sink,
         jobs=jobs,
         max_delivery_count=deliveries,
-        lock_duration=2.0 if in_subset else 5.0,
+        lock_duration=5.0,
         errors={job: "max_deliveries"},
         in_subset=in_subset,
         # all that is under way in the first three deaths: 64 jobs, and then 16 and 4 suspects

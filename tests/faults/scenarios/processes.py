@@ -81,7 +81,8 @@ def killed_at_random(sink: Sink, *, jobs: int, kills: int, in_subset: bool) -> S
         inject=partial(kill_at_random, kills),
         sink=sink,
         jobs=jobs,
-        latency=0.2,
+        # so long that a worker leaves jobs for the kills to come while another starts, on a busy machine too
+        latency=2.0 if in_subset else 1.0,
         in_subset=in_subset,
         # each has as many answers that are not written as slots; on a queue as many again that are not settled
         paid_twice=kills * SLOTS * (1 if sink == "blob" else 2),

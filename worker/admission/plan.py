@@ -120,8 +120,11 @@ def plan(state: State, now: float) -> Step:
     """The first thing to do at `now`, a time of the event loop's clock. Changes nothing that can be seen."""
     waiting = sorted([route for route in state.routes.all if route.line], key=_ticket)
     suspects = state.suspects
-    if suspects.waiting and not suspects.together and (decision := suspects.decide(state.held)) is not None:
-        return DecideSuspect(*decision)
+    if suspects.waiting and not suspects.together:
+        # a receive that is under way would bring what is handed back again
+        others = state.held + sum([intake.reserved for intake in state.intakes])
+        if (decision := suspects.decide(others)) is not None:
+            return DecideSuspect(*decision)
     may_call = bool(waiting) and state.may_call
     for route in waiting if may_call else ():
         if (gate := route.ready_gate(now)) is not None:

@@ -63,7 +63,8 @@ class Suspects:
         self.since = min(self.since, now)
 
     def decide(self, held: int) -> tuple[Suspect, bool] | None:
-        """The next of those that wait, and whether it may run; `held` deliveries are not settled. None: not yet.
+        """The next of those that wait, and whether it may run; `held` deliveries are not settled or may
+        come. None: not yet.
 
         Whoever has no place is handed back first, and that must be settled before anybody runs: a process that dies
         at its first call would take a delivery of theirs along, and of the same ones each time.

@@ -1,5 +1,5 @@
 # `make demo` shows it working; `make test` proves it. Both need Python 3.11+; with Node.js 20+ more is compared: Azurite, the JavaScript SDK.
-.PHONY: help environment demo azurite chart test-deploy test-rules image dashboard dashboard-picture test-monitoring release-check unit test test-embedded foreign azure fuzz lint bench format lock clean
+.PHONY: help environment demo azurite chart test-deploy test-rules image dashboard dashboard-picture test-monitoring release-check unit test test-embedded test-faults faults foreign azure fuzz lint bench format lock clean
 .DEFAULT_GOAL := help
 
 bin := .venv/bin
@@ -12,6 +12,8 @@ help:
 	@echo "make unit    tests/unit alone, in about a minute: for while you write"
 	@echo "make test    everything that is checked: style, types, imports, tests, the deployment"
 	@echo "make test-embedded  the tests of the embedded Azure alone"
+	@echo "make test-faults  workers that are killed, stopped and frozen: the short scenarios"
+	@echo "make faults  all of them, in about twenty minutes; writes docs/reliability.md"
 	@echo "make test-deploy  the chart, the manifests and the Azure side with Helm 4 and 3, az, validators and scanners"
 	@echo "make chart   write what is derived from the chart: schema, README, k8s/base, Azure's alerts"
 	@echo "make image   build the container image, scan it, and run it hardened against the embedded Azure (Docker or root)"
@@ -92,6 +94,13 @@ test: lint azurite test-deploy test-rules
 
 test-embedded: environment azurite
 	$(bin)/pytest -n 4 --dist worksteal tests/embedded
+
+test-faults: environment
+	$(bin)/pytest -q -n 3 --dist worksteal tests/faults
+
+# ONLY="random poison" for the scenarios with one of these words
+faults: environment
+	@$(bin)/python -m tests.faults $(if $(ONLY),--only $(ONLY))
 
 SECONDS ?= 60
 packages = $(shell $(bin)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')

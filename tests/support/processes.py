@@ -12,13 +12,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from aiohttp import ClientSession
 
 from embedded_azure.config import Config, Deployment, QueueSpec, RoleAssignment, default_config
 from tests.support.patience import PATIENCE
 
+Service = Literal["openai", "servicebus", "entra", "blob"]
 MODELS = json.dumps({"gpt-5.4-mini": ["gpt-5.4-mini"]})
 
 
@@ -71,15 +73,24 @@ class Azure:
     def environment(self, identity: str = "worker") -> dict[str, str]:
         return clean_environment() | read_exports(self.state / "env" / f"{identity}.env")
 
-    async def control(
-        self, path: str, document: Any = None, *, servicebus: bool = False, entra: bool = False
-    ) -> Any:
-        """Ask or tell the embedded Azure OpenAI, its Service Bus or its Entra, over its local control paths."""
+    def address(self, service: Service) -> str:
+        """Of its control API."""
         environment = self.environment()
-        endpoint = (
-            environment["AZURE_AUTHORITY_HOST"].rstrip("/") if entra else environment["AZURE_OPENAI_ENDPOINT"]
-        )
-        endpoint = self.servicebus if servicebus else endpoint
+        match service:
+            case "openai":
+                return environment["AZURE_OPENAI_ENDPOINT"]
+            case "servicebus":
+                return self.servicebus
+            case "entra":
+                return environment["AZURE_AUTHORITY_HOST"].rstrip("/")
+            case "blob":
+                return f"https://{urlsplit(environment['AOAI_WORKER_BLOB_CONTAINER']).netloc}"
+
+    async def control(
+        self, path: str, document: Any = None, *, servicebus: bool = False, entra: bool = False, blob: bool = False
+    ) -> Any:
+        """Ask or tell the embedded Azure OpenAI, its Service Bus, Entra or Blob storage, over its control API."""
+        endpoint = self.address("servicebus" if servicebus else "entra" if entra else "blob" if blob else "openai")
         async with ClientSession() as session:
             verb = session.get if document is None else session.put
             async with verb(f"{endpoint}{path}", json=document, ssl=False) as answer:
@@ -199,13 +210,18 @@ class Worker:
 
 
 @asynccontextmanager
-async def worker(azure: Azure, *, identity: str = "worker", **settings: str) -> AsyncIterator[Worker]:
-    """A worker that serves; `settings` are `slots="8"` for AOAI_WORKER_SLOTS=8. It may not be ready yet."""
+async def worker(
+    azure: Azure, *, identity: str = "worker", module: str = "worker", **settings: str
+) -> AsyncIterator[Worker]:
+    """A worker that serves; `settings` are `slots="8"` for AOAI_WORKER_SLOTS=8. It may not be ready yet.
+
+    `module` is what is started with the argument `run`."""
     wanted = {"models": MODELS, "http_host": "127.0.0.1", "http_port": "0", **settings}
     environment = azure.environment(identity) | {
-        name if name.startswith("OTEL_") else f"AOAI_WORKER_{name.upper()}": value for name, value in wanted.items()
+        name if name.startswith(("OTEL_", "FAULTS_")) else f"AOAI_WORKER_{name.upper()}": value
+        for name, value in wanted.items()
     }
-    async with process("-m", "worker", "run", environment=environment) as running:
+    async with process("-m", module, "run", environment=environment) as running:
         line = await running.printed('"event":"serving"')
         yield Worker(running, json.loads(line)["port"])
 
@@ -232,12 +248,14 @@ async def command(azure: Azure, *arguments: str, **variables: str) -> tuple[int,
         return code, running.output
 
 
-def write_batch(path: Path, count: int, *, ask: str = "What is {0} + {0}?") -> Path:
-    """A Batch input file of different questions."""
+def write_batch(
+    path: Path, count: int, *, ask: str = "What is {0} + {0}?", models: Sequence[str] = ("gpt-5.4-mini",)
+) -> Path:
+    """A Batch input file of different questions, to these models in turn."""
     with path.open("w") as file:
         for number in range(count):
             body = {
-                "model": "gpt-5.4-mini",
+                "model": models[number % len(models)],
                 "messages": [{"role": "user", "content": ask.format(number)}],
                 "reasoning_effort": "none",
                 "max_completion_tokens": 64,
@@ -256,11 +274,17 @@ def assert_one_result_each(results: Sequence[Mapping[str, Any]], count: int) -> 
     times = Counter(result["custom_id"] for result in results)
     assert set(times) == {f"q-{number}" for number in range(count)}
     assert set(times.values()) == {1}
-    assert {result["response"]["status_code"] for result in results} == {200}
-    for result in results:
-        said = result["response"]["body"]["choices"][0]["message"]["content"]
-        number = int(result["custom_id"].removeprefix("q-"))
-        assert f"{number} + {number} = {2 * number}" in said, f"not the answer to {result['custom_id']}: {said}"
+    wrong = [result for result in results if not is_right(result)]
+    assert not wrong, f"not the answer to {wrong[0]['custom_id']}: {wrong[0]}"
+
+
+def is_right(result: Mapping[str, Any]) -> bool:
+    """Whether it is the answer to its job's own question of `write_batch`."""
+    if result["response"] is None or result["response"]["status_code"] != 200:
+        return False
+    said = result["response"]["body"]["choices"][0]["message"]["content"]
+    number = int(result["custom_id"].removeprefix("q-"))
+    return f"{number} + {number} = {2 * number}" in said
 
 
 def process_ids() -> list[int]:

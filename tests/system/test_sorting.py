@@ -8,16 +8,13 @@ import json
 import random
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from azure.servicebus.aio.management import ServiceBusAdministrationClient
-
-from embedded_azure.config import Config, Deployment, Identity, QueueSpec, RoleAssignment
-from tests.support.local_azure import SignedCredential
+from embedded_azure.config import Config, Deployment, QueueSpec, RoleAssignment
+from tests.support.administration import administration, waiting_in, with_owner
 from tests.support.processes import (
     Azure,
     Worker,
@@ -30,12 +27,6 @@ from tests.support.processes import (
 )
 
 ENTRY = "jobs"
-OWNER = Identity(
-    name="owner",
-    client_id="6b0f6c1e-0000-4000-8000-000000000009",
-    object_id="0d0d0d0d-0000-4000-8000-000000000009",
-    subject="system:serviceaccount:default:owner",
-)
 GROUPS, TOGETHER = 5, 4
 """Workers that are killed: so many at a time, as each takes a second of CPU to start."""
 HALF_SORTED = (
@@ -51,7 +42,7 @@ def queue_of(model: str) -> str:
 
 def config_for(models: Sequence[str], *, lock_duration: float = 60.0, latency: float = 0.05) -> Config:
     """An entry queue, and each model with a queue and a deployment of its name. The owner may manage queues."""
-    config = config_for_tests()
+    config = with_owner(config_for_tests())
     rights = [
         *[("worker", "Azure Service Bus Data Receiver", queue_of(model)) for model in models],
         *[("worker", "Azure Service Bus Data Sender", queue_of(model)) for model in models],
@@ -59,10 +50,8 @@ def config_for(models: Sequence[str], *, lock_duration: float = 60.0, latency: f
     queues = [ENTRY, *map(queue_of, models)]
     return replace(
         config,
-        identities=(*config.identities, OWNER),
         role_assignments=(
             *config.role_assignments,
-            RoleAssignment(object_id=OWNER.object_id, role="Azure Service Bus Data Owner", scope="servicebus"),
             *[
                 RoleAssignment(
                     object_id=config.identity(name).object_id,
@@ -95,23 +84,6 @@ def write_mixed(path: Path, count: int, models: Sequence[str], *, padding: int =
 
 def models_setting(models: Sequence[str]) -> str:
     return json.dumps({model: [model] for model in models})
-
-
-@asynccontextmanager
-async def administration(cloud: Azure) -> AsyncIterator[ServiceBusAdministrationClient]:
-    credential = SignedCredential(
-        private_key=(cloud.state / "entra.key.pem").read_bytes(), tenant_id=cloud.config.tenant_id, identity=OWNER
-    )
-    trust = cloud.environment()["AOAI_WORKER_CA_FILE"]
-    host = urlsplit(cloud.servicebus).netloc
-    async with ServiceBusAdministrationClient(host, credential, connection_verify=trust) as client:
-        yield client
-
-
-async def waiting_in(cloud: Azure, queue: str) -> int:
-    """Messages of the queue, locked ones too."""
-    async with administration(cloud) as client:
-        return (await client.get_queue_runtime_properties(queue)).active_message_count or 0
 
 
 async def submit(cloud: Azure, path: Path) -> None:

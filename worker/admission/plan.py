@@ -92,7 +92,7 @@ class HandBack:
 
 @dataclass(frozen=True, slots=True)
 class DecideSuspect:
-    """Let the suspect that came first run, or hand it back."""
+    """Let a suspect run, or hand it back."""
 
     suspect: Suspect
     may_run: bool
@@ -121,7 +121,10 @@ def plan(state: State, now: float) -> Step:
     waiting = sorted([route for route in state.routes.all if route.line], key=_ticket)
     suspects = state.suspects
     if suspects.waiting and not suspects.together:
-        return DecideSuspect(suspects.waiting[0], suspects.has_place(suspects.waiting[0]))
+        # a receive that is under way would bring what is handed back again
+        others = state.held + sum([intake.reserved for intake in state.intakes])
+        if (decision := suspects.decide(others)) is not None:
+            return DecideSuspect(*decision)
     may_call = bool(waiting) and state.may_call
     for route in waiting if may_call else ():
         if (gate := route.ready_gate(now)) is not None:

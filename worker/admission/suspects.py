@@ -62,9 +62,20 @@ class Suspects:
         self.waiting.append(suspect)
         self.since = min(self.since, now)
 
-    def has_place(self, suspect: Suspect) -> bool:
-        """Whether it may run beside those that run apart already."""
-        return self.apart < self._cohort_with(suspect)
+    def decide(self, held: int) -> tuple[Suspect, bool] | None:
+        """The next of those that wait, and whether it may run; `held` deliveries are not settled or may
+        come. None: not yet.
+
+        Whoever has no place is handed back first, and that must be settled before anybody runs: a process that dies
+        at its first call would take a delivery of theirs along, and of the same ones each time.
+        """
+        apart, cohort = self.apart, self._cohort
+        for suspect in self.waiting:
+            cohort = min(suspect.cohort, cohort) if apart else suspect.cohort
+            if apart >= cohort:
+                return suspect, False
+            apart += 1
+        return None if held > self.count else (self.waiting[0], True)
 
     def admit(self, suspect: Suspect) -> None:
         self._cohort = self._cohort_with(suspect)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.bench import Bench, answers
-from worker.admission.suspects import cohort_size
+from worker.admission.suspects import Suspect, Suspects, cohort_size
 from worker.errors import Throttled
 from worker.interfaces import JobEnded, JobsReceived, SuspectMet, Target
 from worker.jobs.job import Job
@@ -70,6 +70,17 @@ async def test_a_cohort_shrinks_to_a_quarter_with_each_delivery_and_the_rest_is_
     handed_back = [name for name, settlement in bench.queue.settled if settlement == Release()]
     assert 6 + 2 <= len(handed_back) <= 2 * (6 + 2), "once, and once more by the receive that was under way"
     assert all(event.delivery_count == 2 for event in bench.events.of(SuspectMet)), "a release costs no delivery"
+
+
+async def test_nobody_runs_before_those_that_are_handed_back_are_settled() -> None:
+    suspects, loop = Suspects(), asyncio.get_running_loop()
+    one, two, three = (Suspect(2, loop.create_future()) for _ in range(3))
+    for suspect in (one, two, three):
+        suspects.add(suspect, loop_time())
+    assert suspects.decide(held=3) == (three, False)
+    suspects.waiting.remove(three)
+    assert suspects.decide(held=3) is None
+    assert suspects.decide(held=2) == (one, True)
 
 
 @pytest.mark.looptime

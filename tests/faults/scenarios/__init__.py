@@ -1,0 +1,10 @@
+"""All scenarios; a file for each group.
+
+A new one is a `Scenario` whose `inject` disturbs a `Stage`: it starts workers, sets faults, and calls
+`note_end_of_fault` when the disturbance is over. The runner finishes the batch and checks the ledger. What takes
+longer than half a minute, or differs from another in its sink only, has `in_subset=False`.
+"""
+
+from tests.faults.scenarios import machine, processes, producer, stops
+
+SCENARIOS = (*processes.SCENARIOS, *stops.SCENARIOS, *machine.SCENARIOS, *producer.SCENARIOS)

@@ -33,18 +33,15 @@ API_VERSION = "2023-11-03"
 CONNECT_TIMEOUT = 10.0
 REQUEST_TIMEOUT = 60.0
 """Seconds for one request, waiting for a connection included."""
-PAGE = 5_000
-"""Names in one answer of a listing; the most that the service gives."""
+PAGE = 2_000
+"""Blobs in one answer of a listing, which take 20 MB of memory while they are read. The service gives 5,000 at most.
+"""
 LARGEST_PUT = 5_000 << 20
 """Bytes that one request may write. Source: Put Blob, learn.microsoft.com/rest/api/storageservices/put-blob."""
-
 
 PIECE = 256 << 10
 """Bytes of a large body that are handed to TLS at once."""
 
-
-PAGE_WITH_METADATA = 2_000
-"""Blobs in one answer of a listing that tells their metadata: 2 MB, which take 20 MB of memory."""
 LARGEST_PAGE = 64 << 20
 """Bytes of one answer of a listing that are read."""
 
@@ -207,7 +204,7 @@ class BlobContainer:
 
     async def blobs(self, prefix: str, *, metadata: bool = True) -> AsyncIterator[Sequence[ListedBlob]]:
         """Every blob with this prefix, in alphabetical order and a page at a time; one request for each page."""
-        question = {"include": "metadata", "maxresults": str(PAGE_WITH_METADATA)} if metadata else {}
+        question = {"include": "metadata"} if metadata else {}
         async for page in self._pages({"prefix": prefix, **question}):
             yield [_listed(blob) for blob in page.iterfind("Blobs/Blob")]
 

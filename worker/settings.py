@@ -376,7 +376,7 @@ class WorkerSettings(ConnectionSettings):
     """Seconds from SIGTERM until unfinished jobs are handed back. Keep it 5 s below the pod's
     terminationGracePeriodSeconds, whose own default is 30."""
 
-    http_host: str = "0.0.0.0"
+    http_host: str = "0.0.0.0"  # noqa: S104 - the kubelet and Prometheus ask the pod's address
     http_port: int = Field(9_090, ge=0, le=65_535)
     """Where /metrics, /livez, /readyz and /statez are served; 0 takes any free port."""
 

@@ -39,7 +39,6 @@ from worker.testing import job_line
 
 NOW: Final = 1_795_000_000.0
 EXCHANGE: Final = Exchange(target=Target(deployment="d", endpoint="https://a.openai.azure.com"), headers={})
-WORDS: Final = ("message_id", "correlation_id", "content_type")
 SCHEMA: Final = {"$ref": "#/$defs/a", "$defs": {"a": {"items": {"$ref": "#/$defs/a"}}}}
 WANTS_JSON: Final = Job(
     id="b/a",
@@ -76,15 +75,20 @@ def _read_message(raw: bytes) -> None:
     fields: Any = orjson.loads(raw)
     if not isinstance(fields, dict):
         return
-    words = {name: value if isinstance(value := fields.get(name), str) else None for name in WORDS}
+    message_id, correlation_id, content_type = (
+        value if isinstance(value := fields.get(name), str) else None
+        for name in ("message_id", "correlation_id", "content_type")
+    )
     properties = fields.get("properties")
     envelope = Envelope(
         body=LINE,
         queue="jobs",
         sequence_number=1,
         enqueued_at=NOW,
+        message_id=message_id,
+        correlation_id=correlation_id,
+        content_type=content_type,
         properties=properties if isinstance(properties, dict) else {},
-        **words,
     )
     if claim_of(envelope):
         return
@@ -224,7 +228,7 @@ DECODERS: Final[Mapping[str, Decoder]] = MappingProxyType(
         ),
         "refusal": Decoder(
             read=_read_refusal,
-            valid=b'{"error":{"code":"invalid_request_error","param":"max_tokens","message":"m"}}',
+            valid=b'{"error":{"code":"invalid_request_error","param":"n","message":"m"}}',
         ),
         "headers": Decoder(read=_read_headers, valid=HEADERS),
     }

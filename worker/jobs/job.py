@@ -70,8 +70,7 @@ class Envelope:
     @property
     def waiting_since(self) -> float:
         """When it was first enqueued: a job that was moved says so itself."""
-        value = self.properties.get(ENQUEUED_AT)
-        moment = None if value is None else moment_of(value)
+        moment = moment_of(self.properties.get(ENQUEUED_AT))
         return self.enqueued_at if moment is None else moment
 
 

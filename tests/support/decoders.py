@@ -176,8 +176,8 @@ MESSAGE: Final = orjson.dumps(
 CLAIM: Final = b'{"claim":{"url":"https://a/c/claims/x","length":1,"sha256":"%b","etag":null}}' % (b"0" * 64)
 LISTING: Final = (
     b'<?xml version="1.0" encoding="utf-8"?><EnumerationResults><Blobs><Blob><Name>results/b/%b.ok.json</Name>'
-    b"<Properties><Last-Modified>Mon, 23 Nov 2026 17:00:00 GMT</Last-Modified></Properties><Metadata><code>200</code>"
-    b"<model>m</model><finished>1795000000.000</finished><prompt>3</prompt><warning>invalid_json</warning></Metadata>"
+    b"<Properties><Last-Modified>Mon, 23 Nov 2026 17:00:00 GMT</Last-Modified></Properties><Metadata>"
+    b"<code>200</code><model>m</model><finished>1795000000.000</finished><prompt>3</prompt><warning>invalid_json</warning></Metadata>"
     b"</Blob></Blobs><NextMarker/></EnumerationResults>" % (b"0" * 32)
 )
 HEADERS: Final = (

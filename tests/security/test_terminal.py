@@ -7,8 +7,8 @@ import orjson
 import pytest
 
 import worker.client
+from tests.support.commands import FakeClient, call
 from tests.support.decoders import RESULT
-from tests.unit.cli.test_cli import FakeClient, call
 from worker.client import BatchDetail, BatchStatus, CollectionRecord, OtherBatch, UnusableOutput
 from worker.client.result_files import ResultFiles
 from worker.errors import SinkUnavailable

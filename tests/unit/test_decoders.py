@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tests.support.decoders import DECODERS, Decoder
 from tests.support.json_values import json_values
+from worker.azure.blob.container import BlobFailed, parse_page
 
 decoders = pytest.mark.parametrize("decoder", DECODERS.values(), ids=list(DECODERS))
 
@@ -86,6 +87,13 @@ def test_bytes_of_anybody_are_read_or_refused(decoder: Decoder, raw: bytes) -> N
 @given(data=st.data())
 def test_what_is_nearly_valid_is_read_or_refused(decoder: Decoder, data: st.DataObject) -> None:
     read(decoder, data.draw(mutated(decoder.valid)))
+
+
+def test_entities_of_a_listing_that_expand_without_end_are_refused() -> None:
+    entities = "".join(f'<!ENTITY a{n} "{f"&a{n - 1};" * 10}">' for n in range(1, 12))
+    listing = f'<!DOCTYPE a [<!ENTITY a0 "{"x" * 100}">{entities}]><a>&a11;</a>'
+    with pytest.raises(BlobFailed, match="its listing is not XML"):
+        parse_page("https://a.blob.core.windows.net/c", listing.encode())
 
 
 @decoders

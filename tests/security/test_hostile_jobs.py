@@ -9,12 +9,15 @@ from aiohttp import web
 
 from embedded_azure.state import StateDirectory
 from embedded_azure.supervisor import prepare_state
+from tests.support.bench import Bench
 from tests.support.decoders import ANSWER
 from tests.support.model_service import CONFIG, SCOPE, ScriptedTokens, scripted
 from worker.azure.openai.model import AzureOpenAI
 from worker.errors import DeadLetterReason, NotAJob
+from worker.interfaces import JobEnded, Target
 from worker.jobs.job import Envelope, Job, decode, parse_line
-from worker.testing import job_line
+from worker.jobs.outcomes import Response, label_of
+from worker.testing import answer, job_line
 
 ELSEWHERE = [
     "/v1/../admin",
@@ -133,3 +136,18 @@ def test_a_batch_id_is_a_plain_word_or_the_message_is_dead_lettered_unless_blob_
     with pytest.raises(NotAJob) as refused:
         decode(envelope, max_age=1.0)
     assert refused.value.description.isprintable()
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("moment", ["9999-12-31T23:59:59-23:00", "0001-01-01T00:00:00+23:00", "\x00", ""])
+async def test_a_job_that_was_first_enqueued_at_no_time_of_the_calendar_is_called_once_and_has_its_result(
+    moment: str,
+) -> None:
+    async def call(job: Job, target: Target) -> Response:
+        return answer(job.line.custom_id)
+
+    bench = Bench(call)
+    bench.queue.send(job_line("a"), message_id="a", properties={"enqueued-at": moment})
+    await bench.work()
+    [ended] = bench.events.of(JobEnded)
+    assert label_of(ended.outcome) == "answered"

@@ -24,7 +24,7 @@ help:
 	@echo "make dashboard-picture  draw the dashboard with Grafana's components for docs/dashboard.png"
 	@echo "make azure   find out in your subscription what we assume of Azure and nobody has seen; TARGET=embedded needs none"
 	@echo "make foreign clients that we did not write, for Python, JavaScript and plain AMQP, against the embedded Azure, in ten minutes"
-	@echo "make fuzz    look for bytes that break the embedded Service Bus, for 60 s (SECONDS=600 for longer)"
+	@echo "make fuzz    look for bytes that break the embedded Service Bus or a decoder of the worker, 60 s each (SECONDS=600 for longer)"
 	@echo "make lint    style, types and imports only"
 	@echo "make bench   the worker's CPU, speed and memory beside a textbook worker's, in about fifteen minutes"
 	@echo "make format  put the code into shape"
@@ -106,9 +106,11 @@ SECONDS ?= 60
 packages = $(shell $(bin)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 fuzz: environment
 	@scripts/tool-environment fuzz
-	@mkdir -p .fuzz
-	PYTHONPATH=.:$(packages) .venv-fuzz/bin/python -m tests.fuzz.service_bus \
-		-max_total_time=$(SECONDS) -artifact_prefix=.fuzz/ .fuzz
+	@mkdir -p .fuzz/service_bus .fuzz/decoders
+	for part in service_bus decoders; do \
+		PYTHONPATH=.:$(packages) .venv-fuzz/bin/python -m tests.fuzz.$$part \
+			-max_total_time=$(SECONDS) -artifact_prefix=.fuzz/$$part/ .fuzz/$$part || exit; \
+	done
 
 # ONLY=javascript, ONLY=proton or ONLY=python for one of them
 foreign: environment

@@ -12,8 +12,8 @@ import signal
 import ssl
 import stat
 import sys
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from aiohttp import web
@@ -23,6 +23,10 @@ from embedded_azure.state import StateDirectory
 LOOPBACK = "127.0.0.1"
 # A handler that is told to hang must not hold up the stop.
 _GRACE = 0.1
+
+PATIENCE = 75.0
+"""Seconds after which a connection is closed that has not sent the whole head of its first or next request; longer
+than clients keep connections for another one."""
 
 
 def run_to_the_end(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -38,20 +42,35 @@ async def serve(
 
     `auto_decompress`: whether the app gets bodies as their Content-Encoding says, or as they came.
     """
+    async with serving(app, tls=server_context(state), port=port, auto_decompress=auto_decompress) as opened:
+        await announce_until_stopped(service, port=opened)
+
+
+@asynccontextmanager
+async def serving(
+    app: web.Application,
+    *,
+    tls: ssl.SSLContext | None = None,
+    host: str = LOOPBACK,
+    port: int = 0,
+    auto_decompress: bool = True,
+    patience: float = PATIENCE,
+) -> AsyncIterator[int]:
+    """Serve `app` until the block ends; yields the port."""
     # handler_cancellation: a request whose client gave up costs nothing more.
+    # keepalive_timeout: aiohttp's only time-out for the head of a request that does not end.
     runner = web.AppRunner(
         app,
         access_log=None,
         handler_cancellation=True,
         shutdown_timeout=_GRACE,
-        keepalive_timeout=300,
+        keepalive_timeout=patience,
         auto_decompress=auto_decompress,
     )
     await runner.setup()
     try:
-        site = web.TCPSite(runner, LOOPBACK, port, ssl_context=server_context(state), backlog=2_048)
-        await site.start()
-        await announce_until_stopped(service, port=runner.addresses[0][1])
+        await web.TCPSite(runner, host, port, ssl_context=tls, backlog=2_048).start()
+        yield runner.addresses[0][1]
     finally:
         await runner.cleanup()
 

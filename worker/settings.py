@@ -376,7 +376,7 @@ class WorkerSettings(ConnectionSettings):
     """Seconds from SIGTERM until unfinished jobs are handed back. Keep it 5 s below the pod's
     terminationGracePeriodSeconds, whose own default is 30."""
 
-    http_host: str = "0.0.0.0"
+    http_host: str = "0.0.0.0"  # noqa: S104 - the kubelet and Prometheus ask the pod's address
     http_port: int = Field(9_090, ge=0, le=65_535)
     """Where /metrics, /livez, /readyz and /statez are served; 0 takes any free port."""
 
@@ -519,6 +519,9 @@ def _budget(deployment: Deployment) -> tuple[int | None, int | None]:
     return deployment.tokens_per_minute, deployment.requests_per_minute
 
 
+MOST_VALUES = 20_000
+"""Of a file of settings: a thousand models have some thousands. A few lines of aliases can stand for millions."""
+
 S = TypeVar("S", bound=ConnectionSettings)
 
 
@@ -577,6 +580,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise InvalidSettings([f"{name}: the file cannot be read: {error.strerror}"]) from error
     except yaml.YAMLError as error:
         raise InvalidSettings([f"{name}: the file is not YAML: {' '.join(str(error).split())}"]) from error
+    except (ValueError, RecursionError) as error:  # a day that is none, a number of too many digits, deep nesting
+        raise InvalidSettings([f"{name}: the file holds a value that cannot be read: {error}"]) from error
+    if _count_values(document) > MOST_VALUES:
+        raise InvalidSettings([f"{name}: the file holds more than {MOST_VALUES:,} values, its aliases written out"])
     if not isinstance(document, dict):
         raise InvalidSettings([f"{name}: the file must hold a mapping of settings, such as `slots: 64`"])
     unknown = [str(key) for key in document if key not in WorkerSettings.model_fields]
@@ -584,6 +591,19 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         allowed = ", ".join(sorted(WorkerSettings.model_fields))
         raise InvalidSettings([f"{name}: no such setting: {', '.join(unknown)}; allowed are {allowed}"])
     return {str(key): value for key, value in document.items()}
+
+
+def _count_values(document: object) -> int:
+    """With what aliases repeat, and one more than MOST_VALUES at most."""
+    left, count = [document], 0
+    while left and count <= MOST_VALUES:
+        value = left.pop()
+        count += 1
+        if isinstance(value, dict):
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+    return count
 
 
 def _without_alternatives(details: Sequence[Any]) -> list[Any]:

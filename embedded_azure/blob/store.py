@@ -145,7 +145,7 @@ class Store:
             pieces = "DELETE FROM piece WHERE content IN (SELECT content FROM block WHERE container = ?)"
             self._database.execute(pieces, (name,))
             for table in ("block", "blob"):
-                self._database.execute(f"DELETE FROM {table} WHERE container = ?", (name,))
+                self._database.execute(f"DELETE FROM {table} WHERE container = ?", (name,))  # noqa: S608 - one of two words
             self._database.execute("DELETE FROM container WHERE name = ?", (name,))
 
     def blob(self, container: str, name: str) -> Blob | None:

@@ -18,6 +18,7 @@ from embedded_azure.amqp.performatives import Error
 from embedded_azure.config import Config
 from embedded_azure.entra.tokens import AccessTokens
 from embedded_azure.faults import Fault, Faults
+from embedded_azure.process import PATIENCE
 from embedded_azure.servicebus.access import Access
 from embedded_azure.servicebus.administration.service import Administration
 from embedded_azure.servicebus.broker.broker import Broker, Queue
@@ -253,6 +254,7 @@ async def serve(
         build_front(bus.administration(), bus.faults, bus.connection, lambda: listeners.are_closed),
         access_log=None,
         shutdown_timeout=_GRACE,
+        keepalive_timeout=PATIENCE,
     )
     try:
         await listeners.open()

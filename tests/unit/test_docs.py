@@ -29,6 +29,7 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 METRIC = re.compile(r"\baoai_worker_\w+")
+TEST = re.compile(r"\[`(test_\w+)`\]\(([^)\s]+)\)")
 MADE_AT_START = {"AOAI_WORKER_POD": "host name"}
 """Settings whose default is made by a function, as the documents name it."""
 
@@ -154,6 +155,23 @@ def test_no_relative_link_is_broken() -> None:
         if not file.exists() or (anchor and anchor not in anchors(file)):
             broken.append(f"{document.relative_to(ROOT)}: {target}")
     assert broken == []
+
+
+def test_a_test_that_a_document_names_is_in_the_file_that_it_links() -> None:
+    missing = [
+        f"{document.relative_to(ROOT)}: {name}"
+        for document in DOCUMENTS
+        for name, file in TEST.findall(document.read_text(encoding="utf-8"))
+        if f"def {name}(" not in (document.parent / file).read_text(encoding="utf-8")
+    ]
+    assert missing == []
+
+
+def test_each_attempt_that_the_page_on_security_names_has_its_test() -> None:
+    attempts = read("docs/security.md").split("## What can be tried")[1].split("\n## ")[0]
+    rows = [row for row in attempts.splitlines() if row.startswith("| ")][1:]
+    assert [row for row in rows if not TEST.search(row)] == []
+    assert len(rows) > 30
 
 
 def test_the_changelogs_newest_version_is_the_projects() -> None:

@@ -41,7 +41,9 @@ from worker.cli.terminal import (
     parse_moment,
     parse_seconds,
     readable_errors,
+    tell,
 )
+from worker.jobs.printable import printable
 
 if TYPE_CHECKING:
     from worker.client import BatchFile, BatchRetry, BatchStatus, Collection, Progress, Submission
@@ -142,7 +144,7 @@ def _show_plan(found: "BatchFile", batch_id: str | None) -> None:
     from worker.client import make_batch_id, tokens_by_model
     from worker.settings import prices
 
-    typer.echo("\n".join(describe_tokens(tokens_by_model(found), prices())))
+    tell("\n".join(describe_tokens(tokens_by_model(found), prices())))
     complain(f"Nothing was sent. The batch id will be {batch_id or make_batch_id(found)}.")
 
 
@@ -182,7 +184,7 @@ def list_batches(
         for one in statuses:
             typer.echo(json.dumps(status_document(one, prices, time.time())))
     elif statuses:
-        typer.echo(table(statuses, now=time.time(), width=_width()))
+        tell(table(statuses, now=time.time(), width=_width()))
     else:
         complain("There is no batch. Next: aoai-worker submit FILE")
 
@@ -225,7 +227,7 @@ def cancel(batch: BatchId, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps(status_document(found, prices, time.time())))
     else:
-        typer.echo(describe_cancellation(found))
+        tell(describe_cancellation(found))
 
 
 @app.command()
@@ -261,7 +263,7 @@ def retry(
     if as_json:
         typer.echo(json.dumps(retry_document(outcome)))
     else:
-        typer.echo(describe_retry(outcome))
+        tell(describe_retry(outcome))
 
 
 @app.command()
@@ -419,11 +421,11 @@ def _rendered(found: "BatchStatus", prices: "Mapping[str, Price]", as_json: bool
     if as_json:
         return json.dumps(status_document(found, prices, time.time()))
     cost = cost_of(found.detail.usage if found.detail else {}, prices)
-    return describe_in_full(found, cost, now=time.time(), width=_width())
+    return printable(describe_in_full(found, cost, now=time.time(), width=_width()), keep="\n")
 
 
 def _line(found: "BatchStatus", prices: "Mapping[str, Price]", as_json: bool) -> str:
-    return json.dumps(status_document(found, prices, time.time())) if as_json else describe_change(found)
+    return json.dumps(status_document(found, prices, time.time())) if as_json else printable(describe_change(found))
 
 
 @contextmanager

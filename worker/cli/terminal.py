@@ -17,6 +17,7 @@ from azure.core.exceptions import AzureError
 
 from worker.jobs.job import moment_of, rfc3339
 from worker.jobs.model_names import MODEL
+from worker.jobs.printable import printable
 
 if TYPE_CHECKING:
     from worker.client.batch_files import InvalidBatch
@@ -154,7 +155,13 @@ def describe_problems(error: "InvalidBatch") -> str:
 
 
 def complain(text: str) -> None:
-    typer.echo(text, err=True)
+    """To standard error. Names, records and errors in it may be anybody's."""
+    typer.echo(printable(text, keep="\n\t"), err=True)
+
+
+def tell(text: str) -> None:
+    """The same to standard output."""
+    typer.echo(printable(text, keep="\n\t"))
 
 
 class Heartbeat:

@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 import orjson
 
 from worker.errors import WorkerError
-from worker.jobs.batch_records import Manifest, PodReport
+from worker.jobs.batch_records import Manifest, PodReport, count_of
 from worker.jobs.job import BATCH_ID
 from worker.jobs.outcomes import FailureCode, Usage
 from worker.waits import backoff
@@ -54,15 +54,15 @@ def decode_record(raw: bytes) -> CollectionRecord:
     document = orjson.loads(raw)
     try:
         return CollectionRecord(
-            total=int(document["total"]),
+            total=count_of(document["total"]),
             sha256=str(document["sha256"]),
             submitted_at=str(document["submitted_at"]),
-            succeeded=int(document["succeeded"]),
-            failed=int(document["failed"]),
+            succeeded=count_of(document["succeeded"]),
+            failed=count_of(document["failed"]),
             collected_at=str(document["collected_at"]),
             out=str(document["out"]),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"not a collection record: {error}") from error
 
 

@@ -90,7 +90,8 @@ def _texts(operation: Operation, document: Any) -> Iterator[_Text]:
 
 
 def _text_of_choice(choice: JsonObject) -> Iterator[_Text]:
-    message, where = choice.get("message"), f"choices[{choice.get('index', 0)}]"
+    message, index = choice.get("message"), choice.get("index", 0)
+    where = f"choices[{index}]" if isinstance(index, int) else "choices"
     if not isinstance(message, dict):
         return
     is_cut = choice.get("finish_reason") == "length"

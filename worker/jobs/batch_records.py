@@ -110,7 +110,7 @@ def decode_manifest(raw: bytes) -> Manifest:
         "a batch manifest",
         lambda document: Manifest(
             batch_id=str(document["batch_id"]),
-            total=int(document["total"]),
+            total=count_of(document["total"]),
             sha256=str(document["sha256"]),
             submitted_at=str(document["submitted_at"]),
             starts_at=None if (starts_at := document.get("starts_at")) is None else str(starts_at),
@@ -127,7 +127,9 @@ def decode_cancellation(raw: bytes) -> Cancellation:
     return _decode(
         raw,
         "a cancellation",
-        lambda document: Cancellation(replay=int(document["replay"]), cancelled_at=str(document["cancelled_at"])),
+        lambda document: Cancellation(
+            replay=count_of(document["replay"]), cancelled_at=str(document["cancelled_at"])
+        ),
     )
 
 
@@ -143,11 +145,18 @@ def decode_retry(raw: bytes) -> Retry:
         raw,
         "the record of a retry",
         lambda document: Retry(
-            number=int(document["number"]),
+            number=count_of(document["number"]),
             retried_at=str(document["retried_at"]),
             keys=frozenset(_split(str(document["keys"]))),
         ),
     )
+
+
+def count_of(value: object) -> int:
+    """Raises ValueError; so no text of thousands of digits becomes a number that cannot be shown."""
+    if type(value) is int and value >= 0:
+        return value
+    raise ValueError("a count is a whole number from 0 on")
 
 
 def _split(keys: str) -> Iterable[bytes]:
@@ -167,7 +176,7 @@ def decode_report(raw: bytes) -> PodReport:
         lambda document: PodReport(
             pod=str(document["pod"]),
             at=float(document["at"]),
-            running={str(batch): int(count) for batch, count in document["running"].items()},
+            running={str(batch): count_of(count) for batch, count in document["running"].items()},
             waits={str(what): str(why) for what, why in document["waits"].items()},
         ),
     )
@@ -177,5 +186,5 @@ def _decode(raw: bytes, what: str, make: Callable[[dict[str, Any]], _Record]) ->
     document = orjson.loads(raw)
     try:
         return make(document)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"not {what}: {error}") from error

@@ -70,8 +70,7 @@ class Envelope:
     @property
     def waiting_since(self) -> float:
         """When it was first enqueued: a job that was moved says so itself."""
-        value = self.properties.get(ENQUEUED_AT)
-        moment = None if value is None else moment_of(str(value))
+        moment = moment_of(self.properties.get(ENQUEUED_AT))
         return self.enqueued_at if moment is None else moment
 
 
@@ -196,13 +195,18 @@ def rfc3339(moment: float) -> str:
     return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def moment_of(text: str) -> float | None:
-    """Unix seconds; None unless it is RFC 3339 with a time zone."""
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
+def moment_of(value: object) -> float | None:
+    """Unix seconds, which `rfc3339` takes; None unless it is RFC 3339 with a time zone."""
+    if not isinstance(value, str):
         return None
-    return moment.timestamp() if moment.tzinfo else None
+    try:
+        moment = datetime.fromisoformat(value)
+        seconds = moment.timestamp() if moment.tzinfo else None
+        if seconds is not None:
+            rfc3339(seconds)  # the first and the last day of the calendar have moments that are beyond it in UTC
+    except (ValueError, OverflowError):
+        return None
+    return seconds
 
 
 def _parse_object(raw: bytes) -> JsonObject:
@@ -347,7 +351,7 @@ def _deadline(envelope: Envelope, max_age: float) -> float:
     value = envelope.properties.get("deadline")
     if value is None:
         return envelope.waiting_since + max_age
-    moment = moment_of(str(value))
+    moment = moment_of(value)
     if moment is None:
         raise _invalid(
             f'the property "deadline" is {_shown(value)}; it must be RFC 3339 with a time zone, '
@@ -373,7 +377,10 @@ def _shown(value: object) -> str:
     if value is None:
         return "missing or null"
     # json rather than orjson: it escapes every line break of Unicode and takes any number
-    text = json.dumps(value, separators=(",", ":"), default=str)
+    try:
+        text = json.dumps(value, separators=(",", ":"), default=str)
+    except RecursionError:
+        text = "a value that nests too deep to be shown"
     length = len(value) if isinstance(value, str) else len(text)
     return text if len(text) <= 60 else f"{text[:60]}... ({length:,} characters)"
 

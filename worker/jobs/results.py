@@ -99,16 +99,30 @@ def decode_summary(metadata: Mapping[str, str]) -> ResultSummary | None:
         return ResultSummary(
             code=metadata["code"],
             model=metadata["model"],
-            finished=float(metadata["finished"]),
+            finished=_require_moment(metadata["finished"]),
             usage=Usage(
-                prompt=int(metadata.get("prompt", 0)),
-                completion=int(metadata.get("completion", 0)),
-                cached=int(metadata.get("cached", 0)),
+                prompt=_require_count(metadata.get("prompt", "0")),
+                completion=_require_count(metadata.get("completion", "0")),
+                cached=_require_count(metadata.get("cached", "0")),
             ),
             warning=metadata.get("warning"),
         )
     except (KeyError, ValueError):
         return None
+
+
+def _require_moment(text: str) -> float:
+    """Whoever may write blobs writes their metadata too. Raises ValueError."""
+    moment = float(text)
+    if not 0 <= moment < 1e11:
+        raise ValueError("not Unix seconds")
+    return moment
+
+
+def _require_count(text: str) -> int:
+    if len(text) > 15 or not (text.isascii() and text.isdecimal()):
+        raise ValueError("not a count")
+    return int(text)
 
 
 def encode_result(job: Job, outcome: Concluded, record: Record) -> bytes:
@@ -207,7 +221,7 @@ def decode_result(raw: bytes) -> ResultLine:
             failed=failed,
             raw=on_one_line(raw),
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"not a result of a worker: {error!r}") from error
 
 

@@ -47,9 +47,10 @@ def _of_refusal(line: JobLine, error: JsonObject) -> str | None:
     parameter = error.get("param")
     if isinstance(parameter, str) and (remedy := refused_parameters(line).get(parameter)):
         return f"{line.model} does not take {parameter}: {remedy}"
-    if TOO_SHORT in str(error.get("message")).lower() and effort_of(line.model, line.body):
+    message, code = error.get("message"), error.get("code")
+    if isinstance(message, str) and TOO_SHORT in message.lower() and effort_of(line.model, line.body):
         return "allow more tokens: a model that reasons needs them before it answers; or a lower reasoning effort"
-    return OF_CODE.get(str(error.get("code")))
+    return OF_CODE.get(code) if isinstance(code, str) else None
 
 
 def _error_in(body: bytes) -> JsonObject:

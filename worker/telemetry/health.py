@@ -12,6 +12,9 @@ from prometheus_client.exposition import choose_encoder
 
 from worker.errors import WorkerError
 
+PATIENCE = 30.0
+"""Seconds after which a connection is closed that has not sent the whole head of its first or next request."""
+
 Reasons = Callable[[], dict[str, str]]
 """Why the pod is not ready; empty when it is."""
 
@@ -35,12 +38,16 @@ async def serve_health(
     registry: CollectorRegistry,
     not_ready: Reasons,
     state: Callable[[], dict[str, Any]],
+    patience: float = PATIENCE,
 ) -> AsyncIterator[int]:
     """Serve until the block ends; yields the port, which the system chooses where `port` is 0.
 
     Raises CannotServe.
     """
-    runner = web.AppRunner(build_app(registry, not_ready, state), access_log=None)
+    # aiohttp's keep-alive is its only time-out for a head that does not end; of itself it waits an hour
+    runner = web.AppRunner(
+        build_app(registry, not_ready, state), access_log=None, keepalive_timeout=patience, lingering_time=patience
+    )
     await runner.setup()
     try:
         try:

@@ -6,20 +6,19 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Self
+from typing import Any
 
 import pytest
 from azure.servicebus.exceptions import ServiceBusAuthorizationError
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 import worker.client
+from tests.support.commands import FakeClient, call
 from worker.azure.blob.container import refusal
 from worker.cli.commands import app
 from worker.cli.progress import ProgressLines
@@ -36,58 +35,10 @@ from worker.client import (
     Submission,
 )
 from worker.jobs.batch_records import Manifest
-from worker.settings import Price
 
 GOOD_LINE = (
     '{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m", "messages": []}}\n'
 )
-
-
-class FakeClient:
-    """Answers as it is told to; an exception is raised instead."""
-
-    prices: Mapping[str, Price] = MappingProxyType({})
-
-    def __init__(self, answer: Any) -> None:
-        self._answer = answer
-
-    def from_environment(self) -> Self:
-        return self
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None: ...
-
-    async def submit(self, *_: Any, **options: Any) -> Any:
-        options["on_progress"](Progress(done=1, total=1))
-        return self._give()
-
-    async def status(self, *_: Any) -> Any:
-        return self._give()
-
-    async def collect(self, *_: Any, **options: Any) -> Any:
-        options["on_progress"](Progress(done=0, total=None))
-        return self._give()
-
-    async def newest(self, limit: int) -> Any:
-        return self._give()[:limit]
-
-    async def watch(self, *_: Any, **options: Any) -> AsyncIterator[Any]:
-        for status in self._give():
-            yield status
-
-    async def cancel(self, *_: Any) -> Any:
-        return self._give()
-
-    async def retry(self, *_: Any, **options: Any) -> Any:
-        options["on_progress"](Progress(done=1, total=1))
-        return self._give()
-
-    def _give(self) -> Any:
-        if isinstance(self._answer, BaseException):
-            raise self._answer
-        return self._answer
 
 
 @pytest.fixture
@@ -101,13 +52,6 @@ def jobs_file(tmp_path: Path) -> Path:
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AOAI_WORKER_SERVICEBUS_NAMESPACE", "AZURE_OPENAI_ENDPOINT", "AOAI_WORKER_MODELS"):
         monkeypatch.delenv(name, raising=False)
-
-
-def call(*arguments: str | Path, input: str | None = None) -> Result:
-    # in a thread: asyncio.run would throw away, unclosed, the loop that a plugin has set for the main one
-    with ThreadPoolExecutor(1) as thread:
-        run = partial(CliRunner().invoke, app, [str(argument) for argument in arguments], input=input)
-        return thread.submit(run).result()
 
 
 def answer_with(monkeypatch: pytest.MonkeyPatch, answer: Any) -> None:

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.jobs.job import Envelope
+from worker.jobs.printable import printable
 from worker.jobs.replays import DeadLetter, Survey, dead_letter_of
 from worker.operations.dead_letters.texts import (
     as_line,
     describe,
     print_list,
-    printable,
     saved_line,
     shown_body,
     summary,

@@ -12,6 +12,7 @@ from aiohttp.web import Application, Request
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.slow_clients import HALF_A_BODY, HALF_A_HEAD, WHOLE, wait_for_close
 from worker.telemetry.health import CannotServe, build_app, serve_health
 
 
@@ -128,3 +129,23 @@ async def test_a_port_that_is_taken_is_an_error_and_leaves_nothing_open(pod: Pod
         with pytest.raises(CannotServe, match=f"port {port}: Address already in use.*AOAI_WORKER_HTTP_PORT"):
             async with serve(pod, port):
                 raise AssertionError("it must not be served")
+
+
+@pytest.mark.parametrize(
+    ("parts", "answers"),
+    [((b"",), 0), ((HALF_A_HEAD,), 0), ((WHOLE,), 1), ((WHOLE, HALF_A_HEAD), 1), ((HALF_A_BODY,), 1)],
+    ids=["nothing", "half a head", "nothing more", "half a second head", "half a body"],
+)
+async def test_a_client_that_sends_half_a_request_and_waits_is_hung_up_on(
+    pod: Pod, parts: tuple[bytes, ...], answers: int
+) -> None:
+    async with serve_health(
+        host="127.0.0.1",
+        port=0,
+        registry=pod.registry,
+        not_ready=lambda: pod.reasons,
+        state=lambda: pod.state,
+        patience=0.2,
+    ) as port:
+        received = await wait_for_close(port, *parts)
+    assert received.count(b"HTTP/1.1 200 OK") == answers

@@ -11,6 +11,7 @@ from typing import Any
 
 from worker.flow.sweeper import CODES
 from worker.jobs.job import Envelope, rfc3339
+from worker.jobs.printable import printable
 from worker.jobs.replays import NOT_THE_PRODUCERS, DeadLetter, Survey, dead_letter_of, message_id_of
 
 NONE = "-"
@@ -137,15 +138,6 @@ def describe(envelope: Envelope) -> Iterator[str]:
 
 def shown_body(body: bytes) -> str:
     return printable(body.decode(errors="backslashreplace"), keep="\n\t")
-
-
-def printable(text: str, *, keep: str = "") -> str:
-    """What a terminal would obey rather than show is escaped, so nothing of it is hidden either."""
-    if text.isprintable():
-        return text
-    return "".join(
-        one if one.isprintable() or one in keep else one.encode("unicode_escape").decode() for one in text
-    )
 
 
 def _cut(text: str, width: int) -> str:

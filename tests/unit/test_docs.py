@@ -9,13 +9,19 @@ import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import pytest
+from annotated_types import Ge, Gt, Le
 from prometheus_client import Metric
+from prometheus_client.registry import Collector
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from scripts import reference
 from worker.admission.admission import Admission
 from worker.admission.closures import Closure
+from worker.cli import terminal
 from worker.errors import Cause, DeadLetterReason
 from worker.jobs.batch_records import Manifest
 from worker.jobs.outcomes import FailureCode
@@ -25,10 +31,17 @@ from worker.telemetry.metrics import OUTCOMES, Metrics
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md")])
+CURRENT = [document for document in DOCUMENTS if document.name != "CHANGELOG.md"]
+"""The changelog has names that are gone."""
 
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 METRIC = re.compile(r"\baoai_worker_\w+")
+SETTING = re.compile(r"\bAOAI_WORKER_[A-Z_]*[A-Z]\b")
+NO_SETTINGS = {"AOAI_WORKER_CONFIG", "AOAI_WORKER_PROJECT_URL"}
+"""The settings' file, and what only the build of a release reads."""
+SHOWN_AS = {"info": "gauge"}
+"""Types of the client library that Prometheus stores as another."""
 MADE_AT_START = {"AOAI_WORKER_POD": "host name"}
 """Settings whose default is made by a function, as the documents name it."""
 
@@ -43,18 +56,35 @@ def first_cells(document: str) -> set[str]:
     return {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
 
 
-def documented_settings() -> dict[str, str]:
-    """Name to default, out of the tables of docs/settings.md."""
-    rows = re.findall(r"^\| `([A-Z_]+)` \| .+? \| (.+?) \|", read("docs/settings.md"), re.MULTILINE)
-    return {name: default.strip("`") for name, default in rows}
+def documented_settings() -> dict[str, tuple[str, str]]:
+    """Name to unit and default, out of the tables of docs/settings.md."""
+    rows = re.findall(r"^\| `([A-Z_]+)` \| (.+?) \| (.+?) \|", read("docs/settings.md"), re.MULTILINE)
+    return {name: (unit, default.strip("`")) for name, unit, default in rows}
 
 
 def real_settings() -> dict[str, str]:
-    """The same out of the code."""
-    return {
-        str(field.validation_alias or f"{PREFIX}{name.upper()}"): default_of(name)
-        for name, field in WorkerSettings.model_fields.items()
-    }
+    """Name to default, out of the code."""
+    return {variable_of(name): default_of(name) for name in WorkerSettings.model_fields}
+
+
+def variable_of(name: str) -> str:
+    return str(WorkerSettings.model_fields[name].validation_alias or f"{PREFIX}{name.upper()}")
+
+
+def allowed_by(field: FieldInfo) -> str:
+    """How the column "unit" must end, for settings whose type bounds them."""
+    if get_origin(field.annotation) is Literal:
+        return ", ".join(f"`{choice}`" for choice in get_args(field.annotation))
+    if field.annotation is bool:
+        return "true, false"
+    if field.annotation not in (int, float):
+        return ""
+    bounds = {type(bound): bound for bound in field.metadata}
+    at_least, more_than, at_most = (bounds.get(kind) for kind in (Ge, Gt, Le))
+    low = f"{at_least.ge:,}" if at_least else f"above {more_than.gt:,}" if more_than else ""
+    if at_most:
+        return f"{low} to {at_most.le:,}" if at_least else f"{low}, at most {at_most.le:,}"
+    return f"at least {low}" if at_least else low
 
 
 def default_of(name: str) -> str:
@@ -74,18 +104,41 @@ def default_of(name: str) -> str:
             return str(value)
 
 
-def real_metrics(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Every name that /metrics can show, as Prometheus stores it, without what a library adds by itself."""
+def real_metrics(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[str, frozenset[str]]]:
+    """Every name that /metrics can show, as Prometheus stores it, with its type and labels.
+
+    What a library adds by itself, such as `le`, is left out.
+    """
     monkeypatch.setenv("AZURE_FEDERATED_TOKEN_FILE", "/var/run/secrets/azure/tokens/azure-identity-token")
     scopes = ["https://servicebus.azure.net//.default"]
     metrics = Metrics(queues=["jobs"], deployments=["d"], scopes=scopes, slots=1, bytes_limit=1)
     metrics.watch(Admission({}, slots=1, observer=metrics))
     suffixes = {"counter": "_total", "info": "_info"}
 
-    async def collect() -> list[Metric]:  # where there is a clock for the gates
-        return list(metrics.registry.collect())
+    async def collect() -> dict[str, tuple[str, frozenset[str]]]:  # where there is a clock for the gates
+        return {
+            family.name + suffixes.get(family.type, ""): (
+                SHOWN_AS.get(family.type, family.type),
+                labels_of(one, family),
+            )
+            for one in metrics.registry._collector_to_names
+            for family in one.collect()
+        }
 
-    return {family.name + suffixes.get(family.type, "") for family in asyncio.run(collect())}
+    return asyncio.run(collect())
+
+
+def labels_of(collector: Collector, family: Metric) -> frozenset[str]:
+    """Whether or not there is a series already. An info's labels are those of its one series."""
+    names = {*getattr(collector, "_labelnames", ()), *getattr(family, "_labelnames", ())}
+    return frozenset(
+        names | {label for sample in family.samples for label in sample.labels if family.type == "info"}
+    )
+
+
+def documented_metrics() -> dict[str, tuple[str, frozenset[str]]]:
+    rows = re.findall(r"^\| `(aoai_worker_\w+)` \| (\w+) \| (.*?) ?\|", read("docs/operations.md"), re.MULTILINE)
+    return {name: (kind, frozenset(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
 
 
 def links() -> Iterator[tuple[Path, str]]:
@@ -107,7 +160,23 @@ def test_every_cause_of_a_refusal_is_documented_and_no_other() -> None:
 
 
 def test_every_setting_is_documented_with_its_default() -> None:
-    assert documented_settings() == real_settings()
+    assert {name: default for name, (_, default) in documented_settings().items()} == real_settings()
+
+
+def test_a_settings_choices_and_bounds_are_documented() -> None:
+    documented = documented_settings()
+    wrong = {
+        variable_of(name): allowed_by(field)
+        for name, field in WorkerSettings.model_fields.items()
+        if not documented[variable_of(name)][0].endswith(allowed_by(field))
+    }
+    assert wrong == {}
+
+
+@pytest.mark.parametrize("document", CURRENT, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_setting_that_a_document_names_exists(document: Path) -> None:
+    named = set(SETTING.findall(document.read_text(encoding="utf-8")))
+    assert named - real_settings().keys() - set(CONNECTION_STRINGS) - NO_SETTINGS == set()
 
 
 def test_the_settings_of_worker_and_producer_stand_apart() -> None:
@@ -123,15 +192,32 @@ def test_every_refused_variable_is_documented() -> None:
     assert {name for name in (*SMUGGLED_KEYS, *CONNECTION_STRINGS) if f"`{name}`" not in refused} == set()
 
 
-def test_every_metric_is_documented_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = real_metrics(monkeypatch)
-    assert {name for name in first_cells(read("docs/operations.md")) if METRIC.fullmatch(name)} == real
+def test_every_metric_is_documented_with_type_and_labels_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert documented_metrics() == real_metrics(monkeypatch)
+
+
+def test_the_commands_page_has_the_help_texts_of_now() -> None:
+    page = reference.PAGE.read_text(encoding="utf-8")
+    assert page == reference.render(page), "Next: make reference"
+
+
+def test_every_exit_code_is_documented_and_no_other() -> None:
+    rows = re.findall(r"^\| (\d+) \|", read("docs/cli.md"), re.MULTILINE)
+    codes = {
+        0,
+        terminal.FAILED,
+        terminal.WRONG_INPUT,
+        terminal.INCOMPLETE,
+        terminal.FAILED_JOBS,
+        terminal.INTERRUPTED,
+    }
+    assert {int(code) for code in rows} == codes
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_metric_that_a_document_names_exists(document: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     named = set(METRIC.findall(document.read_text(encoding="utf-8")))
-    assert named - real_metrics(monkeypatch) == set()
+    assert named - real_metrics(monkeypatch).keys() == set()
 
 
 def test_every_log_event_outcome_and_reason_is_documented() -> None:

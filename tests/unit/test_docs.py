@@ -4,14 +4,17 @@ Out of scope: whether a sentence is true. What can be checked by a machine is ch
 a list in the documents is meant to be complete.
 """
 
+import ast
 import asyncio
+import importlib
 import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
+import typer
 from annotated_types import Ge, Gt, Le
 from prometheus_client import Metric
 from prometheus_client.registry import Collector
@@ -21,7 +24,7 @@ from pydantic_core import PydanticUndefined
 from scripts import reference
 from worker.admission.admission import Admission
 from worker.admission.closures import Closure
-from worker.cli import terminal
+from worker.cli import app, terminal
 from worker.errors import Cause, DeadLetterReason
 from worker.jobs.batch_records import Manifest
 from worker.jobs.outcomes import FailureCode
@@ -33,11 +36,20 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md")])
 CURRENT = [document for document in DOCUMENTS if document.name != "CHANGELOG.md"]
 """The changelog has names that are gone."""
+OURS = ("worker", "embedded_azure")
+WRITTEN_BY_PROGRAMS = {"azure-assumptions.md", "foreign-tests.md", "reliability.md"}
+UNBREAKABLE = re.compile(r"`[^`]*`|\[[^\]]*\]\([^)]*\)\S*|^[-*] ")
+WRAPPED = [document for document in CURRENT if document.name not in WRITTEN_BY_PROGRAMS]
 
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 METRIC = re.compile(r"\baoai_worker_\w+")
 SETTING = re.compile(r"\bAOAI_WORKER_[A-Z_]*[A-Z]\b")
+PYTHON = re.compile(r"^```py(?:thon)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SPAN = re.compile(r"`([^`\n]+)`")
+SHELL = re.compile(r"^```sh\n(.*?)^```$|^((?:    .*\n)+)", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"(?:^|\$ |&& |\$\(|\w -- |\| )\s*aoai-worker((?: [a-z]+)+)([^|;&#`)\n]*)", re.MULTILINE)
+OPTION = re.compile(r"(?<=\s)(--[a-z-]+)")
 NO_SETTINGS = {"AOAI_WORKER_CONFIG", "AOAI_WORKER_PROJECT_URL"}
 """The settings' file, and what only the build of a release reads."""
 SHOWN_AS = {"info": "gauge"}
@@ -245,3 +257,75 @@ def test_no_relative_link_is_broken() -> None:
 def test_the_changelogs_newest_version_is_the_projects() -> None:
     versions = re.findall(r"^## \[(\d[^\]]*)\] - \d{4}-\d\d-\d\d$", read("CHANGELOG.md"), re.MULTILINE)
     assert tomllib.loads(read("pyproject.toml"))["project"]["version"] == versions[0]
+
+
+def pages(pattern: re.Pattern[str]) -> Iterator[tuple[str, str]]:
+    for document in CURRENT:
+        for found in pattern.finditer(document.read_text(encoding="utf-8")):
+            yield str(document.relative_to(ROOT)), next(text for text in found.groups() if text is not None)
+
+
+def commands_of(command: Any, path: str = "") -> dict[str, set[str]]:
+    """The options of each command, by its words."""
+    found = {path: {option for parameter in command.params for option in parameter.opts} | {"--help"}}
+    for name, child in getattr(command, "commands", {}).items():
+        found |= commands_of(child, f"{path} {name}")
+    return found
+
+
+def test_a_python_program_in_a_document_compiles_and_its_imports_exist() -> None:
+    programs = list(pages(PYTHON))
+    assert programs
+    for document, program in programs:
+        tree = ast.parse(program, document)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in OURS:
+                module = importlib.import_module(node.module)
+                assert [name.name for name in node.names if not hasattr(module, name.name)] == [], document
+
+
+def test_a_command_in_a_document_exists_and_has_the_options_shown() -> None:
+    commands = commands_of(typer.main.get_command(app))
+    groups = {path for path in commands if any(other.startswith(f"{path} ") for other in commands)}
+    wrong = []
+    for document, text in [*pages(SHELL), *pages(SPAN)]:
+        for words, rest in COMMAND.findall(text.replace("\\\n", " ")):
+            named = words.split()
+            path = f" {named[0]}"
+            if path in groups and len(named) > 1:
+                path = f"{path} {named[1]}"
+            options = set(OPTION.findall(f" {rest}"))
+            if path not in commands or not options <= commands[path]:
+                wrong.append(f"{document}: aoai-worker{words}{rest}")
+    assert wrong == []
+
+
+def test_the_readme_is_short_enough_to_read() -> None:
+    assert len(read("README.md").splitlines()) <= 150
+
+
+def test_the_figures_of_the_readme_are_those_of_the_benchmarks() -> None:
+    readme = " ".join(read("README.md").split())
+    section = read("docs/benchmarks.md").split("<!-- pairs -->")[1].split("<!-- /pairs -->")[0]
+    measured = dict(re.findall(r"^\| 256 \| (\w+) \| ([\d.]+ \| [\d,]+) \|", section, re.MULTILINE))
+    (cpu, speed), (textbook_cpu, textbook_speed) = (measured[one].split(" | ") for one in ("worker", "textbook"))
+    assert (
+        f"{speed} jobs/s instead of {textbook_speed}, with {cpu} ms of CPU a job instead of {textbook_cpu}"
+        in readme
+    )
+    quota = re.findall(
+        r"^\| worker \| 300,000 \| 0 \| [^|]+ \| [\d.]+ \| 2 \| yes \| \w+ \| ([\d.]+)% \| ([\d.]+)% \|$",
+        read("docs/benchmarks.md"),
+        re.MULTILINE,
+    )
+    used, refused = min(float(one) for one, _ in quota), max(float(one) for _, one in quota)
+    assert f"at least {used:.0f} % of a quota of 300,000" in readme
+    assert f"at most {refused:.1f} % of requests refused" in readme
+
+
+@pytest.mark.parametrize("document", WRAPPED, ids=lambda path: str(path.relative_to(ROOT)))
+def test_prose_is_wrapped_at_100_columns(document: Path) -> None:
+    """Not tables, code, headings, and lines that are one link or one code span."""
+    text = FENCE.sub("", document.read_text(encoding="utf-8"))
+    prose = [line for line in text.splitlines() if not line.startswith(("|", "#", "    ", "![", "<"))]
+    assert [line for line in prose if len(line) > 100 and " " in UNBREAKABLE.sub("", line.strip())] == []

@@ -7,6 +7,7 @@ a list in the documents is meant to be complete.
 import ast
 import asyncio
 import importlib
+import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import typer
+import yaml
 from annotated_types import Ge, Gt, Le
 from prometheus_client import Metric
 from prometheus_client.registry import Collector
@@ -38,6 +40,7 @@ CURRENT = [document for document in DOCUMENTS if document.name != "CHANGELOG.md"
 """The changelog has names that are gone."""
 OURS = ("worker", "embedded_azure")
 WRITTEN_BY_PROGRAMS = {"azure-assumptions.md", "foreign-tests.md", "reliability.md"}
+DECISIONS = sorted(ROOT.glob("docs/decisions/*.md"))
 UNBREAKABLE = re.compile(r"`[^`]*`|\[[^\]]*\]\([^)]*\)\S*|^[-*] ")
 WRAPPED = [document for document in CURRENT if document.name not in WRITTEN_BY_PROGRAMS]
 
@@ -46,9 +49,12 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 METRIC = re.compile(r"\baoai_worker_\w+")
 SETTING = re.compile(r"\bAOAI_WORKER_[A-Z_]*[A-Z]\b")
 PYTHON = re.compile(r"^```py(?:thon)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+YAML = re.compile(r"^```yaml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+JSON = re.compile(r"^```json\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`\n]+)`")
 SHELL = re.compile(r"^```sh\n(.*?)^```$|^((?:    .*\n)+)", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"(?:^|\$ |&& |\$\(|\w -- |\| )\s*aoai-worker((?: [a-z]+)+)([^|;&#`)\n]*)", re.MULTILINE)
+PATH = re.compile(r"`([\w./-]+/[\w.-]+\.(?:py|md|yaml|toml|bicep|sh))`")
 OPTION = re.compile(r"(?<=\s)(--[a-z-]+)")
 NO_SETTINGS = {"AOAI_WORKER_CONFIG", "AOAI_WORKER_PROJECT_URL"}
 """The settings' file, and what only the build of a release reads."""
@@ -284,6 +290,15 @@ def test_a_python_program_in_a_document_compiles_and_its_imports_exist() -> None
                 assert [name.name for name in node.names if not hasattr(module, name.name)] == [], document
 
 
+def test_a_yaml_or_json_document_in_a_page_can_be_read() -> None:
+    for _, text in pages(YAML):
+        yaml.safe_load(text)
+    for document, text in pages(JSON):
+        for line in [text] if text.startswith("{\n") else text.splitlines():
+            if "..." not in line and line.startswith("{"):
+                assert isinstance(json.loads(line), dict), document
+
+
 def test_a_command_in_a_document_exists_and_has_the_options_shown() -> None:
     commands = commands_of(typer.main.get_command(app))
     groups = {path for path in commands if any(other.startswith(f"{path} ") for other in commands)}
@@ -298,6 +313,34 @@ def test_a_command_in_a_document_exists_and_has_the_options_shown() -> None:
             if path not in commands or not options <= commands[path]:
                 wrong.append(f"{document}: aoai-worker{words}{rest}")
     assert wrong == []
+
+
+def test_a_file_of_code_that_a_document_names_exists() -> None:
+    roots = (ROOT, ROOT / "worker", ROOT / "docs")
+    missing = [
+        f"{document}: {name}"
+        for document, name in pages(PATH)
+        if not any((root / name).exists() for root in (*roots, (ROOT / document).parent))
+    ]
+    assert missing == []
+
+
+def test_a_document_that_the_code_names_exists() -> None:
+    missing = [
+        f"{source.relative_to(ROOT)}: {name}"
+        for folder in ("worker", "embedded_azure", "scripts", "examples", "charts", "k8s")
+        for source in (ROOT / folder).rglob("*")
+        if source.suffix in {".py", ".yaml", ".tpl", ".txt", ".sh", ".bicep"}
+        for name in re.findall(r"(?<![\w/.-])docs/[\w/-]+\.md", source.read_text(encoding="utf-8"))
+        if not (ROOT / name).exists()
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize("decision", DECISIONS, ids=lambda path: path.name[:3])
+def test_a_decision_has_its_date_and_status_second(decision: Path) -> None:
+    status = decision.read_text(encoding="utf-8").split("\n\n")[1]
+    assert re.match(r"Date: 20\d\d-\d\d-\d\d\. Status: (in force|superseded by \[)", status)
 
 
 def test_the_readme_is_short_enough_to_read() -> None:

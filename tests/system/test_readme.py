@@ -1,8 +1,4 @@
-"""The demo prints what README.md says, and each command of docs/tutorial.md what that page says.
-
-Nothing is copied: the blocks are read out of the pages. Two things are not typed as they are: `make demo` runs
-without make, and the tutorial's worker takes any free port instead of 9090.
-"""
+"""The demo prints what README.md says. The block is read out of it; `make demo` runs without make."""
 
 import asyncio
 import os
@@ -15,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from scripts import tutorial
 from tests.support.processes import Process, clean_environment
 
 ROOT = Path(__file__).parents[2]
@@ -103,9 +98,3 @@ async def test_the_demo_prints_what_the_readme_says(checkout: Path) -> None:
     assert command == "$ make demo"
     printed = await everything_printed(".venv/bin/python examples/demo.py", checkout, clean_environment())
     assert broken_promises(promised, printed) == [], printed
-
-
-@pytest.mark.timeout(300)
-async def test_the_tutorials_commands_print_what_the_page_says(tmp_path: Path) -> None:
-    page = tutorial.PAGE.read_text(encoding="utf-8")
-    assert await asyncio.to_thread(tutorial.record, page, tmp_path) == page, "Next: make tutorial"

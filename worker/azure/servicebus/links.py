@@ -12,7 +12,13 @@ from azure.servicebus.exceptions import MessageLockLostError, ServiceBusError
 
 from worker.azure.servicebus.faults import FAULTS, describe_fault
 from worker.azure.servicebus.messages import end_of_lock, open_envelope
-from worker.azure.servicebus.private import complete_on_link, renew_locks, settle_by_token, settle_on_link
+from worker.azure.servicebus.private import (
+    complete_on_link,
+    renew_locks,
+    settle_by_token,
+    settle_on_link,
+    withdraw_credit,
+)
 from worker.errors import LockLost, SourceUnavailable
 from worker.interfaces import LocksNotRenewed, LocksRenewed, Observer, ReceiverRestarted
 from worker.jobs.job import Envelope
@@ -116,6 +122,7 @@ class Link:
         try:
             async with asyncio.timeout(wait + HUNG_AFTER):
                 messages = await self.receiver.receive_messages(max_message_count=count, max_wait_time=wait)
+                await withdraw_credit(self.receiver)
         except FAULTS as error:
             self._give_up(error)
             raise SourceUnavailable(self._describe(error)) from error

@@ -1,13 +1,15 @@
 """What the worker needs and the SDK for Service Bus cannot do by its public surface: `released`, settling without a
 retry machine for each message or after a lost link, completing many messages with one wait, renewing many locks in
-one request.
+one request, taking back what was asked for and did not come.
 
 These functions are all that touches what the SDK keeps to itself (docs/decisions/004-settle-on-the-link.md).
 The contract tests hold them to their promises with every version of it: `test_source_and_sink.py` to releasing,
 abandoning, dead-lettering, settling after a lost connection and keeping locks, `test_servicebus_faults.py` to what
-happens where no answer comes, `test_completing.py` to completing many. Each `timeout` is in seconds.
+happens where no answer comes, `test_completing.py` to completing many, `test_credit.py` to taking credit back.
+Each `timeout` is in seconds.
 """
 
+import contextlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -130,6 +132,20 @@ def _disposition(settlement: Settlement) -> tuple[str, dict[str, Any]]:
             return "rejected", {"error": error}
         case Lapse():
             raise ValueError("a lapse is not told to the broker")
+
+
+async def withdraw_credit(receiver: ServiceBusReceiver) -> None:
+    """Let the broker send nothing more before the next receive.
+
+    A receive that returns with fewer messages than it asked for leaves its link the credit for the others. What the
+    broker sends by it is locked for us, though nobody looks before the next receive: nobody else can have it, and
+    when the process dies it loses a delivery, perhaps the same messages each time.
+    """
+    link: Any = getattr(receiver._handler, "_link", None)
+    if link is None or link.current_link_credit <= 0:
+        return
+    with contextlib.suppress(Exception):  # the link is gone, which the next receive finds; what came is ours still
+        await link.flow(link_credit=0)
 
 
 async def renew_locks(

@@ -1,5 +1,5 @@
 # `make demo` shows it working; `make test` proves it. Both need Python 3.11+; with Node.js 20+ more is compared: Azurite, the JavaScript SDK.
-.PHONY: help environment demo azurite chart test-deploy test-rules image dashboard dashboard-picture test-monitoring release-check unit test test-embedded test-faults faults foreign azure fuzz lint bench format lock clean
+.PHONY: help environment demo reference tutorial azurite chart test-deploy test-rules image dashboard dashboard-picture test-monitoring release-check unit test test-embedded test-faults faults foreign azure fuzz lint bench format lock clean
 .DEFAULT_GOAL := help
 
 bin := .venv/bin
@@ -16,6 +16,8 @@ help:
 	@echo "make faults  all of them, in about twenty minutes; writes docs/reliability.md"
 	@echo "make test-deploy  the chart, the manifests and the Azure side with Helm 4 and 3, az, validators and scanners"
 	@echo "make chart   write what is derived from the chart: schema, README, k8s/base, Azure's alerts"
+	@echo "make reference  write docs/cli.md from the help texts"
+	@echo "make tutorial   run the commands of docs/tutorial.md and write what they print into it"
 	@echo "make image   build the container image, scan it, and run it hardened against the embedded Azure (Docker or root)"
 	@echo "make release-check  what a release publishes, made in dist/ and tried: versions, wheels, chart"
 	@echo "make test-rules         alerts and dashboard with promtool and a parser of PromQL"
@@ -36,6 +38,12 @@ environment:
 
 demo: environment
 	@$(bin)/python examples/demo.py
+
+reference: environment
+	@$(bin)/python -m scripts.reference
+
+tutorial: environment
+	@$(bin)/python -m scripts.tutorial
 
 chart:
 	@scripts/deploy-environment

@@ -93,7 +93,7 @@ def report(kinds: Counter[str], seconds: float, metrics: str, out: Path, errors:
         "\nNext:",
         f"  head -1 {out} | python3 -m json.tool     look at an answer",
         "  .venv/bin/aoai-worker local      keep an Azure running; it says how to go on from there",
-        "  README.md                        the same against your own Azure",
+        "  docs/tutorial.md                 the same step by step, in three terminals",
     )
 
 

@@ -568,7 +568,7 @@ def _unknown_settings(environment: Mapping[str, str]) -> Iterator[str]:
             continue
         if not _SERVICE_LINK.fullmatch(f"{name}={environment[name]}"):
             nearest = difflib.get_close_matches(setting, known, n=1)
-            hint = f"did you mean {PREFIX}{nearest[0]}?" if nearest else "the README lists the settings."
+            hint = f"did you mean {PREFIX}{nearest[0]}?" if nearest else "docs/settings.md lists the settings."
             yield f"{name} is not a setting; {hint}"
 
 

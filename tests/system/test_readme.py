@@ -1,8 +1,4 @@
-"""The README from top to bottom: its commands, in order and as they stand there, print what it says.
-
-Nothing is copied from it: the blocks are read out of README.md and examples/README.md. Two things are not typed as
-they are: `make demo` runs without make, and the worker takes any free port instead of 9090.
-"""
+"""The demo prints what README.md says. The block is read out of it; `make demo` runs without make."""
 
 import asyncio
 import os
@@ -19,7 +15,6 @@ from tests.support.processes import Process, clean_environment
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-EXAMPLES = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
 
 LONGEST_WALK = 240.0
 """Seconds for what a person does in one terminal; some 15 on an idle machine."""
@@ -103,27 +98,3 @@ async def test_the_demo_prints_what_the_readme_says(checkout: Path) -> None:
     assert command == "$ make demo"
     printed = await everything_printed(".venv/bin/python examples/demo.py", checkout, clean_environment())
     assert broken_promises(promised, printed) == [], printed
-
-
-@pytest.mark.timeout(300)
-async def test_three_terminals_and_the_python_program_print_what_the_readme_says(checkout: Path) -> None:
-    by_hand, from_python = section(README, "Submit from the command line"), section(README, "Submit from Python")
-    azure_commands, worker_commands, producer_commands = blocks(by_hand, "sh")
-    (program,), (python_command,) = blocks(from_python, "python"), blocks(from_python, "sh")
-    checks = section(EXAMPLES, "By hand")
-    saved_as = re.search(r"\S+\.py", python_command)
-    assert saved_as is not None
-    (checkout / saved_as[0]).write_text(program)
-    producer_commands = "".join([producer_commands, *blocks(checks, "sh"), python_command])
-    promised = "".join(block for part in (by_hand, checks, from_python) for block in blocks(part, "text"))
-    mine = clean_environment()
-    any_port = mine | {"AOAI_WORKER_HTTP_HOST": "127.0.0.1", "AOAI_WORKER_HTTP_PORT": "0"}
-
-    async with terminal(azure_commands, checkout, mine) as azure:
-        await azure.printed("is ready")
-        async with terminal(worker_commands, checkout, any_port) as worker:
-            printed = await everything_printed(producer_commands, checkout, mine)
-
-    assert broken_promises(promised, printed) == [], printed
-    assert worker.events("stopped"), worker.output
-    assert "The embedded Azure has stopped." in azure.output

@@ -4,18 +4,29 @@ Out of scope: whether a sentence is true. What can be checked by a machine is ch
 a list in the documents is meant to be complete.
 """
 
+import ast
 import asyncio
+import importlib
+import json
 import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
+import typer
+import yaml
+from annotated_types import Ge, Gt, Le
 from prometheus_client import Metric
+from prometheus_client.registry import Collector
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from scripts import reference
 from worker.admission.admission import Admission
 from worker.admission.closures import Closure
+from worker.cli import app, terminal
 from worker.errors import Cause, DeadLetterReason
 from worker.jobs.batch_records import Manifest
 from worker.jobs.outcomes import FailureCode
@@ -25,11 +36,31 @@ from worker.telemetry.metrics import OUTCOMES, Metrics
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md")])
+CURRENT = [document for document in DOCUMENTS if document.name != "CHANGELOG.md"]
+"""The changelog has names that are gone."""
+OURS = ("worker", "embedded_azure")
+WRITTEN_BY_PROGRAMS = {"azure-assumptions.md", "foreign-tests.md", "reliability.md"}
+DECISIONS = sorted(ROOT.glob("docs/decisions/*.md"))
+UNBREAKABLE = re.compile(r"`[^`]*`|\[[^\]]*\]\([^)]*\)\S*|^[-*] ")
+WRAPPED = [document for document in CURRENT if document.name not in WRITTEN_BY_PROGRAMS]
 
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 METRIC = re.compile(r"\baoai_worker_\w+")
 TEST = re.compile(r"\[`(test_\w+)`\]\(([^)\s]+)\)")
+SETTING = re.compile(r"\bAOAI_WORKER_[A-Z_]*[A-Z]\b")
+PYTHON = re.compile(r"^```py(?:thon)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+YAML = re.compile(r"^```yaml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+JSON = re.compile(r"^```json\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SPAN = re.compile(r"`([^`\n]+)`")
+SHELL = re.compile(r"^```sh\n(.*?)^```$|^((?:    .*\n)+)", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"(?:^|\$ |&& |\$\(|\w -- |\| )\s*aoai-worker((?: [a-z]+)+)([^|;&#`)\n]*)", re.MULTILINE)
+PATH = re.compile(r"`([\w./-]+/[\w.-]+\.(?:py|md|yaml|toml|bicep|sh))`")
+OPTION = re.compile(r"(?<=\s)(--[a-z-]+)")
+NO_SETTINGS = {"AOAI_WORKER_CONFIG", "AOAI_WORKER_PROJECT_URL"}
+"""The settings' file, and what only the build of a release reads."""
+SHOWN_AS = {"info": "gauge"}
+"""Types of the client library that Prometheus stores as another."""
 MADE_AT_START = {"AOAI_WORKER_POD": "host name"}
 """Settings whose default is made by a function, as the documents name it."""
 
@@ -44,18 +75,35 @@ def first_cells(document: str) -> set[str]:
     return {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
 
 
-def documented_settings() -> dict[str, str]:
-    """Name to default, out of the tables of docs/settings.md."""
-    rows = re.findall(r"^\| `([A-Z_]+)` \| .+? \| (.+?) \|", read("docs/settings.md"), re.MULTILINE)
-    return {name: default.strip("`") for name, default in rows}
+def documented_settings() -> dict[str, tuple[str, str]]:
+    """Name to unit and default, out of the tables of docs/settings.md."""
+    rows = re.findall(r"^\| `([A-Z_]+)` \| (.+?) \| (.+?) \|", read("docs/settings.md"), re.MULTILINE)
+    return {name: (unit, default.strip("`")) for name, unit, default in rows}
 
 
 def real_settings() -> dict[str, str]:
-    """The same out of the code."""
-    return {
-        str(field.validation_alias or f"{PREFIX}{name.upper()}"): default_of(name)
-        for name, field in WorkerSettings.model_fields.items()
-    }
+    """Name to default, out of the code."""
+    return {variable_of(name): default_of(name) for name in WorkerSettings.model_fields}
+
+
+def variable_of(name: str) -> str:
+    return str(WorkerSettings.model_fields[name].validation_alias or f"{PREFIX}{name.upper()}")
+
+
+def allowed_by(field: FieldInfo) -> str:
+    """How the column "unit" must end, for settings whose type bounds them."""
+    if get_origin(field.annotation) is Literal:
+        return ", ".join(f"`{choice}`" for choice in get_args(field.annotation))
+    if field.annotation is bool:
+        return "true, false"
+    if field.annotation not in (int, float):
+        return ""
+    bounds = {type(bound): bound for bound in field.metadata}
+    at_least, more_than, at_most = (bounds.get(kind) for kind in (Ge, Gt, Le))
+    low = f"{at_least.ge:,}" if at_least else f"above {more_than.gt:,}" if more_than else ""
+    if at_most:
+        return f"{low} to {at_most.le:,}" if at_least else f"{low}, at most {at_most.le:,}"
+    return f"at least {low}" if at_least else low
 
 
 def default_of(name: str) -> str:
@@ -75,18 +123,41 @@ def default_of(name: str) -> str:
             return str(value)
 
 
-def real_metrics(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Every name that /metrics can show, as Prometheus stores it, without what a library adds by itself."""
+def real_metrics(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[str, frozenset[str]]]:
+    """Every name that /metrics can show, as Prometheus stores it, with its type and labels.
+
+    What a library adds by itself, such as `le`, is left out.
+    """
     monkeypatch.setenv("AZURE_FEDERATED_TOKEN_FILE", "/var/run/secrets/azure/tokens/azure-identity-token")
     scopes = ["https://servicebus.azure.net//.default"]
     metrics = Metrics(queues=["jobs"], deployments=["d"], scopes=scopes, slots=1, bytes_limit=1)
     metrics.watch(Admission({}, slots=1, observer=metrics))
     suffixes = {"counter": "_total", "info": "_info"}
 
-    async def collect() -> list[Metric]:  # where there is a clock for the gates
-        return list(metrics.registry.collect())
+    async def collect() -> dict[str, tuple[str, frozenset[str]]]:  # where there is a clock for the gates
+        return {
+            family.name + suffixes.get(family.type, ""): (
+                SHOWN_AS.get(family.type, family.type),
+                labels_of(one, family),
+            )
+            for one in metrics.registry._collector_to_names
+            for family in one.collect()
+        }
 
-    return {family.name + suffixes.get(family.type, "") for family in asyncio.run(collect())}
+    return asyncio.run(collect())
+
+
+def labels_of(collector: Collector, family: Metric) -> frozenset[str]:
+    """Whether or not there is a series already. An info's labels are those of its one series."""
+    names = {*getattr(collector, "_labelnames", ()), *getattr(family, "_labelnames", ())}
+    return frozenset(
+        names | {label for sample in family.samples for label in sample.labels if family.type == "info"}
+    )
+
+
+def documented_metrics() -> dict[str, tuple[str, frozenset[str]]]:
+    rows = re.findall(r"^\| `(aoai_worker_\w+)` \| (\w+) \| (.*?) ?\|", read("docs/operations.md"), re.MULTILINE)
+    return {name: (kind, frozenset(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
 
 
 def links() -> Iterator[tuple[Path, str]]:
@@ -108,7 +179,23 @@ def test_every_cause_of_a_refusal_is_documented_and_no_other() -> None:
 
 
 def test_every_setting_is_documented_with_its_default() -> None:
-    assert documented_settings() == real_settings()
+    assert {name: default for name, (_, default) in documented_settings().items()} == real_settings()
+
+
+def test_a_settings_choices_and_bounds_are_documented() -> None:
+    documented = documented_settings()
+    wrong = {
+        variable_of(name): allowed_by(field)
+        for name, field in WorkerSettings.model_fields.items()
+        if not documented[variable_of(name)][0].endswith(allowed_by(field))
+    }
+    assert wrong == {}
+
+
+@pytest.mark.parametrize("document", CURRENT, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_setting_that_a_document_names_exists(document: Path) -> None:
+    named = set(SETTING.findall(document.read_text(encoding="utf-8")))
+    assert named - real_settings().keys() - set(CONNECTION_STRINGS) - NO_SETTINGS == set()
 
 
 def test_the_settings_of_worker_and_producer_stand_apart() -> None:
@@ -124,15 +211,32 @@ def test_every_refused_variable_is_documented() -> None:
     assert {name for name in (*SMUGGLED_KEYS, *CONNECTION_STRINGS) if f"`{name}`" not in refused} == set()
 
 
-def test_every_metric_is_documented_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = real_metrics(monkeypatch)
-    assert {name for name in first_cells(read("docs/operations.md")) if METRIC.fullmatch(name)} == real
+def test_every_metric_is_documented_with_type_and_labels_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert documented_metrics() == real_metrics(monkeypatch)
+
+
+def test_the_commands_page_has_the_help_texts_of_now() -> None:
+    page = reference.PAGE.read_text(encoding="utf-8")
+    assert page == reference.render(page), "Next: make reference"
+
+
+def test_every_exit_code_is_documented_and_no_other() -> None:
+    rows = re.findall(r"^\| (\d+) \|", read("docs/cli.md"), re.MULTILINE)
+    codes = {
+        0,
+        terminal.FAILED,
+        terminal.WRONG_INPUT,
+        terminal.INCOMPLETE,
+        terminal.FAILED_JOBS,
+        terminal.INTERRUPTED,
+    }
+    assert {int(code) for code in rows} == codes
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_metric_that_a_document_names_exists(document: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     named = set(METRIC.findall(document.read_text(encoding="utf-8")))
-    assert named - real_metrics(monkeypatch) == set()
+    assert named - real_metrics(monkeypatch).keys() == set()
 
 
 def test_every_log_event_outcome_and_reason_is_documented() -> None:
@@ -177,3 +281,112 @@ def test_each_attempt_that_the_page_on_security_names_has_its_test() -> None:
 def test_the_changelogs_newest_version_is_the_projects() -> None:
     versions = re.findall(r"^## \[(\d[^\]]*)\] - \d{4}-\d\d-\d\d$", read("CHANGELOG.md"), re.MULTILINE)
     assert tomllib.loads(read("pyproject.toml"))["project"]["version"] == versions[0]
+
+
+def pages(pattern: re.Pattern[str]) -> Iterator[tuple[str, str]]:
+    for document in CURRENT:
+        for found in pattern.finditer(document.read_text(encoding="utf-8")):
+            yield str(document.relative_to(ROOT)), next(text for text in found.groups() if text is not None)
+
+
+def commands_of(command: Any, path: str = "") -> dict[str, set[str]]:
+    """The options of each command, by its words."""
+    found = {path: {option for parameter in command.params for option in parameter.opts} | {"--help"}}
+    for name, child in getattr(command, "commands", {}).items():
+        found |= commands_of(child, f"{path} {name}")
+    return found
+
+
+def test_a_python_program_in_a_document_compiles_and_its_imports_exist() -> None:
+    programs = list(pages(PYTHON))
+    assert programs
+    for document, program in programs:
+        tree = ast.parse(program, document)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in OURS:
+                module = importlib.import_module(node.module)
+                assert [name.name for name in node.names if not hasattr(module, name.name)] == [], document
+
+
+def test_a_yaml_or_json_document_in_a_page_can_be_read() -> None:
+    for _, text in pages(YAML):
+        yaml.safe_load(text)
+    for document, text in pages(JSON):
+        for line in [text] if text.startswith("{\n") else text.splitlines():
+            if "..." not in line and line.startswith("{"):
+                assert isinstance(json.loads(line), dict), document
+
+
+def test_a_command_in_a_document_exists_and_has_the_options_shown() -> None:
+    commands = commands_of(typer.main.get_command(app))
+    groups = {path for path in commands if any(other.startswith(f"{path} ") for other in commands)}
+    wrong = []
+    for document, text in [*pages(SHELL), *pages(SPAN)]:
+        for words, rest in COMMAND.findall(text.replace("\\\n", " ")):
+            named = words.split()
+            path = f" {named[0]}"
+            if path in groups and len(named) > 1:
+                path = f"{path} {named[1]}"
+            options = set(OPTION.findall(f" {rest}"))
+            if path not in commands or not options <= commands[path]:
+                wrong.append(f"{document}: aoai-worker{words}{rest}")
+    assert wrong == []
+
+
+def test_a_file_of_code_that_a_document_names_exists() -> None:
+    roots = (ROOT, ROOT / "worker", ROOT / "docs")
+    missing = [
+        f"{document}: {name}"
+        for document, name in pages(PATH)
+        if not any((root / name).exists() for root in (*roots, (ROOT / document).parent))
+    ]
+    assert missing == []
+
+
+def test_a_document_that_the_code_names_exists() -> None:
+    missing = [
+        f"{source.relative_to(ROOT)}: {name}"
+        for folder in ("worker", "embedded_azure", "scripts", "examples", "charts", "k8s")
+        for source in (ROOT / folder).rglob("*")
+        if source.suffix in {".py", ".yaml", ".tpl", ".txt", ".sh", ".bicep"}
+        for name in re.findall(r"(?<![\w/.-])docs/[\w/-]+\.md", source.read_text(encoding="utf-8"))
+        if not (ROOT / name).exists()
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize("decision", DECISIONS, ids=lambda path: path.name[:3])
+def test_a_decision_has_its_date_and_status_second(decision: Path) -> None:
+    status = decision.read_text(encoding="utf-8").split("\n\n")[1]
+    assert re.match(r"Date: 20\d\d-\d\d-\d\d\. Status: (in force|superseded by \[)", status)
+
+
+def test_the_readme_is_short_enough_to_read() -> None:
+    assert len(read("README.md").splitlines()) <= 150
+
+
+def test_the_figures_of_the_readme_are_those_of_the_benchmarks() -> None:
+    readme = " ".join(read("README.md").split())
+    section = read("docs/benchmarks.md").split("<!-- pairs -->")[1].split("<!-- /pairs -->")[0]
+    measured = dict(re.findall(r"^\| 256 \| (\w+) \| ([\d.]+ \| [\d,]+) \|", section, re.MULTILINE))
+    (cpu, speed), (textbook_cpu, textbook_speed) = (measured[one].split(" | ") for one in ("worker", "textbook"))
+    assert (
+        f"{speed} jobs/s instead of {textbook_speed}, with {cpu} ms of CPU a job instead of {textbook_cpu}"
+        in readme
+    )
+    quota = re.findall(
+        r"^\| worker \| 300,000 \| 0 \| [^|]+ \| [\d.]+ \| 2 \| yes \| \w+ \| ([\d.]+)% \| ([\d.]+)% \|$",
+        read("docs/benchmarks.md"),
+        re.MULTILINE,
+    )
+    used, refused = min(float(one) for one, _ in quota), max(float(one) for _, one in quota)
+    assert f"at least {used:.0f} % of a quota of 300,000" in readme
+    assert f"at most {refused:.1f} % of requests refused" in readme
+
+
+@pytest.mark.parametrize("document", WRAPPED, ids=lambda path: str(path.relative_to(ROOT)))
+def test_prose_is_wrapped_at_100_columns(document: Path) -> None:
+    """Not tables, code, headings, and lines that are one link or one code span."""
+    text = FENCE.sub("", document.read_text(encoding="utf-8"))
+    prose = [line for line in text.splitlines() if not line.startswith(("|", "#", "    ", "![", "<"))]
+    assert [line for line in prose if len(line) > 100 and " " in UNBREAKABLE.sub("", line.strip())] == []

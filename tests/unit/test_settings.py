@@ -288,7 +288,7 @@ def test_a_missing_setting_is_named_with_its_purpose(environment: pytest.MonkeyP
         ("AOAI_WORKER_CALL_TIME_OUT", "did you mean AOAI_WORKER_CALL_TIMEOUT?"),
         ("aoai_worker_atempts", "did you mean AOAI_WORKER_ATTEMPTS?"),
         ("AOAI_WORKER_HTPP_PORT", "did you mean AOAI_WORKER_HTTP_PORT?"),
-        ("AOAI_WORKER_XYZZY", "the README lists the settings."),
+        ("AOAI_WORKER_XYZZY", "docs/settings.md lists the settings."),
     ],
 )
 def test_a_mistyped_setting_is_told_what_was_meant(environment: pytest.MonkeyPatch, name: str, hint: str) -> None:

@@ -34,8 +34,7 @@ CONNECT_TIMEOUT = 10.0
 REQUEST_TIMEOUT = 60.0
 """Seconds for one request, waiting for a connection included."""
 PAGE = 2_000
-"""Blobs in one answer of a listing, which take 20 MB of memory while they are read. The service gives 5,000 at most.
-"""
+"""Blobs in one answer of a listing, 20 MB of memory while they are read. The service gives 5,000 at most."""
 LARGEST_PUT = 5_000 << 20
 """Bytes that one request may write. Source: Put Blob, learn.microsoft.com/rest/api/storageservices/put-blob."""
 

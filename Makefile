@@ -1,5 +1,5 @@
 # `make demo` shows it working; `make test` proves it. Both need Python 3.11+; with Node.js 20+ more is compared: Azurite, the JavaScript SDK.
-.PHONY: help environment demo reference tutorial azurite chart test-deploy test-rules image dashboard dashboard-picture test-monitoring release-check unit test test-embedded test-faults faults foreign azure fuzz lint bench format lock clean
+.PHONY: help environment demo reference tutorial azurite chart test-deploy test-rules image dashboard dashboard-picture pictures test-monitoring release-check unit test test-embedded test-faults faults foreign azure fuzz lint bench format lock clean
 .DEFAULT_GOAL := help
 
 bin := .venv/bin
@@ -21,6 +21,7 @@ help:
 	@echo "make image   build the container image, scan it, and run it hardened against the embedded Azure (Docker or root)"
 	@echo "make release-check  what a release publishes, made in dist/ and tried: versions, wheels, chart"
 	@echo "make test-rules         alerts and dashboard with promtool and a parser of PromQL"
+	@echo "make pictures           draw the other pictures of docs/ anew"
 	@echo "make test-monitoring    the same with a fleet under load: alerts, dashboard and metrics with a real Prometheus"
 	@echo "make dashboard          write the chart's dashboard.json anew"
 	@echo "make dashboard-picture  draw the dashboard with Grafana's components for docs/dashboard.png"
@@ -76,6 +77,9 @@ test-monitoring: environment
 	@scripts/tool-environment monitoring
 	@scripts/debian-tools prometheus
 	@.venv-monitoring/bin/python -m pytest -q tests/monitoring
+
+pictures: environment
+	@$(bin)/python -m scripts.pictures
 
 lint: environment
 	$(bin)/ruff format --check .

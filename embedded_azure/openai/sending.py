@@ -74,7 +74,7 @@ async def send_stream(request: web.Request, reply: Streamed, headers: Mapping[st
 
 
 async def send_whole(request: web.Request, reply: Whole, headers: Mapping[str, str]) -> web.StreamResponse:
-    headers = {**headers, "Content-Type": "application/json"}
+    headers = {"Content-Type": "application/json", **headers}
     if reply.fault is not None:
         return await send_broken(request, headers, reply.body, reply.fault)
     return web.Response(body=reply.body, headers=headers)

@@ -1,8 +1,8 @@
 """`python -m tests.faults.worker run`: the worker, but that it kills itself where its environment says.
 
 The worker has no setting and no code for this: what its core is made of is wrapped before it is made.
-`FAULTS_KILL_AT=answered:7` is at the seventh passing of that step; `FAULTS_POISON=q-250` at each call of that job. `FAULTS_BLOCK=20:10` does not kill it: at the 20th call its event loop
-stands still for 10 s.
+`FAULTS_KILL_AT=answered:7` is at the seventh passing of that step; `FAULTS_POISON=q-250` at each call of that job.
+`FAULTS_BLOCK=20:10` kills nobody: at the 20th call the event loop stands still for 10 s.
 """
 
 import os

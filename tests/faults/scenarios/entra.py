@@ -1,4 +1,4 @@
-"""Entra: down for less and for more than a token lives, slow, throttling, with another clock; a token file that is gone."""
+"""Entra: down for less and for more than a token lives, slow, throttling, another clock; a token file is gone."""
 
 import shutil
 from collections.abc import Awaitable, Callable

@@ -85,11 +85,11 @@ def disturbed(
 ) -> Scenario:
     kinds = ", ".join(dict.fromkeys(f"`{fault.get('kind', 'answer')}`" for fault in faults))
     counts = [fault["count"] for fault in faults if "count" in fault]
-    amount = f", {sum(counts)} times" if counts else f" for {seconds:g} s" if seconds and times == 1 else ""
+    amount = f", {max(counts) * times} times" if counts else f" for {seconds:g} s" if seconds and times == 1 else ""
     return Scenario(
         name=name,
         injected=options.pop(
-            "injected", f"{service} fault {kinds}{amount}{f', {times} times' if times > 1 else ''}"
+            "injected", f"{service} fault {kinds}{amount}{f', {times} times' if times > 1 and not counts else ''}"
         ),
         inject=partial(disturb, service, faults, seconds, times, sign, settings or {}),
         sink=sink,

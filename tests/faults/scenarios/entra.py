@@ -1,5 +1,6 @@
 """Entra: down for less and for more than a token lives, slow, throttling, another clock; a token file is gone."""
 
+import asyncio
 import shutil
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -47,6 +48,7 @@ async def beyond_expiry(stage: Stage) -> None:
     await stage.holds(one, SLOTS)
     await stage.fault("entra", SHORT_TOKENS, DOWN)
     await appears(stage, one, Sign(metric="aoai_worker_intake_closed"))
+    await asyncio.sleep(4.0)  # the calls under way end by the clock
     status, text = await one.get("/readyz")
     assert status == 503, text
     answered = await one.metric("aoai_worker_jobs_total")

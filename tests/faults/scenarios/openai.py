@@ -119,6 +119,14 @@ SCENARIOS = (
         injected="openai fault `headers`: the answers say text/html for 3 s",
     ),
     disturbed(
+        "openai streams of another type",
+        "openai",
+        {"kind": "headers", "headers": {"Content-Type": "text/html"}, "count": BREAKS},
+        injected=f"openai fault `headers`, {BREAKS} times: what should be a stream says text/html",
+        paid_twice=BREAKS,
+        extra={"stream": True},
+    ),
+    disturbed(
         "openai twenty times slower",
         "openai",
         {"kind": "answer", "latency": 2.0},

@@ -85,7 +85,6 @@ SCENARIOS = (
             {"kind": "cut", "after_bytes": 40, "count": 1},
             times=3,
             seconds=0.5,
-            sign=RESTARTED,
             sink=sink,
             paid_twice=SLOTS,
         )
@@ -98,7 +97,6 @@ SCENARIOS = (
             {"kind": "cut", "after_bytes": 10, "direction": "in", "count": 1},
             times=3,
             seconds=0.5,
-            sign=RESTARTED,
             sink=sink,
             paid_twice=SLOTS,
             in_subset=sink == "queue",

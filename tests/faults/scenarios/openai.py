@@ -25,7 +25,8 @@ def ask_for_status(number: int) -> str:
 
 
 async def just_run(stage: Stage) -> None:
-    await stage.start(slots=str(SLOTS), attempts="2")
+    # with one attempt a quarter of the calls fail all the time: too few to take the deployment for down
+    await stage.start(slots=str(SLOTS), attempts="1")
 
 
 def two_deployments(config: Config) -> Config:

@@ -13,7 +13,7 @@ help:
 	@echo "make test    everything that is checked: style, types, imports, tests, the deployment"
 	@echo "make test-embedded  the tests of the embedded Azure alone"
 	@echo "make test-faults  workers that are killed, stopped and frozen: the short scenarios"
-	@echo "make faults  all of them, in about twenty minutes; writes docs/reliability.md"
+	@echo "make faults  all of them, in about an hour; writes docs/reliability.md"
 	@echo "make soak    100,000 jobs under mixed faults: does the worker stay as large as it is? SOAK_JOBS=20000 for fewer"
 	@echo "make test-deploy  the chart, the manifests and the Azure side with Helm 4 and 3, az, validators and scanners"
 	@echo "make chart   write what is derived from the chart: schema, README, k8s/base, Azure's alerts"

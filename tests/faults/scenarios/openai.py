@@ -62,7 +62,6 @@ SCENARIOS = (
         {"kind": "answer", "status": 429, "retry_after": 1},
         seconds=5.0,
         sign=called(429),
-        in_subset=True,
     ),
     disturbed(
         "openai 429 storm without headers",

@@ -54,7 +54,9 @@ class Stage:
         options = ("-o", str(self.results_file), "--follow", "--timeout", "10s")
         code, output = await self.command("collect", BATCH, *options)
         assert code in (0, 3, 4), output
-        return self.results_file if code != 3 else self.results_file.with_suffix(".jsonl.partial")
+        file = self.results_file if code != 3 else self.results_file.with_suffix(".jsonl.partial")
+        file.touch()  # there is none where nothing at all was found
+        return file
 
     async def command(self, *arguments: str) -> tuple[int, str]:
         return await command(self.cloud, *arguments)

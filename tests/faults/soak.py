@@ -173,8 +173,8 @@ async def main(jobs: int) -> int:
         ask=question,
         latency=0.1,
         lock_duration=60.0,
-        # answers that are cut off were paid for; so is what a detached link may cost
-        paid_twice=jobs // 50 + 1_000,
+        # one job in 600 has its answer cut off, which was paid for; a lost settlement may cost its job again
+        paid_twice=jobs // 600 + SLOTS,
         in_subset=False,
     )
     with tempfile.TemporaryDirectory() as folder:

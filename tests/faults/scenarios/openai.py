@@ -70,7 +70,13 @@ SCENARIOS = (
         seconds=5.0,
         sign=called(429),
     ),
-    disturbed("openai 429 of the service's own", "openai", {"kind": "throttle", "reason": "capacity"}, seconds=5.0),
+    disturbed(
+        "openai 429 of the service's own",
+        "openai",
+        {"kind": "throttle", "reason": "capacity"},
+        seconds=5.0,
+        sign=called(429),
+    ),
     disturbed(
         "openai never answers",
         "openai",

@@ -151,6 +151,7 @@ SCENARIOS = (
         "servicebus",
         {"kind": "drop"},
         seconds=1.0,
+        sign=RESTARTED,
         lock_duration=30.0,
         paid_twice=2 * SLOTS,
     ),

@@ -4,14 +4,16 @@ import asyncio
 from dataclasses import replace
 
 from embedded_azure.config import Config
-from tests.faults.scenario import MODEL, OTHER_MODEL, Scenario
+from tests.faults.scenario import MODEL, OTHER_MODEL, QUESTION, Scenario
 from tests.faults.scenarios.disturbed import RESTARTED, SLOTS, Sign, appears, closed, disturbed
 from tests.faults.scenarios.processes import SINKS
 from tests.faults.stage import BATCH, Stage
 
 TOKENS_LIVE = 40.0
 FULL = 12_000
-"""Bytes of a queue that is full after some twenty jobs or ten results."""
+"""Bytes of a results queue that is full after some ten results."""
+FULL_OF_JOBS = 300_000
+"""Bytes of a model's queue: more than the largest batch of messages, which would never fit otherwise."""
 
 
 async def nothing(stage: Stage) -> None: ...
@@ -60,19 +62,19 @@ def short_tokens(config: Config) -> Config:
     return replace(config, token_lifetime=TOKENS_LIVE)
 
 
-def small(queue: str, config: Config) -> Config:
+def small(queue: str, size: int, config: Config) -> Config:
     return replace(
         config,
-        queues=tuple(replace(one, max_size_bytes=FULL) if one.name == queue else one for one in config.queues),
+        queues=tuple(replace(one, max_size_bytes=size) if one.name == queue else one for one in config.queues),
     )
 
 
 def small_results(config: Config) -> Config:
-    return small("results", config)
+    return small("results", FULL, config)
 
 
 def small_model_queue(config: Config) -> Config:
-    return small(f"jobs-{OTHER_MODEL}", config)
+    return small(f"jobs-{OTHER_MODEL}", FULL_OF_JOBS, config)
 
 
 BUSY = [{"kind": "refuse", "on": on, "entity": "jobs"} for on in ("receive", "settle", "management")]
@@ -192,11 +194,12 @@ SCENARIOS = (
     ),
     Scenario(
         name="model queue full",
-        injected=f"a model's queue of {FULL:,} bytes, its deployment throttled",
+        injected=f"a model's queue of {FULL_OF_JOBS:,} bytes, its deployment throttled",
         inject=full_model_queue,
         configure=small_model_queue,
         models=(MODEL, OTHER_MODEL),
-        jobs=300,
+        jobs=1_000,
+        ask=f"{QUESTION} {'x' * 600}",
         in_subset=False,
     ),
 )

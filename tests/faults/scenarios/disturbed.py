@@ -24,7 +24,6 @@ class Sign:
 
 
 RESTARTED = Sign(metric="aoai_worker_receiver_restarts_total")
-REFRESH_FAILED = Sign(metric="aoai_worker_token_refresh_failures_total")
 
 
 def closed(reason: str) -> Sign:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.faults.scenario import Scenario
-from tests.faults.scenarios.disturbed import REFRESH_FAILED, SLOTS, Fault, Sign, appears
+from tests.faults.scenarios.disturbed import SLOTS, Fault, Sign, appears
 from tests.faults.stage import Stage
 from tests.support.processes import Worker
 
@@ -17,6 +17,8 @@ LONG_TOKENS = {"kind": "token", "lifetime": 120, "refresh_in": 2}
 SHORT_TOKENS = {"kind": "token", "lifetime": 42, "refresh_in": 2}
 """The same, good for 12 s."""
 REFRESHED = "aoai_worker_token_refreshes_total"
+REFRESH_FAILED = Sign(metric="aoai_worker_token_refresh_failures_total", at_least=6)
+"""Twice for each of the three scopes: calls and requests were made while the last refresh had failed."""
 
 
 async def no_job_noticed(one: Worker) -> None:
@@ -96,9 +98,14 @@ SCENARIOS = (
         "slow",
         "each token takes 4 s",
         {"kind": "answer", "latency": 4.0},
-        Sign(metric=f"{REFRESHED}", at_least=9, labels={"outcome": "ok"}),
+        Sign(metric=REFRESHED, at_least=9, labels={"outcome": "ok"}),
     ),
-    unnoticed("hanging", "no answer while refreshes are due", {"kind": "connection", "how": "hang"}),
+    unnoticed(
+        "hanging",
+        "no answer while refreshes are due",
+        {"kind": "connection", "how": "hang"},
+        Sign(metric=REFRESH_FAILED.metric, at_least=3),
+    ),
     unnoticed("clock an hour ahead", "clock skew of 3,700 s: AADSTS700024", {"kind": "clock", "skew": 3_700}),
     unnoticed("clock behind", "clock skew of -600 s: AADSTS700024", {"kind": "clock", "skew": -600}),
     scenario("down beyond expiry", "503 until the worker has no token", beyond_expiry),

@@ -1,5 +1,5 @@
 # `make demo` shows it working; `make test` proves it. Both need Python 3.11+; with Node.js 20+ more is compared: Azurite, the JavaScript SDK.
-.PHONY: help environment demo reference tutorial azurite chart test-deploy test-rules image dashboard dashboard-picture pictures test-monitoring release-check unit test test-embedded test-faults faults foreign azure fuzz lint bench format lock clean
+.PHONY: help environment demo reference tutorial azurite chart test-deploy test-rules image dashboard dashboard-picture pictures test-monitoring release-check unit test test-embedded test-faults faults soak foreign azure fuzz lint bench format lock clean
 .DEFAULT_GOAL := help
 
 bin := .venv/bin
@@ -13,7 +13,8 @@ help:
 	@echo "make test    everything that is checked: style, types, imports, tests, the deployment"
 	@echo "make test-embedded  the tests of the embedded Azure alone"
 	@echo "make test-faults  workers that are killed, stopped and frozen: the short scenarios"
-	@echo "make faults  all of them, in about twenty minutes; writes docs/reliability.md"
+	@echo "make faults  all of them, in about an hour; writes docs/reliability.md"
+	@echo "make soak    100,000 jobs under mixed faults: does the worker stay as large as it is? SOAK_JOBS=20000 for fewer"
 	@echo "make test-deploy  the chart, the manifests and the Azure side with Helm 4 and 3, az, validators and scanners"
 	@echo "make chart   write what is derived from the chart: schema, README, k8s/base, Azure's alerts"
 	@echo "make reference  write docs/cli.md from the help texts"
@@ -113,6 +114,10 @@ test-faults: environment
 # ONLY="random poison" for the scenarios with one of these words
 faults: environment
 	@$(bin)/python -m tests.faults $(if $(ONLY),--only $(ONLY))
+
+# SOAK_JOBS=20000 for fewer
+soak: environment
+	@SOAK_JOBS=$(SOAK_JOBS) $(bin)/python -m tests.faults.soak
 
 SECONDS ?= 60
 packages = $(shell $(bin)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')

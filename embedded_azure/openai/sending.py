@@ -65,7 +65,7 @@ def break_off(pieces: Iterable[Piece], after: int) -> tuple[list[Piece], list[Pi
 
 async def send_stream(request: web.Request, reply: Streamed, headers: Mapping[str, str]) -> web.StreamResponse:
     """Send `reply` to its end, which may be its client's giving up."""
-    response = web.StreamResponse(headers={**headers, "Content-Type": "text/event-stream; charset=utf-8"})
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8", **headers})
     await response.prepare(request)
     await send_paced(reply, response)
     if reply.ending is not None:
@@ -74,7 +74,7 @@ async def send_stream(request: web.Request, reply: Streamed, headers: Mapping[st
 
 
 async def send_whole(request: web.Request, reply: Whole, headers: Mapping[str, str]) -> web.StreamResponse:
-    headers = {**headers, "Content-Type": "application/json"}
+    headers = {"Content-Type": "application/json", **headers}
     if reply.fault is not None:
         return await send_broken(request, headers, reply.body, reply.fault)
     return web.Response(body=reply.body, headers=headers)

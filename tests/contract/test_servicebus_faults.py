@@ -356,6 +356,22 @@ async def test_the_jobs_queue_gets_over_it(bus: Bus, fault: dict[str, Any]) -> N
         disturb(bus)
 
 
+async def test_an_idle_jobs_queue_gets_over_a_connection_that_was_dropped_silently(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.azure.servicebus.links.PROVE_AFTER", 0.5)
+    monkeypatch.setattr("worker.azure.servicebus.links.SETTLE_TIMEOUT", 1.0)
+    async with jobs_queue(bus) as source:
+        assert await source.receive(1, wait=0.1) == []
+        disturb(bus, {"kind": "drop"})
+        await asyncio.gather(source.receive(1, wait=0.5), return_exceptions=True)
+        disturb(bus)
+        await send(bus, job_line("a"))
+        async with asyncio.timeout(PATIENCE):
+            while active(bus):
+                await take_and_complete(source)
+
+
 @pytest.mark.parametrize("applied", [True, False])
 async def test_a_jobs_settlement_whose_answer_is_lost_ends_settled(
     bus: Bus, applied: bool, monkeypatch: pytest.MonkeyPatch

@@ -146,3 +146,20 @@ def test_a_slow_line_loses_doubles_and_reorders_nothing(chunks: list[bytes], rat
         return bench.wire.written
 
     assert asyncio.run(pass_through()) == b"".join(chunks)
+
+
+async def test_a_dropped_connection_carries_nothing_any_more_and_neither_side_is_told() -> None:
+    bench = Bench({"kind": "drop"})
+    bench.line.write(b"out")
+    bench.faults.clear()
+    bench.line.write(b"out")
+    bench.line.data_received(b"in")
+    assert (bench.peer.data, bench.wire.written) == (b"", b"")
+    assert (bench.wire.closed, bench.peer.lost) == (False, 0)
+
+
+async def test_a_connection_that_was_silent_while_others_were_dropped_goes_on() -> None:
+    bench = Bench({"kind": "drop"})
+    bench.faults.clear()
+    bench.line.write(b"out")
+    assert bench.wire.written == b"out"

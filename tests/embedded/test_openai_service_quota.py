@@ -225,3 +225,12 @@ async def test_headers_may_be_missing_or_say_nonsense(status: int) -> None:
     assert got == status
     assert headers["x-ratelimit-remaining-tokens"] == "-1"
     assert not {"retry-after", "retry-after-ms"} & set(headers)
+
+
+@pytest.mark.parametrize("options", [{}, {"stream": True}])
+async def test_an_answer_may_claim_another_content_type(options: dict[str, Any]) -> None:
+    async with open_client(CONFIG) as client:
+        await client.set_fault(kind="headers", headers={"Content-Type": "text/html"})
+        document = body("hi", model="small", **options)
+        async with client.session.post(V1, json=document, headers=bearer(token())) as response:
+            assert (response.status, response.headers["Content-Type"]) == (200, "text/html")

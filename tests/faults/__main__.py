@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import fcntl
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -45,13 +46,25 @@ def _key(line: str) -> tuple[str, str]:
 
 
 def write(measured: Mapping[tuple[str, str], str]) -> None:
-    """Put these rows in place of older ones; those of scenarios that are no more go."""
-    before, _, rest = DOCUMENT.read_text().partition(BEGIN)
+    """Put these rows in place of older ones; those of scenarios that are no more go.
+
+    Several runs may write at the same time.
+    """
+    with DOCUMENT.open("r+") as document:
+        fcntl.flock(document, fcntl.LOCK_EX)
+        text = _with_rows(document.read(), measured)
+        document.seek(0)
+        document.write(text)
+        document.truncate()
+
+
+def _with_rows(text: str, measured: Mapping[tuple[str, str], str]) -> str:
+    before, _, rest = text.partition(BEGIN)
     table, _, after = rest.partition(END)
     rows = {_key(line): line for line in table.strip().splitlines()[2:]} | dict(measured)
     kept = [rows[key] for one in SCENARIOS if (key := (one.name, one.sink)) in rows]
     lines = [_line(HEADINGS), "|---" * len(HEADINGS) + "|", *kept]
-    DOCUMENT.write_text(f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{after}")
+    return f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{after}"
 
 
 async def main(words: list[str]) -> int:

@@ -12,10 +12,17 @@ from typing import Any
 from embedded_azure.config import Config, Deployment, QueueSpec, default_config
 from tests.faults.stage import Sink, Stage
 from tests.support.administration import with_owner
-from tests.support.processes import azure, is_right, results_in
+from tests.support.processes import azure, is_right, results_in, write_batch
 from worker.azure.blob.names import parse_result_name
 
 MODEL, OTHER_MODEL = "gpt-5.4-mini", "gpt-5.4"
+
+
+QUESTION = "What is {0} + {0}?"
+
+
+def unchanged(config: Config) -> Config:
+    return config
 
 
 async def submit(stage: Stage) -> None:
@@ -46,9 +53,17 @@ class Scenario:
     dead or cut off."""
     errors: Mapping[str, str] = field(default_factory=dict)
     """Jobs that must end with an error, and its code."""
+    statuses: Mapping[str, int] = field(default_factory=dict)
+    """Jobs that must end with a refusal of the service, and its status."""
     may_fail: str | None = None
     """The code that any job may end with instead of its answer."""
     submit: Callable[[Stage], Awaitable[None]] = submit
+    ask: str | Callable[[int], str] = QUESTION
+    """Of each job, by its number. Its sum must stand in it."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """What else is in the body of each job."""
+    configure: Callable[[Config], Config] = unchanged
+    """What else is different in the Azure of this scenario."""
 
     def __str__(self) -> str:
         return f"{self.name} {self.sink}".replace(",", "").replace(" ", "-")
@@ -60,7 +75,7 @@ class Scenario:
             QueueSpec(name=name, lock_duration=self.lock_duration, max_delivery_count=self.max_delivery_count)
             for name in names
         ]
-        return replace(
+        config = replace(
             with_owner(default_config()),
             queues=(*queues, QueueSpec(name="results", requires_session=True)),
             deployments=tuple(
@@ -68,6 +83,7 @@ class Scenario:
                 for model in self.models
             ),
         )
+        return self.configure(config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +121,7 @@ async def run(scenario: Scenario, folder: Path) -> Ledger:
             chance=random.Random(scenario.seed),
             stack=stack,
         )
-        stage.write_batch()
+        write_batch(stage.batch_file, scenario.jobs, ask=scenario.ask, models=scenario.models, extra=scenario.extra)
         await scenario.submit(stage)
         await scenario.inject(stage)
         if stage.fault_ended is None:
@@ -161,6 +177,8 @@ def is_expected(result: Mapping[str, Any], scenario: Scenario) -> bool:
     code = (result["error"] or {}).get("code")
     if (wanted := scenario.errors.get(result["custom_id"])) is not None:
         return bool(code == wanted)
+    if (status := scenario.statuses.get(result["custom_id"])) is not None:
+        return code is None and bool(result["response"]["status_code"] == status)
     return is_right(result) or (code is not None and code == scenario.may_fail)
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from tests.support.administration import administration
 from tests.support.blob_processes import bus_of, result_names
 from tests.support.patience import PATIENCE
-from tests.support.processes import Azure, Service, Worker, command, process, until, worker, write_batch
+from tests.support.processes import Azure, Service, Worker, command, process, until, worker
 
 BATCH = "a-batch"
 Sink = Literal["blob", "queue"]
@@ -45,9 +45,6 @@ class Stage:
 
     # The producer
 
-    def write_batch(self) -> None:
-        write_batch(self.batch_file, self.jobs, models=self.models)
-
     async def submit(self) -> None:
         code, output = await self.command("submit", str(self.batch_file), "--batch", BATCH)
         assert code == 0, output
@@ -57,7 +54,9 @@ class Stage:
         options = ("-o", str(self.results_file), "--follow", "--timeout", "10s")
         code, output = await self.command("collect", BATCH, *options)
         assert code in (0, 3, 4), output
-        return self.results_file if code != 3 else self.results_file.with_suffix(".jsonl.partial")
+        file = self.results_file if code != 3 else self.results_file.with_suffix(".jsonl.partial")
+        file.touch()  # there is none where nothing at all was found
+        return file
 
     async def command(self, *arguments: str) -> tuple[int, str]:
         return await command(self.cloud, *arguments)
@@ -74,17 +73,19 @@ class Stage:
 
     # Workers
 
-    async def start(self, *, kill_at: str = "", poison: str = "", **settings: str) -> Worker:
+    async def start(self, *, kill_at: str = "", poison: str = "", block: str = "", **settings: str) -> Worker:
         """A worker that serves, and lives until the scenario's end unless something ends it.
 
-        `kill_at` and `poison` are the fail-points of `tests/faults/worker.py`.
+        `kill_at`, `poison` and `block` are the fail-points of `tests/faults/worker.py`.
         """
         wanted = {"models": self._models_setting(), "sweep_every": "1", "grace": "5", **settings}
         if kill_at:
             wanted["FAULTS_KILL_AT"] = kill_at
         if poison:
             wanted["FAULTS_POISON"] = poison
-        module = "tests.faults.worker" if kill_at or poison else "worker"
+        if block:
+            wanted["FAULTS_BLOCK"] = block
+        module = "tests.faults.worker" if kill_at or poison or block else "worker"
         one = await self.stack.enter_async_context(worker(self.cloud, module=module, **wanted))
         self.workers.append(one)
         return one
@@ -127,11 +128,17 @@ class Stage:
         await until(some)
         return found
 
-    async def reaches(self, one: Worker, metric: str, at_least: float) -> None:
+    async def reaches(self, one: Worker, metric: str, at_least: float, **labels: str) -> None:
         async def reached() -> bool:
-            return await one.metric(metric) >= at_least
+            return await one.metric(metric, **labels) >= at_least
 
-        await until(reached)
+        try:
+            await until(reached)
+        except TimeoutError:
+            seen = await one.metric(metric, **labels)
+            raise AssertionError(
+                f"{metric}{labels or ''} is {seen:g}; the fault should bring it to {at_least:g}"
+            ) from None
 
     # Azure
 
@@ -139,6 +146,15 @@ class Stage:
         """Replaces the faults of the service; none clears them."""
         address = {} if service == "openai" else {service: True}
         await self.cloud.control("/local/faults", list(faults), **address)
+
+    async def used_up(self, service: Service) -> None:
+        """Every fault of the service that has a count has struck so often."""
+        address = {} if service == "openai" else {service: True}
+
+        async def none_left() -> bool:
+            return not await self.cloud.control("/local/faults", **address)
+
+        await until(none_left)
 
     async def break_sink(self) -> None:
         if self.sink == "blob":

@@ -1,6 +1,9 @@
 """The ledger finds what is lost, doubled, wrong and paid twice."""
 
+from dataclasses import replace
 from typing import Any
+
+import pytest
 
 from tests.faults.scenario import Ledger, Scenario, reckon
 
@@ -73,6 +76,14 @@ def test_the_answer_to_another_question_is_wrong() -> None:
 def test_an_error_that_no_job_should_end_with_is_wrong_and_so_is_an_answer_in_its_place() -> None:
     assert ledger_of(error(0, "max_deliveries"), *GOOD[1:]).wrong == 1
     assert ledger_of(*GOOD[:2], answer(2)).wrong == 1
+
+
+@pytest.mark.parametrize(("status", "wrong"), [(418, 0), (503, 1), (200, 1)])
+def test_a_refusal_is_wrong_unless_it_has_the_status_that_its_job_asked_for(status: int, wrong: int) -> None:
+    scenario = replace(SCENARIO, jobs=1, statuses={"q-0": 418})
+    refused = answer(0) | {"response": {"status_code": status, "body": {"error": {"code": "teapot"}}}}
+    ledger = reckon(scenario, results=[refused], blobs=[], answers={}, left=0, fault_ended=FAULT_ENDED)
+    assert ledger.wrong == wrong
 
 
 def test_each_further_answer_to_a_prompt_is_paid_twice_and_a_problem_beyond_the_limit() -> None:

@@ -2,10 +2,12 @@
 
 The worker has no setting and no code for this: what its core is made of is wrapped before it is made.
 `FAULTS_KILL_AT=answered:7` is at the seventh passing of that step; `FAULTS_POISON=q-250` at each call of that job.
+`FAULTS_BLOCK=20:10` kills nobody: at the 20th call the event loop stands still for 10 s.
 """
 
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -79,15 +81,21 @@ class FailPoint:
 
 
 class FailingModel:
-    def __init__(self, inner: Model, point: FailPoint, poison: str | None) -> None:
+    def __init__(self, inner: Model, point: FailPoint, poison: str | None, block: str) -> None:
         self._inner = inner
         self._point = point
         self._poison = poison
+        calls, _, seconds = block.partition(":")
+        self._calls_to_block = int(calls or 0)
+        self._block_seconds = float(seconds or 0)
 
     async def complete(self, job: Job, target: Target, room: AnswerMemory) -> Response:
         if job.line.custom_id == self._poison:
             die()
         self._point.passed(CALLED)
+        self._calls_to_block -= 1
+        if self._calls_to_block == 0:
+            time.sleep(self._block_seconds)  # noqa: ASYNC251 - the fault is that the event loop stands still
         return await self._inner.complete(job, target, room)
 
 
@@ -118,7 +126,7 @@ def build_failing_core(
     ports: Ports, admission: Admission, rollouts: Rollouts, observer: Observer, conduct: Conduct, **options: Any
 ) -> Core:
     point = FailPoint(os.environ.get("FAULTS_KILL_AT", ""))
-    model = FailingModel(ports.model, point, os.environ.get("FAULTS_POISON"))
+    model = FailingModel(ports.model, point, os.environ.get("FAULTS_POISON"), os.environ.get("FAULTS_BLOCK", ""))
     senders = {name: FailingSender(sender, point) for name, sender in ports.senders.items()}
     failing = replace(
         cast(Connections, ports),

@@ -249,16 +249,22 @@ async def command(azure: Azure, *arguments: str, **variables: str) -> tuple[int,
 
 
 def write_batch(
-    path: Path, count: int, *, ask: str = "What is {0} + {0}?", models: Sequence[str] = ("gpt-5.4-mini",)
+    path: Path,
+    count: int,
+    *,
+    ask: str | Callable[[int], str] = "What is {0} + {0}?",
+    models: Sequence[str] = ("gpt-5.4-mini",),
+    extra: Mapping[str, Any] | None = None,
 ) -> Path:
-    """A Batch input file of different questions, to these models in turn."""
+    """A Batch input file of different questions, to these models in turn; `extra` goes into each body."""
     with path.open("w") as file:
         for number in range(count):
             body = {
                 "model": models[number % len(models)],
-                "messages": [{"role": "user", "content": ask.format(number)}],
+                "messages": [{"role": "user", "content": ask(number) if callable(ask) else ask.format(number)}],
                 "reasoning_effort": "none",
                 "max_completion_tokens": 64,
+                **(extra or {}),
             }
             line = {"custom_id": f"q-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
             file.write(json.dumps(line) + "\n")

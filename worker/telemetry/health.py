@@ -1,5 +1,6 @@
 """What the pod says of itself over HTTP: /livez, /readyz, /statez and /metrics."""
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -71,7 +72,7 @@ def build_app(
         return _json({"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200)
 
     async def statez(_: web.Request) -> web.Response:
-        return _json(state())
+        return _json({**state(), "tasks": len(asyncio.all_tasks())})
 
     async def metrics(request: web.Request) -> web.Response:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))

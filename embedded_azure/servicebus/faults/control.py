@@ -99,6 +99,14 @@ class CutFault(Fault):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DropFault(Fault):
+    """A connection that carries something while it lasts is dropped for good and in silence, as a NAT drops a flow:
+    both sides still have it, and nothing arrives any more."""
+
+    kind: Literal["drop"] = "drop"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SlowFault(Fault):
     """Every connection has `latency` seconds in each direction, and carries `bytes_per_second`."""
 
@@ -134,6 +142,7 @@ FAULTS: tuple[type[Fault], ...] = (
     LoseAnswerFault,
     DetachFault,
     CutFault,
+    DropFault,
     SlowFault,
     RefuseConnectionsFault,
     RestartFault,

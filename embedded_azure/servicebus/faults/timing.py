@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final, cast
 
 from embedded_azure.faults import Faults
-from embedded_azure.servicebus.faults.control import CutFault, RefuseConnectionsFault, SlowFault
+from embedded_azure.servicebus.faults.control import CutFault, DropFault, RefuseConnectionsFault, SlowFault
 
 MAX_DELAYED: Final = 1 << 18
 """Bytes that may be on their way in one direction before the sender is asked to wait."""
@@ -24,6 +24,7 @@ class Line(asyncio.Protocol):
         self._socket: asyncio.Transport | None = None
         self._made = False
         self._closing = False
+        self._dropped = False
         loop = asyncio.get_running_loop()
         self._out = _Pipe(loop, self._send, connection.pause_writing, connection.resume_writing)
         self._in = _Pipe(loop, self._receive, self._pause_reading, self._resume_reading)
@@ -40,7 +41,7 @@ class Line(asyncio.Protocol):
         self._connection.connection_made(cast(asyncio.Transport, self))
 
     def data_received(self, data: bytes) -> None:
-        if self._closing:
+        if self._closing or self._is_dropped():
             return
         cut = self._faults.take(CutFault, direction="in")
         if cut is None:
@@ -75,7 +76,7 @@ class Line(asyncio.Protocol):
         return default if self._socket is None else self._socket.get_extra_info(name, default)
 
     def write(self, data: bytes) -> None:
-        if self._closing:
+        if self._closing or self._is_dropped():
             return
         cut = self._faults.take(CutFault, direction="out")
         slow = self._faults.take(SlowFault)
@@ -96,6 +97,11 @@ class Line(asyncio.Protocol):
         self._out.stop()
         if self._socket is not None:
             self._socket.abort()
+
+    def _is_dropped(self) -> bool:
+        if not self._dropped:
+            self._dropped = self._faults.take(DropFault) is not None
+        return self._dropped
 
     # The ends of the pipes
 

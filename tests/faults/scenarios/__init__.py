@@ -5,6 +5,15 @@ A new one is a `Scenario` whose `inject` disturbs a `Stage`: it starts workers, 
 longer than half a minute, or differs from another in its sink only, has `in_subset=False`.
 """
 
-from tests.faults.scenarios import machine, processes, producer, stops
+from tests.faults.scenarios import blob, entra, machine, openai, processes, producer, service_bus, stops
 
-SCENARIOS = (*processes.SCENARIOS, *stops.SCENARIOS, *machine.SCENARIOS, *producer.SCENARIOS)
+SCENARIOS = (
+    *processes.SCENARIOS,
+    *stops.SCENARIOS,
+    *machine.SCENARIOS,
+    *producer.SCENARIOS,
+    *service_bus.SCENARIOS,
+    *entra.SCENARIOS,
+    *openai.SCENARIOS,
+    *blob.SCENARIOS,
+)

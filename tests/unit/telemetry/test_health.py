@@ -71,7 +71,9 @@ async def test_the_state_is_told_as_json_for_people(pod: Pod, client: Client) ->
     response = await client.get("/statez")
     assert response.status == 200
     assert response.content_type == "application/json"
-    assert await response.json() == pod.state
+    document = await response.json()
+    assert document.pop("tasks") >= 2, "the test's own and the server's"
+    assert document == pod.state
     text = await response.text()
     assert text.startswith('{\n  "slots": 4')
     assert text.endswith("}\n")

@@ -42,6 +42,10 @@ HUNG_AFTER = 30.0
 """Seconds beyond its wait after which a receive counts as hung and its link as dead: the SDK's keep-alive task can
 die silently, and a connection that NAT has dropped says nothing."""
 
+PROVE_AFTER = 15.0
+"""Seconds without a message after which a link must show that it is alive. An empty queue looks like a connection
+that a NAT has dropped: the SDK asks for no heartbeats, and TCP gives up only after a quarter of an hour."""
+
 COMPLETE_TOGETHER = 100
 """Messages that are completed with one wait: what comes back is looked up among all that are awaited."""
 
@@ -115,6 +119,7 @@ class Link:
         self._locks = Locks(receiver, self._management, observer, clock)
         self._settlements = Settlements(receiver, self._management, self._locks, self._give_up)
         self._is_receiving = False
+        self._alive_at = asyncio.get_running_loop().time()
 
     async def receive(self, count: int, wait: float) -> Sequence[LockedMessage]:
         """Raises SourceUnavailable; the link is retired then."""
@@ -123,6 +128,7 @@ class Link:
             async with asyncio.timeout(wait + HUNG_AFTER):
                 messages = await self.receiver.receive_messages(max_message_count=count, max_wait_time=wait)
                 await withdraw_credit(self.receiver)
+            await self._prove_alive(heard=bool(messages))
         except FAULTS as error:
             self._give_up(error)
             raise SourceUnavailable(self._describe(error)) from error
@@ -134,6 +140,15 @@ class Link:
         finally:
             self._is_receiving = False
             self._locks.look()
+
+    async def _prove_alive(self, *, heard: bool) -> None:
+        now = asyncio.get_running_loop().time()
+        if not heard:
+            if now - self._alive_at < PROVE_AFTER:
+                return
+            async with self._management:
+                await self.receiver.peek_messages(1, sequence_number=1, timeout=SETTLE_TIMEOUT)
+        self._alive_at = now
 
     async def peek(self, following: int, count: int) -> Sequence[Envelope]:
         """Raises SourceUnavailable; the link is retired then."""

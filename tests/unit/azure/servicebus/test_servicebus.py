@@ -14,7 +14,7 @@ from azure.servicebus.exceptions import OperationTimeoutError, ServiceBusError
 
 from tests.support.bench import wall_clock
 from worker.azure.servicebus.jobs_queue import JobsQueue
-from worker.azure.servicebus.links import SETTLE_TIMEOUT, SETTLE_TOGETHER, SETTLE_WITHIN
+from worker.azure.servicebus.links import PROVE_AFTER, SETTLE_TIMEOUT, SETTLE_TOGETHER, SETTLE_WITHIN
 from worker.errors import SourceUnavailable
 from worker.interfaces import Delivery, ReceiverRestarted
 from worker.jobs.outcomes import Complete
@@ -92,6 +92,7 @@ class Broker:
         self.answers_after = answers_after
         self.asked_on_link = 0
         self.asked_by_token = 0
+        self.peeked = 0
         self.opened = 0
         self.is_closed = False
         self.receive_takes = 0.0
@@ -112,6 +113,11 @@ class Broker:
         await asyncio.sleep(self.receive_takes)
         received, self.messages = self.messages[:max_message_count], self.messages[max_message_count:]
         return received
+
+    async def peek_messages(self, count: int, *, sequence_number: int, timeout: float) -> list[Message]:
+        self.peeked += 1
+        await self._answer(timeout)
+        return []
 
     async def settle_messages_async(self, *settlement: Any, outcome_timeout: float, **options: Any) -> None:
         self.asked_on_link += 1
@@ -144,6 +150,43 @@ def jobs_queue(broker: Broker, events: EventList) -> JobsQueue:
 async def settle_all(deliveries: Sequence[Delivery]) -> list[BaseException | None]:
     settlements = [delivery.settle(Complete()) for delivery in deliveries]
     return await asyncio.gather(*settlements, return_exceptions=True)
+
+
+async def receive_for(source: JobsQueue, seconds: float) -> None:
+    """As a worker that has nothing to do."""
+    until = loop_time() + seconds
+    while loop_time() < until:
+        assert await source.receive(1, wait=1.0) == []
+
+
+async def test_an_idle_link_whose_connection_is_dead_is_given_up_within_half_a_minute() -> None:
+    broker, events = Broker(messages=0, confirms=True, answers_after=3600), EventList()
+    broker.receive_takes = 1.0
+    async with jobs_queue(broker, events) as source:
+        with pytest.raises(SourceUnavailable):
+            await receive_for(source, 60.0)
+        assert loop_time() == PROVE_AFTER + SETTLE_TIMEOUT < 30
+        assert await source.receive(1, wait=1.0) == []
+        assert broker.opened == 2
+    assert len(events.of(ReceiverRestarted)) == 1
+
+
+async def test_an_idle_link_that_is_alive_is_asked_now_and_then_and_kept() -> None:
+    broker, events = Broker(messages=0, confirms=True, answers_after=0), EventList()
+    broker.receive_takes = 1.0
+    async with jobs_queue(broker, events) as source:
+        await receive_for(source, 4 * (PROVE_AFTER + 1))
+        assert (broker.opened, broker.peeked) == (1, 4)
+
+
+async def test_a_link_that_brings_messages_need_not_show_that_it_is_alive() -> None:
+    broker = Broker(messages=60, confirms=True, answers_after=3600)
+    broker.receive_takes = 1.0
+    async with jobs_queue(broker, EventList()) as source:
+        for _ in range(60):
+            [delivery] = await source.receive(1, wait=1.0)
+            await delivery.settle(Complete())
+        assert broker.peeked == 0
 
 
 async def test_settlements_before_a_silent_broker_end_within_half_a_minute_however_many_wait() -> None:

@@ -33,6 +33,9 @@ SETTLE_TIMEOUT = 8.0
 """Seconds for each of its three tries: on the link, over the management link, and over that of a new connection.
 What is left of the half minute is for closing the old connection and opening the new one."""
 
+WITHDRAW_TIMEOUT = 1.0
+"""Seconds for a frame that nobody answers; what was received waits for it."""
+
 SETTLE_TOGETHER = 32
 """Settlements of one link that wait for their confirmations at once. Each that waits reads the connection for all
 and wakes all, so the cost of one grows with their number: at 1,000 in flight a job took 2.4 ms of CPU without this
@@ -127,7 +130,7 @@ class Link:
         try:
             async with asyncio.timeout(wait + HUNG_AFTER):
                 messages = await self.receiver.receive_messages(max_message_count=count, max_wait_time=wait)
-                await withdraw_credit(self.receiver)
+            await withdraw_credit(self.receiver, timeout=WITHDRAW_TIMEOUT)
             await self._prove_alive(heard=bool(messages))
         except FAULTS as error:
             self._give_up(error)

@@ -9,6 +9,7 @@ happens where no answer comes, `test_completing.py` to completing many, `test_cr
 Each `timeout` is in seconds.
 """
 
+import asyncio
 import contextlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -134,7 +135,7 @@ def _disposition(settlement: Settlement) -> tuple[str, dict[str, Any]]:
             raise ValueError("a lapse is not told to the broker")
 
 
-async def withdraw_credit(receiver: ServiceBusReceiver) -> None:
+async def withdraw_credit(receiver: ServiceBusReceiver, *, timeout: float) -> None:
     """Let the broker send nothing more before the next receive.
 
     A receive that returns with fewer messages than it asked for leaves its link the credit for the others. What the
@@ -144,8 +145,10 @@ async def withdraw_credit(receiver: ServiceBusReceiver) -> None:
     link: Any = getattr(receiver._handler, "_link", None)
     if link is None or link.current_link_credit <= 0:
         return
-    with contextlib.suppress(Exception):  # the link is gone, which the next receive finds; what came is ours still
-        await link.flow(link_credit=0)
+    # the link is gone, which the next receive finds; what came is ours still, and must not be lost by an error here
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(timeout):
+            await link.flow(link_credit=0)
 
 
 async def renew_locks(

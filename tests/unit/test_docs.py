@@ -42,7 +42,8 @@ OURS = ("worker", "embedded_azure")
 WRITTEN_BY_PROGRAMS = {"azure-assumptions.md", "foreign-tests.md", "reliability.md"}
 DECISIONS = sorted(ROOT.glob("docs/decisions/*.md"))
 UNBREAKABLE = re.compile(r"`[^`]*`|\[[^\]]*\]\([^)]*\)\S*|^[-*] ")
-WRAPPED = [document for document in CURRENT if document.name not in WRITTEN_BY_PROGRAMS]
+READMES = [ROOT / folder / "README.md" for folder in ("charts/aoai-worker", "k8s/azure", "embedded_azure")]
+WRAPPED = [*(document for document in CURRENT if document.name not in WRITTEN_BY_PROGRAMS), *READMES]
 
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")

@@ -23,8 +23,11 @@ from pydantic import (
     Field,
     TypeAdapter,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -38,6 +41,8 @@ from worker.jobs.model_names import MODEL, MODEL_ALPHABET
 from worker.jobs.outcomes import Usage
 
 PREFIX = "AOAI_WORKER_"
+OWN_WORDS: Literal["own_words"] = "own_words"
+"""The type of a problem whose message says all of it."""
 
 SMUGGLED_KEYS = (
     "AZURE_OPENAI_API_KEY",
@@ -237,7 +242,7 @@ class ConnectionSettings(BaseSettings):
     sink: Literal["blob", "queue"] = "blob"
     """Where results go: one blob each in `blob_container`, or messages of `results_queue`, for live use."""
 
-    blob_container: ContainerUrl | None = None
+    blob_container: ContainerUrl | None = Field(None, validate_default=True)
     """The container of results, such as https://my-account.blob.core.windows.net/results, for the blob sink."""
 
     blob_prefix: Annotated[
@@ -288,15 +293,18 @@ class ConnectionSettings(BaseSettings):
                 )
         return self
 
-    @model_validator(mode="after")
-    def _has_a_container(self) -> Self:
-        if self.sink == "blob" and self.blob_container is None:
+    @field_validator("blob_container")
+    @classmethod
+    def _has_a_container(cls, value: str | None, info: ValidationInfo) -> str | None:
+        """Of the field, not the model, so that it is told together with what else is missing."""
+        if value is None and info.data.get("sink") == "blob":
             purpose = "the container of results, such as https://my-account.blob.core.windows.net/results"
-            raise ValueError(
+            words = (
                 f"{PREFIX}BLOB_CONTAINER is missing: {purpose}. Or set {PREFIX}SINK=queue: "
-                f"results are then messages of the queue {self.results_queue!r}"
+                f"results are then messages of the queue {info.data.get('results_queue', 'results')!r}"
             )
-        return self
+            raise PydanticCustomError(OWN_WORDS, "{words}", {"words": words})
+        return value
 
     @classmethod
     def settings_customise_sources(
@@ -620,7 +628,9 @@ def _without_alternatives(details: Sequence[Any]) -> list[Any]:
 
 def _explain(kind: type[ConnectionSettings], detail: Any) -> str:
     """`NAME=value: what is allowed`, from one of pydantic's errors."""
-    if not detail["loc"]:  # settings that do not fit together; the message names them
+    if (
+        not detail["loc"] or detail["type"] == OWN_WORDS
+    ):  # settings that do not fit together; the message names them
         return str(detail["msg"]).removeprefix("Value error, ")
     first, *rest = detail["loc"]
     name = str(first) if str(first).startswith("AZURE_") else f"{PREFIX}{str(first).upper()}"

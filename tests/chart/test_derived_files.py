@@ -35,6 +35,13 @@ def test_the_readme_s_tables_are_what_values_and_settings_make() -> None:
     assert (CHART / "README.md").read_text(encoding="utf-8") == render_readme(), NEXT
 
 
+def test_the_readme_s_least_values_make_a_worker() -> None:
+    """Helm takes what the README says is enough, with nothing else of the matrix below it."""
+    (values,) = re.findall(r"^```yaml\n(.*?)^```$", (CHART / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+    done = run(BIN / "helm4", "template", "aoai-worker", CHART, "-f", "-", stdin=values)
+    assert done.returncode == 0, done.stderr
+
+
 def test_azure_s_alerts_are_those_of_the_rules_file() -> None:
     assert (ROOT / "k8s/azure/alerts.bicep").read_text(encoding="utf-8") == render_alerts(), NEXT
 

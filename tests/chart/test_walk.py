@@ -196,7 +196,9 @@ def test_helm_takes_the_values_that_the_walk_writes(walked: Walked, helm: str) -
         "https://batch-openai-abc123.openai.azure.com",
     ):
         assert used in done.stdout
-    assert "azmonitoring.coreos.com/v1" in done.stdout
+    monitors = [item for item in yaml.safe_load_all(done.stdout) if item and item["kind"] == "PodMonitor"]
+    assert {item["metadata"]["name"] for item in monitors} == {"aoai-worker", "aoai-worker-keda"}
+    assert {item["apiVersion"] for item in monitors} == {"azmonitoring.coreos.com/v1"}
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,8 @@ OURS = ("worker", "embedded_azure")
 WRITTEN_BY_PROGRAMS = {"azure-assumptions.md", "foreign-tests.md", "reliability.md"}
 DECISIONS = sorted(ROOT.glob("docs/decisions/*.md"))
 UNBREAKABLE = re.compile(r"`[^`]*`|\[[^\]]*\]\([^)]*\)\S*|^[-*] ")
-WRAPPED = [document for document in CURRENT if document.name not in WRITTEN_BY_PROGRAMS]
+READMES = [ROOT / folder / "README.md" for folder in ("charts/aoai-worker", "k8s/azure", "embedded_azure")]
+WRAPPED = [*(document for document in CURRENT if document.name not in WRITTEN_BY_PROGRAMS), *READMES]
 
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -390,3 +391,11 @@ def test_prose_is_wrapped_at_100_columns(document: Path) -> None:
     text = FENCE.sub("", document.read_text(encoding="utf-8"))
     prose = [line for line in text.splitlines() if not line.startswith(("|", "#", "    ", "![", "<"))]
     assert [line for line in prose if len(line) > 100 and " " in UNBREAKABLE.sub("", line.strip())] == []
+
+
+@pytest.mark.parametrize("document", CURRENT, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_table_is_a_table(document: Path) -> None:
+    """One whose rows were wrapped like prose is shown as a line of bars."""
+    text = FENCE.sub("", document.read_text(encoding="utf-8"))
+    rules = [line.strip() for line in text.splitlines() if "|---" in line]
+    assert [rule for rule in rules if not re.fullmatch(r"\|(:?---+:?\|)+", rule)] == []

@@ -179,6 +179,13 @@ def test_a_key_in_the_wrong_setting_is_refused_and_not_shown(
     assert KEY not in problem()
 
 
+def test_everything_that_is_missing_is_told_at_once(environment: pytest.MonkeyPatch) -> None:
+    for name in ENOUGH:
+        environment.delenv(name)
+    assert {line.split(" ")[0] for line in problems()} == set(ENOUGH)
+    assert len(problems(ConnectionSettings)) == 2
+
+
 def test_every_problem_is_told_at_once(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("OPENAI_API_KEY", KEY)
     environment.setenv("AOAI_WORKER_SLOT", "5")

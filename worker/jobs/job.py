@@ -36,6 +36,8 @@ SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 MAX_NESTING = 200
 """Levels of arrays and objects in a job. orjson itself stops at 1,024; no request comes near either."""
 
+DIGITS_AS_ZEROS = bytes.maketrans(b"123456789", b"0" * 9)
+
 NUMBERS = re.compile(rb"\[\s*+[-0-9][-+.0-9eE,\s]*+\]")
 """What looks like an array of numbers in JSON."""
 
@@ -242,6 +244,8 @@ def _has_plain_numbers(document: JsonObject, raw: bytes) -> bool:
     """
     # a temperature of 0.0 is common; what became 0.0 has an exponent, or very many zeros
     least = 1e-5 if any(sign in raw for sign in (b"e-", b"E-", b"0" * 20)) else 0.0
+    # what has 16 digits or more, whatever is left of them in the float, has 8 of them side by side
+    has_many_digits = b"0" * 8 in raw.translate(DIGITS_AS_ZEROS)
     is_plain = True
     level: list[Any] = [document]
     for _ in range(MAX_NESTING):
@@ -253,7 +257,7 @@ def _has_plain_numbers(document: JsonObject, raw: bytes) -> bool:
                     below.append(value)
                 elif kind is float and is_plain:
                     # what orjson cannot hold becomes another float: whole numbers too large, many digits, 0.0
-                    is_plain = least <= abs(value) < 1e15 and len(repr(value)) < 17
+                    is_plain = least <= abs(value) < 1e15 and len(repr(value)) < 17 and not has_many_digits
         if not below:
             return is_plain
         level = below

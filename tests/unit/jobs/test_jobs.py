@@ -258,6 +258,9 @@ def with_number(text: bytes) -> bytes:
         b"1e-99999999999999999999",
         b"0.12345678901234567890",
         b"9007199254740993.0",
+        b"0.10000000000000000001",  # 0.1, as a float
+        b"8798241030269.028327228",
+        b"90071992.54740991",
     ],
 )
 def test_a_number_that_would_be_sent_as_another_is_refused_by_name(text: bytes) -> None:

@@ -48,7 +48,7 @@ def _schemas(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 SCHEMAS: st.SearchStrategy[Any] = st.recursive(st.booleans() | st.just({}), _schemas, max_leaves=8)
 
 
-@settings(max_examples=1_000, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
     schema=_schemas(SCHEMAS).filter(lambda schema: "$ref" not in schema),
     one=SCHEMAS.filter(lambda schema: "$ref" not in str(schema)),

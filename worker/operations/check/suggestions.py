@@ -228,7 +228,7 @@ def suggest_token(code: str, *, credential: str, client_id: str, issuer: str, su
     """`code` is that of TokenUnavailable; `issuer` and `subject` are those of the service-account token."""
     match credential, code:
         case "cli", _:
-            return "az login"
+            return "az login, which the Azure CLI brings: https://learn.microsoft.com/cli/azure/install-azure-cli"
         case "managed", _:
             return az(
                 "vmss identity assign", "-g", "<node-resource-group>", "-n", "<scale-set>", "--identities", "<id>"

@@ -15,11 +15,12 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from aiohttp import ClientSession
 from prometheus_client.parser import text_string_to_metric_families
 
+from benchmarks.commands import run_command
 from benchmarks.processes import (
     Azure,
     BenchmarkFailed,
@@ -30,13 +31,16 @@ from benchmarks.processes import (
     foreign_cpu_ms,
     peak_rss_mib,
 )
-from benchmarks.traffic import MODELS, Results, collect, connect, submit
+from benchmarks.traffic import BATCH, MODELS, Results, collect, connect, read_results, submit
 from embedded_azure.config import Config, Deployment, default_config
 
 CONTENDERS = {
     "worker": ([sys.executable, "-m", "worker", "run"], '"event":"started"'),
     "textbook": ([sys.executable, "-m", "benchmarks.textbook"], "ready"),
 }
+Sink = Literal["queue", "blob"]
+NO_MANIFEST = 3
+"""Exit code of `collect`: the benchmark submits none, so it cannot know that all is there."""
 LATENCY = 0.2
 LOOK_EVERY = 0.5
 QUIET_MS = 40.0
@@ -132,11 +136,11 @@ async def started(
         yield Contender(name=name, process=process, start_seconds=seconds, port=port)
 
 
-async def measure(name: str, folder: Path, load: Load) -> Run:
+async def measure(name: str, folder: Path, load: Load, *, sink: Sink = "queue") -> Run:
     """Raises BenchmarkFailed unless every job is answered, once, in good time."""
     try:
         async with asyncio.timeout(load.patience):
-            run = await _measure(name, folder, load)
+            run = await _measure(name, folder, load, sink)
     except TimeoutError:
         raise BenchmarkFailed(
             f"{name}: {load.jobs:,} jobs with {load.slots:,} in flight were not done within {load.patience:.0f} s"
@@ -145,8 +149,11 @@ async def measure(name: str, folder: Path, load: Load) -> Run:
     return run
 
 
-async def _measure(name: str, folder: Path, load: Load) -> Run:
-    async with embedded_azure(folder, load.config) as azure, connect(azure.environment("producer")) as client:
+async def _measure(name: str, folder: Path, load: Load, sink: Sink) -> Run:
+    async with (
+        embedded_azure(folder, load.config, "--sink", sink) as azure,
+        connect(azure.environment("producer")) as client,
+    ):
         await submit(client, load.jobs)
         async with started(name, azure, load.slots) as contender:
             pid = contender.process.pid
@@ -156,7 +163,12 @@ async def _measure(name: str, folder: Path, load: Load) -> Run:
             foreign = foreign_cpu_ms(pid, azure.process.pid) - foreign
             own, azures, seconds = cpu_ms(pid) - own, azure.cpu_ms() - azures, time.monotonic() - since
             rss = peak_rss_mib(pid)
-        results = await collect(client, load.jobs)
+        if sink == "queue":
+            results = await collect(client, load.jobs)
+        else:
+            out = folder / "out.jsonl"
+            await run_command(azure, "collect", BATCH, "-o", out, ends_with=NO_MANIFEST)
+            results = read_results(out.with_name(f"{out.name}.partial"), load.jobs)
     return Run(
         contender=name,
         slots=load.slots,

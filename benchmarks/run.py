@@ -19,7 +19,7 @@ from benchmarks.decisions import measure_decisions
 from benchmarks.footprint import measure_footprint
 from benchmarks.locks import measure_locks
 from benchmarks.memory import measure_memory
-from benchmarks.pairs import compare, compare_further_away
+from benchmarks.pairs import compare, compare_further_away, compare_sinks
 from benchmarks.processes import BenchmarkFailed
 from benchmarks.report import describe_machine, stamp, write_block
 from benchmarks.sorting import measure_sorting
@@ -58,6 +58,7 @@ async def measure_quota(folder: Path, share: float) -> str:
 
 MEASUREMENTS = {
     "pairs": Measurement(measure=compare, minutes=6),
+    "sinks": Measurement(measure=compare_sinks, minutes=1.5),
     "distance": Measurement(measure=compare_further_away, minutes=2.5),
     "footprint": Measurement(measure=measure_footprint, minutes=3),
     "tokens": Measurement(measure=measure_refreshes, minutes=2),

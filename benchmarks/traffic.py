@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from azure.identity.aio import WorkloadIdentityCredential
@@ -115,6 +117,18 @@ async def collect(client: ServiceBusClient, count: int) -> Results:
                 call_seconds += [result["worker"]["call_seconds"]] if "worker" in result else []
                 assert message.enqueued_time_utc is not None
                 moments.append(message.enqueued_time_utc.timestamp())
+    return _results(count, times, moments, call_seconds)
+
+
+def read_results(file: Path, count: int) -> Results:
+    """The same of a collected file, by the worker's clock."""
+    results = [json.loads(line) for line in file.read_text().splitlines()]
+    times = Counter(map(_answered_job, results))
+    moments = [datetime.fromisoformat(result["worker"]["finished"]).timestamp() for result in results]
+    return _results(count, times, moments, [result["worker"]["call_seconds"] for result in results])
+
+
+def _results(count: int, times: Counter[str], moments: Sequence[float], call_seconds: Sequence[float]) -> Results:
     if set(times) != {f"q-{number}" for number in range(count)} or times.total() != count:
         raise BenchmarkFailed(f"{count:,} jobs, but {times.total():,} results of {len(times):,} jobs")
     return Results(count=count, seconds=max(moments) - min(moments), call_seconds=tuple(call_seconds))

@@ -562,6 +562,20 @@ def test_an_interruption_before_the_command_is_loaded_is_no_traceback() -> None:
     assert (ended.returncode, ended.stderr) == (130, "")
 
 
+def test_an_interruption_while_the_command_line_is_made_is_no_traceback() -> None:
+    script = (
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import typer.main\n"
+        "typer.main.get_command = lambda _: signal.raise_signal(signal.SIGINT)\n"
+        "from worker.__main__ import main\n"
+        "sys.argv = ['aoai-worker', 'list']\n"
+        "main()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (130, "")
+
+
 def test_a_file_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     answer_with(monkeypatch, FileNotFoundError(2, "No such file or directory", "nowhere/out.partial"))
     result = call("collect", "b1", "-o", "nowhere/out")

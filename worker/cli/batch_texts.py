@@ -26,7 +26,8 @@ NO_POD = (
 )
 OTHERS_FIRST = (
     "pods run, and none tells of a job of this batch (they do every 10 s): others are before it, its model's queue "
-    "is not worked, or a pod that is gone holds its jobs, for 5 min at most"
+    "is not worked, a pod that is gone holds its jobs, for 5 min at most, or they were not all sent. Next: if submit "
+    "or retry was interrupted, the same command again sends the rest"
 )
 
 

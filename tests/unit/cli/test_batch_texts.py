@@ -98,6 +98,7 @@ def test_a_cost_without_a_price_is_unknown() -> None:
     [
         (BatchDetail(queued=5), "no pod has told of itself within a minute"),
         (BatchDetail(queued=5, pods=(pod(),)), "others are before it"),
+        (BatchDetail(queued=5, pods=(pod(),)), "Next: if submit or retry was interrupted, the same command again"),
         (BatchDetail(queued=5, pods=(pod(sink="Blob storage is down"),)), "sink: Blob storage is down"),
         (BatchDetail(queued=5, starts_at=rfc3339(NOW + 60)), "no worker receives its jobs before"),
         (BatchDetail(queued=5, starts_at=rfc3339(NOW - 60)), "no pod has told of itself within a minute"),

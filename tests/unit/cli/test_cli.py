@@ -483,6 +483,18 @@ def test_a_complete_collection_is_sorted_where_that_is_wanted(
     assert call("collect", "b1", "-o", out, "--sort", tmp_path / "absent").exit_code == 2
 
 
+def test_a_file_that_gives_no_order_is_refused_before_anything_is_collected(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "in.jsonl").write_text("# no jobs\n")
+    answer_with(monkeypatch, AssertionError("it was collected"))
+    result = call("collect", "b1", "-o", tmp_path / "out.jsonl", "--sort", tmp_path / "in.jsonl")
+    assert result.exit_code == 2
+    assert "in.jsonl has no line of a Batch input file, such as: line 1: column 1: not JSON" in result.stderr
+    assert "Nothing was collected" in result.stderr
+    assert "submitted; nothing was sent" not in result.stderr
+
+
 def test_a_dry_run_tells_what_it_would_cost_where_prices_are_set(
     monkeypatch: pytest.MonkeyPatch, jobs_file: Path
 ) -> None:

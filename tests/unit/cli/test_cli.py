@@ -551,6 +551,18 @@ def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> N
     assert "goes on where this one ended" in result.stderr
 
 
+def test_an_interruption_within_an_import_says_how_to_go_on_and_a_fault_stays_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wrapped = RuntimeError("Error calling __set_name__ on 'Field' instance")
+    wrapped.__cause__ = KeyboardInterrupt()
+    answer_with(monkeypatch, wrapped)
+    result = call("collect", "b1", "-o", "out", "--follow")
+    assert (result.exit_code, "goes on where" in result.stderr) == (130, True)
+    answer_with(monkeypatch, RuntimeError("a fault"))
+    assert isinstance(call("collect", "b1", "-o", "out").exception, RuntimeError)
+
+
 def test_an_interruption_of_what_goes_on_nowhere_promises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     answer_with(monkeypatch, KeyboardInterrupt())
     result = call("status", "b1")

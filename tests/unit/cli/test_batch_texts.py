@@ -208,6 +208,12 @@ def test_a_retry_says_what_it_sent_and_what_it_passed_over() -> None:
     }
 
 
+@pytest.mark.parametrize("is_submitted_file", [True, False])
+def test_a_line_that_was_changed_within_a_retry_is_told_not_to_count(is_submitted_file: bool) -> None:
+    told = describe_retry(BatchRetry(batch_id="b1", resumed=1, is_submitted_file=is_submitted_file))
+    assert ("Next, to replace it: aoai-worker cancel b1, then this command again" in told) is not is_submitted_file
+
+
 def test_a_program_gets_all_that_is_known() -> None:
     document = status_document(RUNNING, PRICES, NOW)
     assert document["detail"] == {

@@ -21,8 +21,8 @@ from worker.client.batches import (
 )
 from worker.client.blob_batches import UnusableBlob
 from worker.client.job_client import JobClient, LikelyRefused, make_batch_id
-from worker.client.queue_collector import ClaimsNotConfigured, UncheckedBatch
 from worker.client.prices import Cost, cost_of
+from worker.client.queue_collector import ClaimsNotConfigured, UncheckedBatch
 from worker.client.result_files import OutputGone, UnusableOutput, UnwritableOutput
 from worker.client.result_order import sort_like
 from worker.client.result_session import BeingCollected

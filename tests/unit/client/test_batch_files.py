@@ -1,8 +1,8 @@
 """What `submit` finds out about a file before it sends a line."""
 
+import errno
 import gzip
 import hashlib
-import errno
 import io
 import json
 import os
@@ -207,9 +207,9 @@ def test_where_there_is_no_room_for_a_copy_the_error_names_it(monkeypatch: pytes
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("worker.client.batch_files.shutil.copyfileobj", fill)
-    with pytest.raises(OSError, match=r"No space left on device: '.*aoai-worker-.* \(in TMPDIR\)'"):
-        with spooled(io.BytesIO(make_line())):
-            pass
+    named = r"No space left on device: '.*aoai-worker-.* \(in TMPDIR\)'"
+    with pytest.raises(OSError, match=named), spooled(io.BytesIO(make_line())):
+        pass
 
 
 def test_an_endless_line_is_passed_over_without_being_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,9 @@ DOCUMENTED = {
     name
     for kind in CLIENTS
     for method in vars(kind).values()
-    for raised in re.findall(r"Raises ([^.:]*)", getattr(getattr(method, "__func__", method), "__doc__", None) or "")
+    for raised in re.findall(
+        r"Raises ([^.:]*)", getattr(getattr(method, "__func__", method), "__doc__", None) or ""
+    )
     for name in re.findall(r"\b[A-Z][a-z]+[A-Z]\w+", raised)
 } - {"ServiceBusError"}
 

@@ -17,10 +17,10 @@ def main() -> None:
         signal.signal(signal.SIGTERM, end_at_once)
     try:
         from worker.cli import main as command_line
-    except KeyboardInterrupt:  # a traceback through a library would look like a fault
-        sys.exit(130)
 
-    command_line()
+        command_line()
+    except KeyboardInterrupt:  # before a command has begun; a traceback through a library would look like a fault
+        sys.exit(130)
 
 
 if __name__ == "__main__":

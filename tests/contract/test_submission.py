@@ -127,6 +127,18 @@ async def test_a_deadline_before_workers_can_receive_the_jobs_is_refused_before_
     assert (arrived(bus, "jobs"), arrived(bus, RESULTS)) == ([], [])
 
 
+@pytest.mark.parametrize("name", ["deadline", "enqueue_at"])
+async def test_a_moment_without_a_time_zone_is_refused_before_anything_is_sent(
+    bus: Bus, tmp_path: Path, name: str
+) -> None:
+    batch = read_batch_file(write_lines(tmp_path / "jobs.jsonl", list(make_lines(0.01, longest=90))))
+    naive: dict[str, Any] = {name: datetime.now().replace(tzinfo=None) + timedelta(days=2)}
+    async with JobClient(settings_for(bus), bus.credential()) as client:
+        with pytest.raises(InvalidDeadline, match=f"{name} is .* has no time zone"):
+            await client.submit(batch, **naive)
+    assert (arrived(bus, "jobs"), arrived(bus, RESULTS)) == ([], [])
+
+
 async def test_a_named_queue_gets_the_jobs_of_all_models(bus: Bus, tmp_path: Path) -> None:
     jobs = list(make_lines(0.1, longest=900))
     batch = read_batch_file(write_lines(tmp_path / "jobs.jsonl", jobs))

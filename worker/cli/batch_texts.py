@@ -26,7 +26,8 @@ NO_POD = (
 )
 OTHERS_FIRST = (
     "pods run, and none tells of a job of this batch (they do every 10 s): others are before it, its model's queue "
-    "is not worked, or a pod that is gone holds its jobs, for 5 min at most"
+    "is not worked, a pod that is gone holds its jobs, for 5 min at most, or they were not all sent. Next: if "
+    "submit or retry was interrupted, the same command again sends the rest"
 )
 
 
@@ -280,6 +281,11 @@ def describe_retry(retry: "BatchRetry") -> str:
             f"{retry.batch_id}: {counted(retry.resumed, 'job')} of an earlier retry without a result, sent under "
             "the number that it had; what the queue still knows, it dropped."
         )
+        if not retry.is_submitted_file:
+            lines.append(
+                "A line that was changed since that retry may not count. Next, to replace it: aoai-worker cancel "
+                f"{retry.batch_id}, then this command again"
+            )
     if not lines:
         lines.append(f"{retry.batch_id}: nothing to retry.")
     if not retry.is_submitted_file:

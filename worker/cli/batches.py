@@ -307,6 +307,10 @@ def collect(
     with readable_errors(interrupted=GOES_ON), Heartbeat("a token") as heartbeat:
         if like and out in STANDARD_OUTPUT:
             raise typer.BadParameter("standard output cannot be sorted. Next: a file", param_hint="'--sort'")
+        if like:
+            heartbeat.wait_for(f"the check of {like}")
+            _require_order(like)  # now, as following may take a night
+            heartbeat.wait_for("a token")
         collection = asyncio.run(_collect(batch, out, errors, follow, seconds, heartbeat))
         if like and collection.complete:
             heartbeat.wait_for(f"the results to be in the order of {like}")
@@ -464,6 +468,19 @@ async def _send_again(batch: "BatchFile", batch_id: str, only: list[str], heartb
     async with JobClient.from_environment() as client:
         with progress_of("sent again", heartbeat) as report:
             return await client.retry(batch, batch_id, only=only, on_progress=report, on_waiting=heartbeat.wait_for)
+
+
+def _require_order(like: Path) -> None:
+    from worker.client import InvalidBatch, read_batch_file
+
+    try:
+        read_batch_file(like, on_invalid=lambda problem, line: None)
+    except InvalidBatch as error:
+        raise typer.BadParameter(
+            f"{like} has no line of a Batch input file, such as: {error.problems[0]}. Nothing was collected. "
+            "Next: the file that was submitted",
+            param_hint="'--sort'",
+        ) from error
 
 
 def _sort(like: Path, outputs: Sequence[Path]) -> None:

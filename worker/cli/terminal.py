@@ -51,7 +51,10 @@ def readable_errors(*, interrupted: str = "Interrupted.") -> Iterator[None]:
         raise typer.Exit(WRONG_INPUT) from error
     except (WorkerError, OSError, AzureError) as error:
         raise _ended_by(error) from error
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RuntimeError) as error:
+        # Python 3.11 puts what a `__set_name__` raises, as of a dataclass that is imported now, into a RuntimeError
+        if not isinstance(error, KeyboardInterrupt) and not isinstance(error.__cause__, KeyboardInterrupt):
+            raise
         complain(interrupted)
         raise typer.Exit(INTERRUPTED) from None
 

@@ -16,7 +16,7 @@ from array import array
 from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -212,10 +212,17 @@ def _warn(name: str, model: str, parameter: str, instead: str, count: int) -> st
 
 @contextmanager
 def spooled(source: BinaryIO) -> Iterator[Path]:
-    """A temporary file with all that the source brings: a pipe can be read once only. Raises OSError."""
+    """A temporary file with all that the source brings: a pipe can be read once only. Raises OSError, which
+    names the file."""
     with tempfile.NamedTemporaryFile(prefix="aoai-worker-", suffix=".jsonl") as copy:
-        shutil.copyfileobj(source, copy, 1 << 20)
-        copy.flush()
+        try:
+            shutil.copyfileobj(source, copy, 1 << 20)
+            copy.flush()
+        except OSError as error:
+            error.filename = error.filename or f"{copy.name} (in TMPDIR)"
+            with suppress(OSError):  # what is left in the buffer fails again
+                copy.close()
+            raise
         yield Path(copy.name)
 
 

@@ -53,7 +53,13 @@ class Stamp:
 
 
 def require_times(deadline: datetime | None, enqueue_at: datetime | None, now: float) -> None:
-    """Raises InvalidDeadline unless now, enqueuing and deadline come in that order."""
+    """Raises InvalidDeadline unless both have a time zone, and now, enqueuing and deadline come in that order."""
+    for name, moment in (("deadline", deadline), ("enqueue_at", enqueue_at)):
+        if moment and moment.utcoffset() is None:  # Service Bus would be told another moment than is checked here
+            raise InvalidDeadline(
+                f"{name} is {moment.isoformat()}, which has no time zone. Next: datetime.now(UTC) has one, and "
+                "astimezone() adds this machine's"
+            )
     begin = now
     if enqueue_at is not None:
         begin = enqueue_at.timestamp()

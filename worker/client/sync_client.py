@@ -1,7 +1,7 @@
 """`JobClient` for scripts that have no event loop."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import ExitStack
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
@@ -9,7 +9,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from azure.core.credentials_async import AsyncTokenCredential
 
 from worker.client.job_client import JobClient
-from worker.settings import ConnectionSettings, load
+from worker.settings import ConnectionSettings, Price, load
 
 Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer")
@@ -64,6 +64,11 @@ class SyncJobClient:
     cancel = _blocking(JobClient.cancel)
     retry = _blocking(JobClient.retry)
     collect = _blocking(JobClient.collect)
+
+    @property
+    def prices(self) -> Mapping[str, Price]:
+        """Of the settings, by model."""
+        return self._client.prices
 
     @property
     def _open_runner(self) -> asyncio.Runner:

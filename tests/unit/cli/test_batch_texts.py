@@ -98,6 +98,7 @@ def test_a_cost_without_a_price_is_unknown() -> None:
     [
         (BatchDetail(queued=5), "no pod has told of itself within a minute"),
         (BatchDetail(queued=5, pods=(pod(),)), "others are before it"),
+        (BatchDetail(queued=5, pods=(pod(),)), "Next: if submit or retry was interrupted, the same command again"),
         (BatchDetail(queued=5, pods=(pod(sink="Blob storage is down"),)), "sink: Blob storage is down"),
         (BatchDetail(queued=5, starts_at=rfc3339(NOW + 60)), "no worker receives its jobs before"),
         (BatchDetail(queued=5, starts_at=rfc3339(NOW - 60)), "no pod has told of itself within a minute"),
@@ -205,6 +206,12 @@ def test_a_retry_says_what_it_sent_and_what_it_passed_over() -> None:
         "passed_over": {"succeeded": 7},
         "elsewhere": 1,
     }
+
+
+@pytest.mark.parametrize("is_submitted_file", [True, False])
+def test_a_line_that_was_changed_within_a_retry_is_told_not_to_count(is_submitted_file: bool) -> None:
+    told = describe_retry(BatchRetry(batch_id="b1", resumed=1, is_submitted_file=is_submitted_file))
+    assert ("Next, to replace it: aoai-worker cancel b1, then this command again" in told) is not is_submitted_file
 
 
 def test_a_program_gets_all_that_is_known() -> None:

@@ -483,6 +483,18 @@ def test_a_complete_collection_is_sorted_where_that_is_wanted(
     assert call("collect", "b1", "-o", out, "--sort", tmp_path / "absent").exit_code == 2
 
 
+def test_a_file_that_gives_no_order_is_refused_before_anything_is_collected(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "in.jsonl").write_text("# no jobs\n")
+    answer_with(monkeypatch, AssertionError("it was collected"))
+    result = call("collect", "b1", "-o", tmp_path / "out.jsonl", "--sort", tmp_path / "in.jsonl")
+    assert result.exit_code == 2
+    assert "in.jsonl has no line of a Batch input file, such as: line 1: column 1: not JSON" in result.stderr
+    assert "Nothing was collected" in result.stderr
+    assert "submitted; nothing was sent" not in result.stderr
+
+
 def test_a_dry_run_tells_what_it_would_cost_where_prices_are_set(
     monkeypatch: pytest.MonkeyPatch, jobs_file: Path
 ) -> None:
@@ -539,6 +551,18 @@ def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> N
     assert "goes on where this one ended" in result.stderr
 
 
+def test_an_interruption_within_an_import_says_how_to_go_on_and_a_fault_stays_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wrapped = RuntimeError("Error calling __set_name__ on 'Field' instance")
+    wrapped.__cause__ = KeyboardInterrupt()
+    answer_with(monkeypatch, wrapped)
+    result = call("collect", "b1", "-o", "out", "--follow")
+    assert (result.exit_code, "goes on where" in result.stderr) == (130, True)
+    answer_with(monkeypatch, RuntimeError("a fault"))
+    assert isinstance(call("collect", "b1", "-o", "out").exception, RuntimeError)
+
+
 def test_an_interruption_of_what_goes_on_nowhere_promises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     answer_with(monkeypatch, KeyboardInterrupt())
     result = call("status", "b1")
@@ -556,6 +580,20 @@ def test_an_interruption_before_the_command_is_loaded_is_no_traceback() -> None:
         "        if name == 'azure':\n"
         "            signal.raise_signal(signal.SIGINT)\n"
         "sys.meta_path.insert(0, CtrlC())\n"
+        "main()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (130, "")
+
+
+def test_an_interruption_while_the_command_line_is_made_is_no_traceback() -> None:
+    script = (
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import typer.main\n"
+        "typer.main.get_command = lambda _: signal.raise_signal(signal.SIGINT)\n"
+        "from worker.__main__ import main\n"
+        "sys.argv = ['aoai-worker', 'list']\n"
         "main()\n"
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

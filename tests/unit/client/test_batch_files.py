@@ -1,5 +1,6 @@
 """What `submit` finds out about a file before it sends a line."""
 
+import errno
 import gzip
 import hashlib
 import io
@@ -199,6 +200,16 @@ def test_what_was_spooled_is_a_batch_file_and_is_removed() -> None:
         batch = read_batch_file(path, name="standard input")
         assert (batch.total, batch.name, len(list(read_jobs(batch)))) == (31, "standard input", 31)
     assert not path.exists()
+
+
+def test_where_there_is_no_room_for_a_copy_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("worker.client.batch_files.shutil.copyfileobj", fill)
+    named = r"No space left on device: '.*aoai-worker-.* \(in TMPDIR\)'"
+    with pytest.raises(OSError, match=named), spooled(io.BytesIO(make_line())):
+        pass
 
 
 def test_an_endless_line_is_passed_over_without_being_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

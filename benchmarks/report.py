@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from textwrap import fill
 
 from benchmarks.processes import BenchmarkFailed
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+COLUMNS = 100
 PACKAGES = (
     "uvloop",
     "openai",
@@ -97,4 +99,20 @@ def replace_block(document: str, name: str, text: str) -> str:
 
 
 def write_block(name: str, text: str) -> None:
-    DOCUMENT.write_text(replace_block(DOCUMENT.read_text(), name, text))
+    DOCUMENT.write_text(replace_block(DOCUMENT.read_text(), name, wrapped(text)))
+
+
+def wrapped(text: str) -> str:
+    """Prose at 100 columns, as in all documents; tables as they are."""
+    return "\n".join(
+        line
+        if line.startswith("|")
+        else fill(
+            line,
+            COLUMNS,
+            subsequent_indent="  " if line.startswith("- ") else "",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for line in text.splitlines()
+    )

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.cpu_profile import component_of, read_stacks
 from benchmarks.processes import BenchmarkFailed
-from benchmarks.report import at_least, at_most, replace_block, table
+from benchmarks.report import at_least, at_most, replace_block, table, wrapped
 from benchmarks.sorting import Look, Worked, describe
 
 DOCUMENT = "# Numbers\n\n<!-- pairs -->\n\nold\n\n<!-- /pairs -->\n\n<!-- locks -->\n<!-- /locks -->\n"
@@ -103,3 +103,13 @@ def test_a_sample_belongs_to_the_innermost_component(stack: tuple[str, ...], com
 def test_threads_that_wait_are_not_counted() -> None:
     waiting = "run (threading.py:982);_worker (concurrent/futures/thread.py:81) 76"
     assert read_stacks([waiting, f"{MAIN};a (b c.py:1) 3", f"{MAIN};a (b c.py:1) 2"]) == {(MAIN, "a (b c.py:1)"): 5}
+
+
+def test_what_is_written_into_the_document_is_wrapped_but_for_its_tables() -> None:
+    words = "so many words that no line takes them all, " * 5
+    row = f"| {words} |"
+    text = wrapped(f"{words}\n\n- {words}\n{row}")
+    prose = [line for line in text.splitlines() if line != row]
+    assert row in text.splitlines()
+    assert max(map(len, prose)) <= 100
+    assert " ".join(text.split()) == " ".join(f"{words} - {words} {row}".split())

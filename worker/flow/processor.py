@@ -186,7 +186,7 @@ class Processor:
             await self._write_until_durable(result, progress)
         except ResultTooLarge as error:
             release_frames(error)  # the sink's future keeps it, and they hold the job
-            if result.failed:
+            if isinstance(outcome, Failed):
                 raise
             outcome = Failed(code=FailureCode.ANSWER_TOO_LARGE, message=str(error))
             await self._write_until_durable(self._result(job, outcome, progress, started), progress)

@@ -114,7 +114,7 @@ class Processor:
         except LockLost:
             return Lost()
         except HandedBack as error:
-            return Unfinished(reason=HandBackReason(error.reason))
+            return Unfinished(reason=HandBackReason(error.reason), is_perhaps_written=progress.is_perhaps_written)
         except Exception as error:  # a fault of ours must cost one job, not the pod and all it holds
             self.observer(JobFaulted(message_id=envelope.message_id, error=error))
             return Faulted()
@@ -183,19 +183,20 @@ class Processor:
         slot.memory.keep(len(result.line))
         outcome = without_body(outcome)
         try:
-            await self._write_until_durable(result)
+            await self._write_until_durable(result, progress)
         except ResultTooLarge as error:
             release_frames(error)  # the sink's future keeps it, and they hold the job
-            if result.failed:
+            if isinstance(outcome, Failed):
                 raise
             outcome = Failed(code=FailureCode.ANSWER_TOO_LARGE, message=str(error))
-            await self._write_until_durable(self._result(job, outcome, progress, started))
+            await self._write_until_durable(self._result(job, outcome, progress, started), progress)
         return outcome
 
-    async def _write_until_durable(self, result: Result) -> None:
+    async def _write_until_durable(self, result: Result, progress: JobProgress) -> None:
         failures = 0
         while True:
             begun = loop_time()
+            progress.is_perhaps_written = True
             try:
                 is_new = await self.sink.write(result)
             except SinkUnavailable as error:

@@ -52,6 +52,8 @@ class JobProgress:
     target: Target | None = None
     parked_seconds: float = 0.0
     """For which it has waited at gates before its calls."""
+    is_perhaps_written: bool = False
+    """Its result is on its way to the sink, or there."""
 
 
 class Attempts(Protocol):

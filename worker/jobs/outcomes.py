@@ -117,9 +117,11 @@ class Unreadable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unfinished:
-    """The job goes back to the queue for another worker."""
+    """The job goes back to the queue for another worker. `is_perhaps_written`: its result was on its way to the
+    sink, which may have it."""
 
     reason: HandBackReason
+    is_perhaps_written: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +177,8 @@ def settlement_of(outcome: Outcome) -> Settlement:
             return Complete()
         case Unreadable(reason=reason, description=description):
             return DeadLetter(reason=reason, description=description)
+        case Unfinished(is_perhaps_written=True):
+            return Abandon()  # who gets it looks for the result only if the delivery count has risen
         case Unfinished():
             return Release()
         case Faulted():

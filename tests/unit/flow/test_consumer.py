@@ -5,10 +5,12 @@ import asyncio
 import pytest
 
 from tests.support.bench import Bench, answers
+from worker.errors import SinkUnavailable
 from worker.interfaces import Drained, Draining, IntakeClosed, IntakeOpened, JobsReceived, Target
 from worker.jobs.job import Job
-from worker.jobs.outcomes import Complete, Release, Response
-from worker.testing import answer, job_line
+from worker.jobs.outcomes import Abandon, Complete, Release, Response
+from worker.jobs.results import Result
+from worker.testing import FakeSink, answer, job_line
 from worker.waits import loop_time
 
 pytestmark = pytest.mark.looptime
@@ -124,3 +126,34 @@ async def test_stopping_an_idle_worker_takes_no_longer_than_one_receive() -> Non
     await bench.run_for(7.5)
     assert loop_time() <= 8.5
     assert [event.in_flight for event in bench.events.of(Draining)] == [0]
+
+
+class LosesAnswers(FakeSink):
+    """What it was asked for is done, and nobody is told: at once, or only after `silence` seconds."""
+
+    def __init__(self, silence: float = 0.0) -> None:
+        super().__init__(knows=True)
+        self._silence = silence
+
+    async def write(self, result: Result) -> bool:
+        if not await super().write(result):
+            return False
+        await asyncio.sleep(self._silence)
+        self.down = True  # or the next try would find its own result
+        raise SinkUnavailable("no answer")
+
+
+@pytest.mark.parametrize("silence", [0.0, 60.0])
+async def test_a_result_that_was_perhaps_written_when_the_grace_ended_is_looked_for_and_not_paid_for_again(
+    silence: float,
+) -> None:
+    sink = LosesAnswers(silence)
+    stopped = Bench(grace=3, sink=sink)
+    send(stopped, "a")
+    await stopped.run_for(2)
+    assert list(sink.lines) == ["batch/a"]
+    sink.down = False
+    following = Bench(queue=stopped.queue, sink=sink)
+    await following.work()
+    assert stopped.queue.settled == [("batch/a", Abandon()), ("batch/a", Complete())]
+    assert following.model.calls == []

@@ -497,6 +497,20 @@ async def test_a_result_that_the_sink_can_never_take_becomes_an_error_line() -> 
     assert bench.queue.settled == [("batch/a", Complete())]
 
 
+async def test_a_refusal_that_the_sink_can_never_take_becomes_an_error_line_and_is_not_called_for_again() -> None:
+    bench = Bench(
+        FailsFirst(*[RefusedByService("no", status=400, body=b'"%s"' % (b"x" * 10_000)) for _ in range(30)]),
+        sink=FakeSink(largest=2_000),
+    )
+    bench.queue.send(job_line("a"), message_id="batch/a")
+    await bench.work()
+    assert bench.queue.settled == [("batch/a", Complete())]
+    assert len(bench.model.calls) == 1
+    error = bench.sink.results["batch/a"]["error"]
+    assert isinstance(error, dict)
+    assert error["code"] == "answer_too_large"
+
+
 async def test_a_lost_lock_cancels_the_call_and_nothing_is_said_to_the_broker() -> None:
     bench = Bench(never_answers)
     bench.queue.send(job_line("a"), message_id="batch/a")

@@ -48,6 +48,7 @@ TABLE: list[tuple[Outcome, Settlement, str]] = [
         "dead_lettered",
     ),
     (Unfinished(reason=HandBackReason.SHUTDOWN), Release(), "handed_back"),
+    (Unfinished(reason=HandBackReason.SHUTDOWN, is_perhaps_written=True), Abandon(), "handed_back"),
     (Unfinished(reason=HandBackReason.PARKED), Release(), "handed_back"),
     (Unfinished(reason=HandBackReason.SETUP), Release(), "handed_back"),
     (Unfinished(reason=HandBackReason.SUSPECT), Release(), "handed_back"),

@@ -23,7 +23,7 @@ from worker.errors import LockLost, SourceUnavailable
 from worker.interfaces import LocksNotRenewed, LocksRenewed, Observer, ReceiverRestarted
 from worker.jobs.job import Envelope
 from worker.jobs.outcomes import Complete, Settlement
-from worker.waits import Bell, loop_time
+from worker.waits import EARLY, Bell, loop_time
 
 SETTLE_WITHIN = 30.0
 """Seconds for a settlement from when its turn comes. Its turn comes as long as the link confirms others; a link
@@ -55,6 +55,9 @@ COMPLETE_TOGETHER = 100
 RENEW_AT = 0.5
 """Share of a lock's life after which it is renewed; the other half is for trying again."""
 
+LONGEST_LOCK = 300.0
+"""Seconds that Service Bus locks a message for at the most. A pod whose clock is behind believes in no more."""
+
 SOONEST_RENEWAL = 0.25
 """Seconds between renewals at the least, whatever the clocks of pod and broker make of a lock's end."""
 
@@ -66,7 +69,10 @@ RENEW_AGAIN = 2.0
 
 
 class LockedMessage:
-    """A delivery under a lock that lasts until `locked_until` (Unix seconds, by the broker's clock)."""
+    """A delivery under a lock that lasts until `locked_until` (Unix seconds, by the broker's clock).
+
+    `renew_at` is by the loop's clock, which nobody sets back.
+    """
 
     def __init__(
         self, message: ServiceBusReceivedMessage, queue: str, settlements: "Settlements", now: float
@@ -95,7 +101,8 @@ class LockedMessage:
 
     def note_renewed(self, locked_until: float, now: float) -> None:
         self.locked_until = locked_until
-        self.renew_at = now + max(SOONEST_RENEWAL, (locked_until - now) * RENEW_AT)
+        left = min(LONGEST_LOCK, locked_until - now)
+        self.renew_at = loop_time() + max(SOONEST_RENEWAL, left * RENEW_AT)
 
     def lose(self) -> None:
         self.is_lost = True
@@ -362,21 +369,21 @@ class Locks:
         """Until a renewal is answered, which is tried from now on."""
         self.management_timed_out = True
         for locked in self._deliveries.values():
-            locked.renew_at = self._clock()
+            locked.renew_at = loop_time()
         self.look()
 
     async def keep_locks_renewed(self) -> None:
         """Renew what is due; where nothing is, wait until something is or has changed."""
         due_at = min((locked.renew_at for locked in self._deliveries.values()), default=math.inf)
-        if due_at > self._clock():
-            await self._bell.wait(until=loop_time() + due_at - self._clock())
+        if due_at > loop_time() + EARLY:
+            await self._bell.wait(until=due_at)
         else:
             await self._renew_due()
 
     async def _renew_due(self) -> None:
         """Renew what is due, and what soon will be, in as few requests as possible."""
-        now = self._clock()
-        due = [locked for locked in self._deliveries.values() if locked.renew_at <= now + RENEW_AGAIN]
+        soon = loop_time() + RENEW_AGAIN
+        due = [locked for locked in self._deliveries.values() if locked.renew_at <= soon]
         lost = 0
         for first in range(0, len(due), RENEW_TOGETHER):
             lost += await self._renew(due[first : first + RENEW_TOGETHER])
@@ -417,7 +424,7 @@ class Locks:
         now = self._clock()
         lost = 0
         for locked in due:
-            locked.renew_at = now + RENEW_AGAIN
+            locked.renew_at = loop_time() + RENEW_AGAIN
             if locked.locked_until <= now:
                 lost += self._lose(locked)
         self._observer(LocksNotRenewed(count=len(due), detail=describe_fault(error)))

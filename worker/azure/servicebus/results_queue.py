@@ -164,7 +164,8 @@ class ResultsQueue:
     async def _close(self) -> None:
         sender, self._sender = self._sender, None
         if sender is not None:
-            with contextlib.suppress(*FAULTS, TimeoutError):  # it is being thrown away
+            # it is being thrown away, and whatever it raises must not end the sending: writers would wait for ever
+            with contextlib.suppress(Exception):
                 async with asyncio.timeout(CLOSE_TIMEOUT):
                     await sender.close()
 

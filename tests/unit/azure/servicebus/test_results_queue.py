@@ -155,3 +155,16 @@ async def test_what_is_never_confirmed_is_told_to_the_writer() -> None:
             await sink.write(result_of(job, b"1"))
         assert loop_time() < 5 + 30 + 10 + 1
         assert await sink.write(result_of(job, b"1")) is True
+
+
+class ClosesBadly(HasABug):
+    async def close(self) -> None:
+        raise ZeroDivisionError("another slip")
+
+
+async def test_a_writer_hears_of_a_failure_though_the_broken_link_cannot_be_closed_and_so_does_the_next() -> None:
+    job, client = await a_job(), cast(ServiceBusClient, OneSender(ClosesBadly()))
+    async with ResultsQueue(client, "results") as sink, asyncio.timeout(60):
+        for _ in range(2):
+            with pytest.raises(SinkUnavailable, match="a slip"):
+                await sink.write(result_of(job, b"1"))

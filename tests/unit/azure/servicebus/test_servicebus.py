@@ -2,8 +2,9 @@
 embedded one is in `tests/contract`."""
 
 import asyncio
+import itertools
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -94,6 +95,7 @@ class Broker:
         self.asked_by_token = 0
         self.peeked = 0
         self.opened = 0
+        self.renewed_at: list[float] = []
         self.is_closed = False
         self.receive_takes = 0.0
         self.confirming_takes = 0.0
@@ -133,6 +135,7 @@ class Broker:
         await self._answer(timeout)
 
     async def _renew_locks(self, *tokens: uuid.UUID, timeout: float) -> dict[bytes, list[float]]:
+        self.renewed_at.append(loop_time())
         await self._answer(timeout)
         return {b"expirations": [1000 * (wall_clock() + 300.0) for _ in tokens]}
 
@@ -143,8 +146,8 @@ class Broker:
         await asyncio.sleep(0.02)
 
 
-def jobs_queue(broker: Broker, events: EventList) -> JobsQueue:
-    return JobsQueue(cast(ServiceBusClient, broker), "jobs", observer=events, clock=wall_clock)
+def jobs_queue(broker: Broker, events: EventList, clock: Callable[[], float] = wall_clock) -> JobsQueue:
+    return JobsQueue(cast(ServiceBusClient, broker), "jobs", observer=events, clock=clock)
 
 
 async def settle_all(deliveries: Sequence[Delivery]) -> list[BaseException | None]:
@@ -265,3 +268,18 @@ async def test_a_settlement_waits_for_renewals_no_longer_than_half_a_minute_in_a
         with pytest.raises(SourceUnavailable):
             await deliveries[0].settle(Complete())
         assert loop_time() == SETTLE_WITHIN
+
+
+@pytest.mark.parametrize("step_at", [0.0, 100.0])
+async def test_locks_are_renewed_in_time_by_a_pod_whose_clock_is_behind_or_is_set_back(step_at: float) -> None:
+    broker = Broker(messages=1, lock=300, confirms=True, answers_after=0)
+
+    def behind() -> float:
+        return wall_clock() - (600 if loop_time() >= step_at else 0)
+
+    async with jobs_queue(broker, EventList(), behind) as source:
+        [delivery] = await source.receive(1, wait=1.0)
+        await asyncio.sleep(1_000)
+        await delivery.settle(Complete())
+    times = [0.0, *broker.renewed_at]
+    assert max(later - sooner for sooner, later in itertools.pairwise([*times, 1_000])) < 300

@@ -16,7 +16,7 @@ DEAD = "/dead letters"
 MAX_DELIVERIES = 2
 WORKERS = 2
 FAULTS = 3
-"""Crashes and lapsed locks in one history, all in all."""
+"""Crashes, stops, lapsed locks and lost confirmations in one history, all in all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +30,8 @@ class Protocol:
     replay_has_its_own_id: bool = True
     sorted_copy_says_look: bool = True
     resubmission_says_look: bool = True
+    stop_tells_of_writes: bool = True
+    """Whether a job that is handed back after a write without a confirmation counts as delivered."""
 
 
 class Message(NamedTuple):
@@ -50,6 +52,8 @@ class Worker(NamedTuple):
     look: bool
     step: int = 0
     has_answer: bool = False
+    may_have_written: bool = False
+    """A write whose confirmation was lost."""
 
 
 class World(NamedTuple):
@@ -84,11 +88,25 @@ class JobProtocol:
             else:
                 yield self._advance(world, number, worker)
                 if world.faults < FAULTS:
-                    dead = self._unlock(world, number, is_excuse=worker.has_answer)
-                    yield Step(f"worker {number} dies", _set_worker(dead, number, None), is_fault=True)
-                    if _held_by(world, number):
-                        late = self._unlock(world, number, is_excuse=self._will_pay(worker))
-                        yield Step(f"the lock of worker {number} lapses", late, is_fault=True)
+                    yield from self._faults(world, number, worker)
+
+    def _faults(self, world: World, number: int, worker: Worker) -> Iterator[Step[World]]:
+        is_unwritten = worker.has_answer and not worker.may_have_written
+        dead = self._unlock(world, number, is_excuse=is_unwritten)
+        yield Step(f"worker {number} dies", _set_worker(dead, number, None), is_fault=True)
+        if self._way(worker)[worker.step] == "write" and not worker.may_have_written:
+            written = _write(world, worker.replay, "answer")._replace(faults=world.faults + 1)
+            unsure = _set_worker(written, number, worker._replace(may_have_written=True))
+            yield Step(f"worker {number} writes and hears nothing", unsure, is_fault=True)
+        if _held_by(world, number):
+            late = self._unlock(world, number, is_excuse=self._will_pay(worker))
+            yield Step(f"the lock of worker {number} lapses", late, is_fault=True)
+            if worker.queue == ENTRY or self._will_pay(
+                worker
+            ):  # what is written is completed, and never handed back
+                counts = worker.may_have_written and self._protocol.stop_tells_of_writes
+                stopped = self._unlock(world, number, is_excuse=is_unwritten, counts=counts)
+                yield Step(f"worker {number} stops", _set_worker(stopped, number, None), is_fault=True)
 
     def always(self, world: World) -> str | None:
         for replay in world.sent:
@@ -156,7 +174,7 @@ class JobProtocol:
                 calls = _raised(world.calls, replay)
                 return world._replace(calls=calls), worker._replace(has_answer=True)
             case "write":
-                return _write(world, replay, "answer"), worker._replace(has_answer=False)
+                return _write(world, replay, "answer"), worker._replace(has_answer=False, may_have_written=False)
             case "write error":
                 return _write(world, replay, "error"), worker
             case "complete":
@@ -164,15 +182,15 @@ class JobProtocol:
                 return world._replace(messages=tuple(kept)), worker
         raise ValueError(f"no step is called {name!r}")
 
-    def _unlock(self, world: World, number: int, *, is_excuse: bool) -> World:
-        """The lock is lost, and the delivery count rises. Who held it may not know yet."""
+    def _unlock(self, world: World, number: int, *, is_excuse: bool, counts: bool = True) -> World:
+        """The lock is gone, and where it `counts` the delivery count rises. Who held it may not know yet."""
         world = world._replace(faults=world.faults + 1)
         held = _held_by(world, number)
         if held is None:
             return world
         others = [message for message in world.messages if message.holder != number]
         return world._replace(
-            messages=_sorted([*others, _delivered_again(held)]),
+            messages=_sorted([*others, _delivered_again(held) if counts else held._replace(holder=None)]),
             excused=_raised(world.excused, held.replay) if is_excuse else world.excused,
         )
 

@@ -1,5 +1,7 @@
-"""No order of crashes, lapsed locks, resubmissions and retries loses a job, or pays twice without a reason; and the
-explorer sees each mistake that one could make in the order of the steps."""
+"""Whatever crashes, stops, lapses or is sent again, no job is lost, or paid twice without a reason.
+
+And the explorer sees each mistake that one could make in the order of the steps.
+"""
 
 import pytest
 
@@ -31,6 +33,7 @@ def test_no_history_loses_a_job_or_pays_for_it_twice_without_a_fault_between_cal
         (Protocol(detects_duplicates=False), "was paid"),
         (Protocol(sorted_copy_says_look=False), "was paid"),
         (Protocol(resubmission_says_look=False), "was paid"),
+        (Protocol(stop_tells_of_writes=False), "was paid"),
     ],
 )
 def test_a_protocol_with_a_mistake_is_found_out(protocol: Protocol, what: str) -> None:

@@ -153,11 +153,20 @@ class Processor:
             self.admission.open(Closure.CLAIMS)
 
     async def _is_done(self, job: Job) -> bool:
-        """Whether an earlier delivery wrote its result; unknown counts as not, as paying twice beats losing."""
-        try:
-            return await self.sink.has(job)
-        except SinkUnavailable:
-            return False
+        """Whether an earlier delivery wrote its result. Asks until the sink can say, as it could take no answer."""
+        failures = 0
+        while True:
+            try:
+                is_done = await self.sink.has(job)
+            except SinkUnavailable as error:
+                release_frames(error)
+                failures += 1
+                self.admission.close(Closure.SINK, str(error))
+                await self._wait_for_store(failures)
+                continue
+            if failures:
+                self.admission.open(Closure.SINK)
+            return is_done
 
     def _start(self, job: Job, envelope: Envelope, progress: JobProgress) -> float:
         now = self.clock()

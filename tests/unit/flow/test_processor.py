@@ -651,14 +651,18 @@ async def test_a_first_delivery_does_not_look_for_a_result() -> None:
     assert bench.sink.lines["batch/a"] == b'{"first": true}', "the first result stays"
 
 
-async def test_a_redelivered_job_is_called_where_the_sink_cannot_say() -> None:
+@pytest.mark.parametrize("is_there", [True, False])
+async def test_a_redelivered_job_is_not_called_before_the_sink_can_say(is_there: bool) -> None:
     bench = Bench(sink=FakeSink(knows=True))
+    if is_there:
+        bench.sink.lines["batch/a"] = b"{}"
     bench.sink.down = True
     asyncio.get_running_loop().call_at(5, setattr, bench.sink, "down", False)
     bench.queue.send(job_line("a"), message_id="batch/a", delivery_count=1)
     await bench.work()
-    assert bench.model.calls == [("a", "mini")]
+    assert bench.model.calls == ([] if is_there else [("a", "mini")])
     assert "batch/a" in bench.sink.lines
+    assert not bench.admission.state.closures.stops_receiving
 
 
 # Claim checks

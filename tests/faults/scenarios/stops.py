@@ -47,6 +47,17 @@ async def with_the_sink_down(stage: Stage) -> None:
     stage.note_end_of_fault()
 
 
+async def with_writing_unconfirmed(stage: Stage) -> None:
+    """The results are there, and the worker does not know."""
+    one = await stage.start(slots=str(SLOTS), grace="0.5")
+    await stage.holds(one, SLOTS)
+    await stage.fault("blob", {"kind": "lose_answer", "operation": "put_blob"})
+    await stage.answers_reach(SLOTS)
+    await stage.terminate(one)
+    await stage.fault("blob")
+    stage.note_end_of_fault()
+
+
 async def twice(stage: Stage) -> None:
     one = await stage.start(slots=str(SLOTS))
     await stage.holds(one, SLOTS)
@@ -102,6 +113,7 @@ SCENARIOS = (
         stopped("with the sink down", with_the_sink_down, sink, paid_twice=SLOTS, in_subset=sink == "blob")
         for sink in SINKS
     ],
+    stopped("with writing unconfirmed", with_writing_unconfirmed, "blob"),
     *[stopped("twice", twice, sink) for sink in SINKS],
     # a call that the grace cuts off may have been answered in that moment
     *[stopped("again and again", again_and_again, sink, jobs=2_000, paid_twice=9 * 8) for sink in SINKS],

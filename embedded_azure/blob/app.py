@@ -22,6 +22,7 @@ from embedded_azure.blob.calls import Call, Target, answer_refusal, read_target
 from embedded_azure.blob.faults import (
     FAULTS,
     LoseAnswerFault,
+    LoseEveryAnswerFault,
     StorageAnswerFault,
     StorageConnectionFault,
 )
@@ -142,7 +143,12 @@ class BlobStorage:
             if fault.code is not None or fault.status is not None:
                 wait = {} if fault.retry_after is None else {"Retry-After": f"{fault.retry_after:g}"}
                 raise Refused(fault.code or "InternalError", "a fault", status=fault.status, headers=wait)
-        answer = await self._perform(request, target, operation, request_id)
+        try:
+            answer = await self._perform(request, target, operation, request_id)
+        except Refused:
+            if self.faults.take(LoseEveryAnswerFault, **place) is None:
+                raise
+            return await break_connection(request, ConnectionFault())
         if self.faults.take(LoseAnswerFault, **place) is not None:
             return await break_connection(request, ConnectionFault())
         return answer

@@ -75,9 +75,16 @@ class LoseAnswerFault(Fault):
     """What was asked is done, and the connection is reset before the answer: a client that tries again meets its
     own write."""
 
-    kind: Literal["lose_answer"] = "lose_answer"
+    kind: Literal["lose_answer", "lose_every_answer"] = "lose_answer"
     container: str | None = None
     operation: Operation | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoseEveryAnswerFault(LoseAnswerFault):
+    """Refusals are lost as well, so the client does not learn of its own write."""
+
+    kind: Literal["lose_every_answer"] = "lose_every_answer"
 
 
 FAULTS: tuple[type[Fault], ...] = (
@@ -85,5 +92,6 @@ FAULTS: tuple[type[Fault], ...] = (
     StorageConnectionFault,
     StorageBodyFault,
     LoseAnswerFault,
+    LoseEveryAnswerFault,
 )
 """The kinds of fault that may be set here."""

@@ -365,6 +365,13 @@ async def test_an_answer_that_is_lost_is_of_a_write_that_was_done(client: Client
     assert (await client.put("a", b"x", **{"If-None-Match": "*"})).code == "BlobAlreadyExists"
 
 
+async def test_a_refusal_can_be_lost_too(client: Client) -> None:
+    await client.put("a", b"x")
+    client.set_fault(b'{"kind": "lose_every_answer", "operation": "put_blob"}')
+    with pytest.raises(aiohttp.ClientError):
+        await client.put("a", b"y", **{"If-None-Match": "*"})
+
+
 async def test_a_connection_that_is_reset_is_of_a_write_that_was_not_done(client: Client) -> None:
     client.set_fault(b'{"kind": "connection", "how": "reset"}')
     with pytest.raises(aiohttp.ClientError):

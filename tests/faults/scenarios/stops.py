@@ -51,7 +51,7 @@ async def with_writing_unconfirmed(stage: Stage) -> None:
     """The results are there, and the worker does not know."""
     one = await stage.start(slots=str(SLOTS), grace="0.5")
     await stage.holds(one, SLOTS)
-    await stage.fault("blob", {"kind": "lose_answer", "operation": "put_blob"})
+    await stage.fault("blob", {"kind": "lose_every_answer", "operation": "put_blob"})
     await stage.answers_reach(SLOTS)
     await stage.terminate(one)
     await stage.fault("blob")

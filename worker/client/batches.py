@@ -183,7 +183,8 @@ class Submission:
 class BatchDetail:
     """What Blob storage tells more of a batch. Times are RFC 3339.
 
-    `starts_at`: of a scheduled batch, when workers begin to receive its jobs.
+    `starts_at`: of a scheduled batch, when workers begin to receive its jobs. `cancelled_at`: None where a retry
+    came since.
     `running`: calls under way, as the pods tell every 10 s; `cancelled`: jobs that will not be called.
     `failures`: jobs by HTTP status or failure code, the most frequent first. `warnings`: answers that are not the
     JSON which their job asked for, by code. `usage`: tokens by model.

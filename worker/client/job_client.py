@@ -189,13 +189,11 @@ class JobClient:
 
     async def cancel(self, batch_id: str) -> BatchStatus:
         """No job of the batch is called any more; within 10 s that holds on every pod. Calls under way end, and
-        their results come. Cancelling again is harmless.
+        their results come. Cancelling again is harmless. A batch that is complete is left as it is.
 
         Raises NeedsBlob, UnknownBatch, BlobFailed or UnusableBlob.
         """
-        batches = self._blob_batches("cancel")
-        await batches.cancel(require_batch_id(batch_id))
-        return await batches.status(batch_id)
+        return await self._blob_batches("cancel").cancel(require_batch_id(batch_id))
 
     async def retry(
         self,

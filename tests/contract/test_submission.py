@@ -139,6 +139,17 @@ async def test_a_moment_without_a_time_zone_is_refused_before_anything_is_sent(
     assert (arrived(bus, "jobs"), arrived(bus, RESULTS)) == ([], [])
 
 
+@pytest.mark.parametrize("life", [timedelta(seconds=-5), timedelta(0), timedelta(microseconds=999)])
+async def test_a_time_to_live_that_is_none_is_refused_before_anything_is_sent(
+    bus: Bus, tmp_path: Path, life: timedelta
+) -> None:
+    batch = read_batch_file(write_lines(tmp_path / "jobs.jsonl", list(make_lines(0.01, longest=90))))
+    async with JobClient(settings_for(bus), bus.credential()) as client:
+        with pytest.raises(InvalidDeadline, match=f"time_to_live is {life.total_seconds():g} s.*at least"):
+            await client.submit(batch, time_to_live=life)
+    assert (arrived(bus, "jobs"), arrived(bus, RESULTS)) == ([], [])
+
+
 async def test_a_named_queue_gets_the_jobs_of_all_models(bus: Bus, tmp_path: Path) -> None:
     jobs = list(make_lines(0.1, longest=900))
     batch = read_batch_file(write_lines(tmp_path / "jobs.jsonl", jobs))

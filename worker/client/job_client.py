@@ -145,7 +145,7 @@ class JobClient:
             deadline=deadline,
             enqueue_at=enqueue_at,
         )
-        require_times(deadline, enqueue_at, time.time())
+        require_times(stamp, time.time())
         waiting = on_waiting or _ignore
         entry, queue_of = (queue, {}) if queue else (settings.jobs_queue, settings.named_queues)
         async with JobQueues(links.senders, entry, queue_of, waiting) as queues:

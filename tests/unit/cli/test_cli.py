@@ -501,8 +501,25 @@ def test_a_dry_run_tells_what_it_would_cost_where_prices_are_set(
     assert "cost" not in call("submit", jobs_file, "--dry-run").stdout
     monkeypatch.setenv("AOAI_WORKER_PRICES", '{"another": {"input": 1, "output": 2}}')
     assert call("submit", jobs_file, "--dry-run").stdout.splitlines()[1].endswith("no price")
-    monkeypatch.setenv("AOAI_WORKER_PRICES", "{")
-    assert call("submit", jobs_file, "--dry-run").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("prices", "told"),
+    [
+        ("{", "AOAI_WORKER_PRICES='{': must be JSON such as {"),
+        ("[]", "AOAI_WORKER_PRICES=[]: must be JSON such as {"),
+        ('{"m": {"input": -1, "output": 2}}', "AOAI_WORKER_PRICES[m][input]=-1: must be greater than or equal to 0"),
+        ('{"m": {"input": 1}}', "AOAI_WORKER_PRICES[m][output] is missing: of a million tokens"),
+    ],
+)
+def test_a_dry_run_names_what_is_wrong_with_the_prices(
+    monkeypatch: pytest.MonkeyPatch, jobs_file: Path, prices: str, told: str
+) -> None:
+    monkeypatch.setenv("AOAI_WORKER_PRICES", prices)
+    result = call("submit", jobs_file, "--dry-run")
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert "pydantic" not in result.stderr
 
 
 def test_a_log_tells_the_speed_and_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:

@@ -508,7 +508,10 @@ def test_a_dry_run_tells_what_it_would_cost_where_prices_are_set(
     [
         ("{", "AOAI_WORKER_PRICES='{': must be JSON such as {"),
         ("[]", "AOAI_WORKER_PRICES=[]: must be JSON such as {"),
-        ('{"m": {"input": -1, "output": 2}}', "AOAI_WORKER_PRICES[m][input]=-1: must be greater than or equal to 0"),
+        (
+            '{"m": {"input": -1, "output": 2}}',
+            "AOAI_WORKER_PRICES[m][input]=-1: must be greater than or equal to 0",
+        ),
         ('{"m": {"input": 1}}', "AOAI_WORKER_PRICES[m][output] is missing: of a million tokens"),
     ],
 )

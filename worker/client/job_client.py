@@ -135,6 +135,7 @@ class JobClient:
         cannot be reached, all before anything is sent; SubmissionInterrupted after that.
         Warns with LikelyRefused, once for each, of parameters that a model is likely to refuse.
         """
+        _require_batch_file(batch)
         for warning in batch.warnings:
             warnings.warn(warning, LikelyRefused, stacklevel=2)
         links, settings = self._open_links, self._settings
@@ -184,7 +185,12 @@ class JobClient:
         return self._settings.prices or {}
 
     async def newest(self, limit: int = NEWEST) -> Sequence[BatchStatus]:
-        """The batches that were submitted last, the newest first. Raises NeedsBlob, BlobFailed or UnusableBlob."""
+        """The batches that were submitted last, the newest first, `limit` at most.
+
+        Raises ValueError for a limit below 1, NeedsBlob, BlobFailed or UnusableBlob.
+        """
+        if limit < 1:
+            raise ValueError(f"limit is {limit}; it must be a whole number from 1 on")
         return await self._blob_batches("list").newest(limit)
 
     async def cancel(self, batch_id: str) -> BatchStatus:
@@ -200,19 +206,21 @@ class JobClient:
         batch: BatchFile,
         batch_id: str,
         *,
-        only: Iterable[str] = (),
+        only: Iterable[str] | str = (),
         on_progress: OnProgress | None = None,
         on_waiting: Callable[[str], None] | None = None,
     ) -> BatchRetry:
         """Send again the jobs of `batch` that failed or, where the batch is cancelled, have no result. Their new
         results supersede the old ones.
 
-        `batch` is the file that was submitted, or any that has the lines of the failed jobs. `only`: these codes,
-        HTTP statuses or failure codes. Safe to repeat: an interrupted retry is finished under its own number, and
-        jobs whose retry has no result yet are sent under the number that they have, whatever `only` says.
+        `batch` is the file that was submitted, or any that has the lines of the failed jobs. `only`: this code or
+        these, HTTP statuses or failure codes. Safe to repeat: an interrupted retry is finished under its own
+        number, and jobs whose retry has no result yet are sent under the number that they have, whatever `only`
+        says.
         Raises NeedsBlob, InvalidBatchId, InvalidCode, InvalidBatch, UnknownBatch, RetryRefused, BlobFailed,
         UnusableBlob or the SDK's ServiceBusError, all before anything is sent; SubmissionInterrupted after that.
         """
+        _require_batch_file(batch)
         batches, codes = self._blob_batches("retry"), require_codes(only)
         links, settings = self._open_links, self._settings
         claims, waiting = links.storage.claims, on_waiting or _ignore
@@ -329,6 +337,12 @@ class JobClient:
         if self._links is None:
             raise RuntimeError("this JobClient is not open: async with JobClient.from_environment() as client")
         return self._links
+
+
+def _require_batch_file(batch: object) -> None:
+    """Raises TypeError."""
+    if not isinstance(batch, BatchFile):
+        raise TypeError(f"batch is {batch!r}; it must be a BatchFile. Next: read_batch_file(path) makes one")
 
 
 async def _require_room(queues: JobQueues, batch: BatchFile, claims: BlobClaims | None) -> None:

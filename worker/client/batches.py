@@ -10,6 +10,7 @@ from worker.errors import WorkerError
 from worker.jobs.batch_records import Manifest, PodReport, count_of
 from worker.jobs.job import BATCH_ID
 from worker.jobs.outcomes import FailureCode, Usage
+from worker.settings import QUEUE, QUEUE_ALPHABET
 from worker.waits import backoff
 
 FOLLOW_TIMEOUT = 900.0
@@ -25,6 +26,10 @@ counts towards the queue's size."""
 
 class InvalidBatchId(WorkerError):
     """Not `[A-Za-z0-9._-]{1,48}`."""
+
+
+class InvalidQueueName(WorkerError):
+    """No queue can have this name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -296,6 +301,16 @@ def require_batch_id(batch_id: str) -> str:
             f"batch id {batch_id!r}: allowed are 1 to 48 letters, digits, dots, underscores and hyphens"
         )
     return batch_id
+
+
+def require_queue_name(name: str) -> str:
+    """Raises InvalidQueueName."""
+    if not QUEUE.fullmatch(name):
+        raise InvalidQueueName(
+            f"queue {name!r}: the name of a queue has {QUEUE_ALPHABET}. Nothing was sent. Next: the name of a "
+            "queue of jobs, or none, as the settings name them"
+        )
+    return name
 
 
 def require_timeout(seconds: float) -> float:

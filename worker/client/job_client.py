@@ -44,6 +44,7 @@ from worker.client.batches import (
     OnProgress,
     Submission,
     require_batch_id,
+    require_queue_name,
     require_timeout,
 )
 from worker.client.blob_batches import BlobBatches
@@ -129,10 +130,10 @@ class JobClient:
         within its duplicate-detection window it drops. So a file that shall run twice needs another id.
         What is not confirmed is sent again for two minutes, under the same message-ids. `on_waiting` is told
         what is waited for, and why it is tried again.
-        Raises InvalidBatchId, InvalidDeadline, InvalidBatch if the file has changed or a line fits no message and
-        no claim, OtherBatch where another file has this id, AlreadyCollected, UncheckedBatch where a `batch_id`
-        other than the file's own cannot be checked, BlobFailed, or the SDK's ServiceBusError where a queue of jobs
-        cannot be reached, all before anything is sent; SubmissionInterrupted after that.
+        Raises InvalidBatchId, InvalidQueueName, InvalidDeadline, InvalidBatch if the file has changed or a line
+        fits no message and no claim, OtherBatch where another file has this id, AlreadyCollected, UncheckedBatch
+        where a `batch_id` other than the file's own cannot be checked, BlobFailed, or the SDK's ServiceBusError
+        where a queue of jobs cannot be reached, all before anything is sent; SubmissionInterrupted after that.
         Warns with LikelyRefused, once for each, of parameters that a model is likely to refuse.
         """
         _require_batch_file(batch)
@@ -148,7 +149,10 @@ class JobClient:
         )
         require_times(stamp, time.time())
         waiting = on_waiting or _ignore
-        entry, queue_of = (queue, {}) if queue else (settings.jobs_queue, settings.named_queues)
+        if queue is None:
+            entry, queue_of = settings.jobs_queue, settings.named_queues
+        else:
+            entry, queue_of = require_queue_name(queue), {}
         async with JobQueues(links.senders, entry, queue_of, waiting) as queues:
             await _require_room(queues, batch, claims)
             before = await self._announce(make_manifest(batch, stamp), waiting)
@@ -185,9 +189,9 @@ class JobClient:
         return self._settings.prices or {}
 
     async def newest(self, limit: int = NEWEST) -> Sequence[BatchStatus]:
-        """The batches that were submitted last, the newest first, `limit` at most.
+        """The batches that were submitted last, the newest first, `limit` of them at most, which is from 1 on.
 
-        Raises ValueError for a limit below 1, NeedsBlob, BlobFailed or UnusableBlob.
+        Raises NeedsBlob, BlobFailed or UnusableBlob.
         """
         if limit < 1:
             raise ValueError(f"limit is {limit}; it must be a whole number from 1 on")

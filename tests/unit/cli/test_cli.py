@@ -29,6 +29,7 @@ from worker.client import (
     BatchStatus,
     Collection,
     CollectionRecord,
+    InvalidQueueName,
     NeedsBlob,
     OtherBatch,
     Progress,
@@ -555,6 +556,11 @@ def test_a_batch_id_that_another_file_has_is_wrong_input(monkeypatch: pytest.Mon
     result = call("submit", jobs_file, "--batch", "b1")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "7 jobs" in result.stderr
+
+
+def test_a_name_that_no_queue_has_is_wrong_input(monkeypatch: pytest.MonkeyPatch, jobs_file: Path) -> None:
+    answer_with(monkeypatch, InvalidQueueName("queue ''"))
+    assert call("submit", jobs_file, "--queue", "").exit_code == 2
 
 
 def test_a_container_that_refuses_is_told_with_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -424,6 +424,28 @@ def test_a_timeout_that_is_none_is_wrong_input(text: str) -> None:
     assert "1s to 7d" in result.stderr
 
 
+@pytest.mark.parametrize("text", ["90s", ""])
+def test_a_timeout_of_what_does_not_follow_is_wrong_input(text: str) -> None:
+    result = call("collect", "b1", "-o", "out.jsonl", f"--timeout={text}")
+    assert result.exit_code == 2
+    assert "--follow" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("selection", "told"),
+    [
+        ([], "It is not said which dead letters are meant. Next: one of"),
+        (["--all", "--reason", "x"], "--reason and --all are given together. Next: one of"),
+        (["7", "--all"], "sequence numbers and --all are given together. Next: one of"),
+    ],
+)
+@pytest.mark.parametrize("command", [["replay"], ["discard", "--save", "-"]])
+def test_dead_letters_are_chosen_in_exactly_one_way(command: list[str], selection: list[str], told: str) -> None:
+    result = call("dlq", *command, *selection)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert told in result.stderr
+
+
 def test_a_log_says_what_is_waited_for_when_nothing_comes(capsys: pytest.CaptureFixture[str]) -> None:
     now = 0.0
     report = ProgressLines("collected", clock=lambda: now)

@@ -648,6 +648,26 @@ def test_an_interruption_while_the_command_line_is_made_is_no_traceback() -> Non
     assert (ended.returncode, ended.stderr) == (130, "")
 
 
+def test_an_interruption_that_python_drops_comes_again() -> None:
+    script = (
+        "import signal, sys, threading, weakref\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import typer.main\n"
+        "class Lock: ...\n"
+        "def go_on(_):\n"
+        "    lock = Lock()\n"
+        "    ref = weakref.ref(lock, lambda _: signal.raise_signal(signal.SIGINT))\n"
+        "    del lock\n"
+        "    threading.Event().wait(60)\n"
+        "typer.main.get_command = go_on\n"
+        "from worker.__main__ import main\n"
+        "sys.argv = ['aoai-worker', 'list']\n"
+        "main()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=30)
+    assert (ended.returncode, ended.stderr) == (130, "")
+
+
 def test_a_file_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     answer_with(monkeypatch, FileNotFoundError(2, "No such file or directory", "nowhere/out.partial"))
     result = call("collect", "b1", "-o", "nowhere/out")

@@ -508,13 +508,17 @@ class WorkerSettings(ConnectionSettings):
 
 def prices() -> Mapping[str, Price]:
     """AOAI_WORKER_PRICES alone, for what asks no Azure. Raises InvalidSettings."""
+    given = os.environ.get(f"{PREFIX}PRICES")
     try:
-        given = os.environ.get(f"{PREFIX}PRICES")
         return TypeAdapter(dict[str, Price]).validate_python(
             json.loads(given) if given else values_of_file().get("prices") or {}
         )
+    except ValidationError as error:
+        details = [{**detail, "loc": ("prices", *detail["loc"])} for detail in error.errors()]
+        raise InvalidSettings([_explain(ConnectionSettings, detail) for detail in details]) from error
     except ValueError as error:
-        raise InvalidSettings([f"{PREFIX}PRICES: {error}"]) from error
+        seen = _shown({"input": given, "loc": ("prices",)})
+        raise InvalidSettings([f"{PREFIX}PRICES={seen}: must be JSON such as {_PRICES} ({error})"]) from error
 
 
 def values_of_file() -> Mapping[str, Any]:

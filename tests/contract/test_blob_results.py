@@ -378,6 +378,18 @@ async def test_a_blob_is_replaced_and_removed_whatever_was_there(either: BlobCon
     assert [name async for page in either.names("") for name in page] == []
 
 
+async def test_a_blob_that_has_changed_is_neither_replaced_nor_removed(either: BlobContainer) -> None:
+    first = await either.replace("a.json", b"one")
+    second = await either.replace("a.json", b"two", etag=first)
+    assert second not in (None, first)
+    assert await either.replace("a.json", b"three", etag=first) is None
+    await either.delete("a.json", etag=first)
+    assert await either.read("a.json", at_most=10) == b"two"
+    await either.delete("a.json", etag=second)
+    await either.delete("a.json", etag=second)
+    assert [name async for page in either.names("") for name in page] == []
+
+
 async def test_folders_are_listed_once_however_many_blobs_lie_in_them(either: BlobContainer) -> None:
     for name in ("results/a/1", "results/a/2", "results/b~/1", "results/file", "other/c/1"):
         await either.replace(name, b"")

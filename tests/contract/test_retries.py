@@ -1,8 +1,9 @@
 """Jobs that are sent again, over the embedded storage and queues: which, under which ids, and how often."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from azure.servicebus import ServiceBusReceivedMessage
@@ -161,17 +162,23 @@ async def test_a_file_with_the_model_map_of_its_submission_is_the_submitted_one(
     assert {job.line.model for job in await sent(bus)} == {"other"}
 
 
+@pytest.mark.parametrize(("only", "wanted"), [(["429", "attempts_exhausted"], ["b1/a", "b1/b"]), ("429", ["b1/a"])])
 async def test_only_the_wanted_codes_are_sent_again(
-    bus: Bus, client: JobClient, container: BlobContainer, tmp_path: Path
+    bus: Bus,
+    client: JobClient,
+    container: BlobContainer,
+    tmp_path: Path,
+    only: Sequence[str] | str,
+    wanted: Sequence[str],
 ) -> None:
     batch = await submitted(bus, client, tmp_path / "jobs.jsonl", ["a", "b", "c"])
     results = BlobResults(container)
     for name, code in (("a", "429"), ("b", "attempts_exhausted"), ("c", "400")):
         job = make_job(name)
         await results.write(result_of(job, make_line(job, failed=True), failed=True, code=code))
-    outcome = await client.retry(batch, "b1", only=["429", "attempts_exhausted"])
-    assert (outcome.sent, outcome.passed_over) == (2, {PassedOver.OTHER_CODE: 1})
-    assert [job.id for job in await sent(bus)] == ["b1/a", "b1/b"]
+    outcome = await client.retry(batch, "b1", only=only)
+    assert (outcome.sent, outcome.passed_over) == (len(wanted), {PassedOver.OTHER_CODE: 3 - len(wanted)})
+    assert [job.id for job in await sent(bus)] == wanted
 
 
 async def test_of_two_retries_at_once_each_job_is_sent_once(
@@ -211,3 +218,18 @@ async def test_nothing_is_retried_of_a_batch_that_nobody_submitted(client: JobCl
     batch = read_batch_file(small_batch(tmp_path / "jobs.jsonl", ["a"]))
     with pytest.raises(UnknownBatch, match="b1: there is no manifest"):
         await client.retry(batch, "b1")
+
+
+@pytest.mark.parametrize("limit", [-1, 0])
+async def test_a_limit_that_lists_nothing_is_refused(client: JobClient, limit: int) -> None:
+    with pytest.raises(ValueError, match=f"limit is {limit}; it must be .* from 1 on"):
+        await client.newest(limit)
+
+
+async def test_a_path_in_the_place_of_a_batch_file_is_refused_with_what_makes_one(client: JobClient) -> None:
+    path: Any = "jobs.jsonl"
+    for refused in (client.submit(path), client.retry(path, "b1")):
+        with pytest.raises(
+            TypeError, match=r"batch is 'jobs\.jsonl'; it must be a BatchFile.*read_batch_file\(path\)"
+        ):
+            await refused

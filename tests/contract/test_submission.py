@@ -14,7 +14,14 @@ from azure.servicebus.exceptions import ServiceBusError
 from tests.support.local_azure import Bus
 from tests.support.service_bus import RESULTS, disturb, service_of, settings_for
 from worker.cli.advice import explain
-from worker.client import InvalidBatch, JobClient, Progress, SubmissionInterrupted, read_batch_file
+from worker.client import (
+    InvalidBatch,
+    InvalidQueueName,
+    JobClient,
+    Progress,
+    SubmissionInterrupted,
+    read_batch_file,
+)
 from worker.jobs.job import make_job_id
 from worker.jobs.replays import InvalidDeadline
 
@@ -137,6 +144,40 @@ async def test_a_moment_without_a_time_zone_is_refused_before_anything_is_sent(
         with pytest.raises(InvalidDeadline, match=f"{name} is .* has no time zone"):
             await client.submit(batch, **naive)
     assert (arrived(bus, "jobs"), arrived(bus, RESULTS)) == ([], [])
+
+
+@pytest.mark.parametrize("life", [timedelta(seconds=-5), timedelta(0), timedelta(microseconds=999)])
+async def test_a_time_to_live_that_is_none_is_refused_before_anything_is_sent(
+    bus: Bus, tmp_path: Path, life: timedelta
+) -> None:
+    batch = read_batch_file(write_lines(tmp_path / "jobs.jsonl", list(make_lines(0.01, longest=90))))
+    async with JobClient(settings_for(bus), bus.credential()) as client:
+        with pytest.raises(InvalidDeadline, match=f"time_to_live is {life.total_seconds():g} s.*at least"):
+            await client.submit(batch, time_to_live=life)
+    assert (arrived(bus, "jobs"), arrived(bus, RESULTS)) == ([], [])
+
+
+@pytest.mark.parametrize("queue", ["", "$management", "my jobs", "x" * 261])
+async def test_a_name_that_no_queue_has_is_refused_before_anything_is_sent(
+    bus: Bus, tmp_path: Path, queue: str
+) -> None:
+    batch = read_batch_file(write_lines(tmp_path / "jobs.jsonl", list(make_lines(0.01, longest=90))))
+    async with JobClient(settings_for(bus), bus.credential()) as client:
+        with pytest.raises(InvalidQueueName, match=r"the name of a queue has 1 to 260 letters"):
+            await client.submit(batch, queue=queue)
+    assert (arrived(bus, "jobs"), arrived(bus, RESULTS)) == ([], [])
+
+
+async def test_a_queue_that_takes_no_jobs_ends_it_without_another_try(bus: Bus, tmp_path: Path) -> None:
+    batch = read_batch_file(write_lines(tmp_path / "jobs.jsonl", list(make_lines(0.01, longest=90))))
+    waited: list[str] = []
+    async with JobClient(settings_for(bus), bus.credential()) as client:
+        with pytest.raises(SubmissionInterrupted) as caught:
+            await client.submit(batch, queue=RESULTS, on_waiting=waited.append)
+    told = explain(caught.value)
+    assert f"Queue '{RESULTS}': The queue takes no such message: " in told
+    assert "Next: name a queue of jobs, which has no sessions" in told
+    assert not [what for what in waited if "try 2" in what]
 
 
 async def test_a_named_queue_gets_the_jobs_of_all_models(bus: Bus, tmp_path: Path) -> None:

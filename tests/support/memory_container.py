@@ -1,5 +1,6 @@
 """Blobs in memory that keep the promises of `BlobContainer`, and what a worker and a producer put there."""
 
+import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from email.utils import formatdate
@@ -22,11 +23,13 @@ class MemoryContainer:
         self.stored: dict[str, bytes] = {}
         self.metadata: dict[str, Mapping[str, str]] = {}
         self.modified: dict[str, float] = {}
+        self.etags: dict[str, str] = {}
         self.failures: list[BlobFailed] = []
         self.listed: list[float] = []
         self.read_names: list[str] = []
         self.before_listing: Callable[[int], None] = lambda number: None
         self._page = page
+        self._versions = itertools.count(2)
 
     async def create(
         self, name: str, body: bytes, metadata: Mapping[str, str] = MappingProxyType({})
@@ -36,11 +39,17 @@ class MemoryContainer:
         self.stored[name], self.metadata[name], self.modified[name] = body, metadata, time.time()
         return '"0x1"'
 
-    async def replace(self, name: str, body: bytes) -> None:
+    async def replace(self, name: str, body: bytes, *, etag: str | None = None) -> str | None:
+        if etag and etag != self.etags.get(name):
+            return None
         self.stored[name], self.modified[name] = body, time.time()
+        self.etags[name] = f'"{next(self._versions):#x}"'
+        return self.etags[name]
 
-    async def delete(self, name: str) -> None:
-        self.stored.pop(name, None)
+    async def delete(self, name: str, *, etag: str | None = None) -> None:
+        if etag in (None, self.etags.get(name)):
+            self.stored.pop(name, None)
+            self.etags.pop(name, None)
 
     async def read(self, name: str, *, at_most: int) -> bytes:
         self.read_names.append(name)

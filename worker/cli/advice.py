@@ -15,7 +15,7 @@ from azure.servicebus.exceptions import (
 )
 
 from worker.azure.network import causes_of
-from worker.azure.servicebus.faults import claims_wanted, find_unopened
+from worker.azure.servicebus.faults import claims_wanted, find_unopened, is_not_allowed
 from worker.client.batch_files import InvalidBatch
 from worker.client.submission import SubmissionInterrupted
 from worker.errors import TokenUnavailable, WorkerError
@@ -52,6 +52,12 @@ def _explain_interruption(error: SubmissionInterrupted, cause: BaseException) ->
 
 def _tell(error: BaseException, again: str) -> str | None:
     match error:
+        case _ if is_not_allowed(error):
+            return (
+                f"The queue takes no such message: {_first_line(error)}\n"
+                "Next: name a queue of jobs, which has no sessions, by --queue, AOAI_WORKER_JOBS_QUEUE or "
+                "AOAI_WORKER_QUEUES."
+            )
         case TokenUnavailable():
             return f"There is no token for {error.scope}: {error.detail}\nNext: {_way_to_a_token(error)}"
         case ServiceBusAuthorizationError():

@@ -250,7 +250,7 @@ def describe_cancellation(status: "BatchStatus") -> str:
     done = counted(status.succeeded + failed, "result")
     counts = f"{status.succeeded:,} succeeded, {failed:,} failed"
     if not status.cancelled:
-        if status.complete:
+        if status.complete and not (status.detail and status.detail.cancelled_at):
             return f"{status.batch_id}: complete, {done} ({counts}); there was nothing left to cancel."
         return f"{status.batch_id}: cancelled, {done} ({counts})"
     running = status.detail.running if status.detail else 0

@@ -217,7 +217,7 @@ def cancel(batch: BatchId, as_json: AsJson = False) -> None:
 
     It needs results in Blob storage. After 10 s no pod makes a new call for the batch; calls under way end, as they
     are paid for. The batch is complete at once, with the results that there are, and collect writes them.
-    Cancelling again is harmless. Jobs that were not called can be sent by retry.
+    To cancel again, or a complete batch, changes nothing. Jobs that were not called can be sent by retry.
 
     Exit codes: 0 cancelled, now or before, or it was complete; 1 nothing was submitted under this id, or something
     outside failed; 2 the settings are wrong, or results go to a queue; 130 interrupted.
@@ -277,9 +277,12 @@ def collect(
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Wait until the batch is complete.")] = False,
     timeout: Annotated[
-        str,
-        typer.Option(metavar="TIME", help="With --follow: end after this time without anything new; s, m, h or d."),
-    ] = "15m",
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="With --follow: end after this time without anything new, 15m by default; s, m, h or d.",
+        ),
+    ] = None,
     like: Annotated[
         Path | None,
         typer.Option(
@@ -303,6 +306,12 @@ def collect(
     """
     from worker.client.result_files import STANDARD_OUTPUT
 
+    if timeout is not None and not follow:
+        raise typer.BadParameter(
+            f"{timeout!r} says how long --follow waits, which is not given. Next: --follow too, or no --timeout",
+            param_hint="'--timeout'",
+        )
+    timeout = "15m" if timeout is None else timeout
     seconds = parse_seconds(timeout, "--timeout")
     with readable_errors(interrupted=GOES_ON), Heartbeat("a token") as heartbeat:
         if like and out in STANDARD_OUTPUT:

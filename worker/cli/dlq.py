@@ -210,10 +210,13 @@ def _selection(numbers: Sequence[int] | None, reason: str | None, everything: bo
     """Exactly one way of saying it: what is meant by two together would be a guess."""
     from worker.jobs.replays import Selection
 
-    if [bool(numbers), reason is not None, everything].count(True) != 1:
-        complain(
-            "Say which dead letters: sequence numbers as `aoai-worker dlq list` prints them, --reason or --all."
+    ways = {"sequence numbers": bool(numbers), "--reason": reason is not None, "--all": everything}
+    given = [way for way, is_given in ways.items() if is_given]
+    if len(given) != 1:
+        what = (
+            f"{' and '.join(given)} are given together" if given else "It is not said which dead letters are meant"
         )
+        complain(f"{what}. Next: one of sequence numbers as `aoai-worker dlq list` prints them, --reason or --all")
         raise typer.Exit(WRONG_INPUT)
     return Selection(numbers=frozenset(numbers or ()), reason=reason, everything=everything)
 

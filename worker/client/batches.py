@@ -10,6 +10,7 @@ from worker.errors import WorkerError
 from worker.jobs.batch_records import Manifest, PodReport, count_of
 from worker.jobs.job import BATCH_ID
 from worker.jobs.outcomes import FailureCode, Usage
+from worker.settings import QUEUE, QUEUE_ALPHABET
 from worker.waits import backoff
 
 FOLLOW_TIMEOUT = 900.0
@@ -25,6 +26,10 @@ counts towards the queue's size."""
 
 class InvalidBatchId(WorkerError):
     """Not `[A-Za-z0-9._-]{1,48}`."""
+
+
+class InvalidQueueName(WorkerError):
+    """No queue can have this name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +188,8 @@ class Submission:
 class BatchDetail:
     """What Blob storage tells more of a batch. Times are RFC 3339.
 
-    `starts_at`: of a scheduled batch, when workers begin to receive its jobs.
+    `starts_at`: of a scheduled batch, when workers begin to receive its jobs. `cancelled_at`: None where a retry
+    came since.
     `running`: calls under way, as the pods tell every 10 s; `cancelled`: jobs that will not be called.
     `failures`: jobs by HTTP status or failure code, the most frequent first. `warnings`: answers that are not the
     JSON which their job asked for, by code. `usage`: tokens by model.
@@ -295,6 +301,16 @@ def require_batch_id(batch_id: str) -> str:
             f"batch id {batch_id!r}: allowed are 1 to 48 letters, digits, dots, underscores and hyphens"
         )
     return batch_id
+
+
+def require_queue_name(name: str) -> str:
+    """Raises InvalidQueueName."""
+    if not QUEUE.fullmatch(name):
+        raise InvalidQueueName(
+            f"queue {name!r}: the name of a queue has {QUEUE_ALPHABET}. Nothing was sent. Next: the name of a "
+            "queue of jobs, or none, as the settings name them"
+        )
+    return name
 
 
 def require_timeout(seconds: float) -> float:

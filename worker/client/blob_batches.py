@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Protocol, TypeVar
 
@@ -76,7 +77,9 @@ class Container(Protocol):
 
     async def create(self, name: str, body: bytes) -> str | None: ...
 
-    async def replace(self, name: str, body: bytes) -> None: ...
+    async def replace(self, name: str, body: bytes, *, etag: str | None = None) -> str | None: ...
+
+    async def delete(self, name: str, *, etag: str | None = None) -> None: ...
 
     async def read(self, name: str, *, at_most: int) -> bytes: ...
 
@@ -175,19 +178,37 @@ class BlobBatches:
         pods = await self.pods()
         return [await self._count(one.batch_id, await self.records(one.batch_id), pods) for one in newest]
 
-    async def cancel(self, batch_id: str) -> Cancellation:
-        """No new call is made for the batch's jobs from now on. Cancelling again is harmless.
+    async def cancel(self, batch_id: str) -> BatchStatus:
+        """No new call is made for the batch's jobs from now on. Cancelling again is harmless, and so is cancelling
+        a batch that is complete: it is not cancelled then.
 
         Raises UnknownBatch.
         """
         records = await self.records(batch_id)
         if records.manifest is None:
             raise UnknownBatch(batch_id)
-        if records.cancellation and records.cancellation.holds_for(records.latest_replay):
-            return records.cancellation
+        if records.cancelled_at:
+            return await self.status(batch_id)
+        # marked before it is counted, as counting takes seconds, in which jobs would still be called
+        name = cancellation_name(self._prefix, batch_id)
         cancellation = Cancellation(replay=records.latest_replay, cancelled_at=rfc3339(time.time()))
-        await self._container.replace(cancellation_name(self._prefix, batch_id), encode_cancellation(cancellation))
-        return cancellation
+        etag = await self._container.replace(name, encode_cancellation(cancellation))
+        pods = await self.pods()
+        status = await self._count(batch_id, replace(records, cancellation=cancellation), pods)
+        if _has_ended(status):
+            # a retry that goes on counts only where the mark is left out
+            without = await self._count(batch_id, records, pods)
+            if _has_ended(without):
+                await self._restore(name, records.cancellation, etag)
+                return without
+        return status
+
+    async def _restore(self, name: str, before: Cancellation | None, etag: str | None) -> None:
+        """Unless somebody else has cancelled since."""
+        if before:
+            await self._container.replace(name, encode_cancellation(before), etag=etag)
+        else:
+            await self._container.delete(name, etag=etag)
 
     async def pods(self) -> Sequence[PodReport]:
         """What the pods told of themselves within the last minute, in the order of their names."""
@@ -276,7 +297,7 @@ class Tally:
             detail=BatchDetail(
                 submitted_at=manifest.submitted_at if manifest else None,
                 starts_at=manifest.starts_at if manifest else None,
-                cancelled_at=self._records.cancellation.cancelled_at if self._records.cancellation else None,
+                cancelled_at=self._records.cancelled_at,
                 cancelled=cancelled,
                 running=running,
                 queued=max(0, left - cancelled - running),
@@ -294,6 +315,10 @@ class Tally:
         if not recent:
             return 0.0
         return sum(recent.values()) / max(BUCKET, now - min(recent) * BUCKET)
+
+
+def _has_ended(status: BatchStatus) -> bool:
+    return status.complete and not status.cancelled
 
 
 def _code(summary: ResultSummary | None) -> str:

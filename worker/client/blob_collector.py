@@ -62,10 +62,7 @@ class BlobCollector:
 
     @property
     def cancelled_at(self) -> str | None:
-        """None where a retry came since."""
-        cancellation = self._records.cancellation
-        holds = cancellation and cancellation.holds_for(self._records.latest_replay)
-        return cancellation.cancelled_at if cancellation and holds else None
+        return self._records.cancelled_at
 
     @property
     def outdated(self) -> int:

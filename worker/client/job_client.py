@@ -44,6 +44,7 @@ from worker.client.batches import (
     OnProgress,
     Submission,
     require_batch_id,
+    require_queue_name,
     require_timeout,
 )
 from worker.client.blob_batches import BlobBatches
@@ -129,12 +130,13 @@ class JobClient:
         within its duplicate-detection window it drops. So a file that shall run twice needs another id.
         What is not confirmed is sent again for two minutes, under the same message-ids. `on_waiting` is told
         what is waited for, and why it is tried again.
-        Raises InvalidBatchId, InvalidDeadline, InvalidBatch if the file has changed or a line fits no message and
-        no claim, OtherBatch where another file has this id, AlreadyCollected, UncheckedBatch where a `batch_id`
-        other than the file's own cannot be checked, BlobFailed, or the SDK's ServiceBusError where a queue of jobs
-        cannot be reached, all before anything is sent; SubmissionInterrupted after that.
+        Raises InvalidBatchId, InvalidQueueName, InvalidDeadline, InvalidBatch if the file has changed or a line
+        fits no message and no claim, OtherBatch where another file has this id, AlreadyCollected, UncheckedBatch
+        where a `batch_id` other than the file's own cannot be checked, BlobFailed, or the SDK's ServiceBusError
+        where a queue of jobs cannot be reached, all before anything is sent; SubmissionInterrupted after that.
         Warns with LikelyRefused, once for each, of parameters that a model is likely to refuse.
         """
+        _require_batch_file(batch)
         for warning in batch.warnings:
             warnings.warn(warning, LikelyRefused, stacklevel=2)
         links, settings = self._open_links, self._settings
@@ -145,9 +147,12 @@ class JobClient:
             deadline=deadline,
             enqueue_at=enqueue_at,
         )
-        require_times(deadline, enqueue_at, time.time())
+        require_times(stamp, time.time())
         waiting = on_waiting or _ignore
-        entry, queue_of = (queue, {}) if queue else (settings.jobs_queue, settings.named_queues)
+        if queue is None:
+            entry, queue_of = settings.jobs_queue, settings.named_queues
+        else:
+            entry, queue_of = require_queue_name(queue), {}
         async with JobQueues(links.senders, entry, queue_of, waiting) as queues:
             await _require_room(queues, batch, claims)
             before = await self._announce(make_manifest(batch, stamp), waiting)
@@ -184,37 +189,42 @@ class JobClient:
         return self._settings.prices or {}
 
     async def newest(self, limit: int = NEWEST) -> Sequence[BatchStatus]:
-        """The batches that were submitted last, the newest first. Raises NeedsBlob, BlobFailed or UnusableBlob."""
+        """The batches that were submitted last, the newest first, `limit` of them at most, which is from 1 on.
+
+        Raises NeedsBlob, BlobFailed or UnusableBlob.
+        """
+        if limit < 1:
+            raise ValueError(f"limit is {limit}; it must be a whole number from 1 on")
         return await self._blob_batches("list").newest(limit)
 
     async def cancel(self, batch_id: str) -> BatchStatus:
         """No job of the batch is called any more; within 10 s that holds on every pod. Calls under way end, and
-        their results come. Cancelling again is harmless.
+        their results come. Cancelling again is harmless. A batch that is complete is left as it is.
 
         Raises NeedsBlob, UnknownBatch, BlobFailed or UnusableBlob.
         """
-        batches = self._blob_batches("cancel")
-        await batches.cancel(require_batch_id(batch_id))
-        return await batches.status(batch_id)
+        return await self._blob_batches("cancel").cancel(require_batch_id(batch_id))
 
     async def retry(
         self,
         batch: BatchFile,
         batch_id: str,
         *,
-        only: Iterable[str] = (),
+        only: Iterable[str] | str = (),
         on_progress: OnProgress | None = None,
         on_waiting: Callable[[str], None] | None = None,
     ) -> BatchRetry:
         """Send again the jobs of `batch` that failed or, where the batch is cancelled, have no result. Their new
         results supersede the old ones.
 
-        `batch` is the file that was submitted, or any that has the lines of the failed jobs. `only`: these codes,
-        HTTP statuses or failure codes. Safe to repeat: an interrupted retry is finished under its own number, and
-        jobs whose retry has no result yet are sent under the number that they have, whatever `only` says.
+        `batch` is the file that was submitted, or any that has the lines of the failed jobs. `only`: this code or
+        these, HTTP statuses or failure codes. Safe to repeat: an interrupted retry is finished under its own
+        number, and jobs whose retry has no result yet are sent under the number that they have, whatever `only`
+        says.
         Raises NeedsBlob, InvalidBatchId, InvalidCode, InvalidBatch, UnknownBatch, RetryRefused, BlobFailed,
         UnusableBlob or the SDK's ServiceBusError, all before anything is sent; SubmissionInterrupted after that.
         """
+        _require_batch_file(batch)
         batches, codes = self._blob_batches("retry"), require_codes(only)
         links, settings = self._open_links, self._settings
         claims, waiting = links.storage.claims, on_waiting or _ignore
@@ -331,6 +341,12 @@ class JobClient:
         if self._links is None:
             raise RuntimeError("this JobClient is not open: async with JobClient.from_environment() as client")
         return self._links
+
+
+def _require_batch_file(batch: object) -> None:
+    """Raises TypeError."""
+    if not isinstance(batch, BatchFile):
+        raise TypeError(f"batch is {batch!r}; it must be a BatchFile. Next: read_batch_file(path) makes one")
 
 
 async def _require_room(queues: JobQueues, batch: BatchFile, claims: BlobClaims | None) -> None:

@@ -279,15 +279,16 @@ class ResultFiles:
             line = decode_result(raw)
         except ValueError as error:
             raise UnusableOutput(
-                f"{file.origin}: line {number:,} is not a result of a worker ({error}); "
-                "move the file away or collect into another name"
+                f"{file.origin}: line {number:,} is not a result of a worker. {_ANOTHER_NAME}"
             ) from error
         if line.batch_id != self.batch_id:
             raise UnusableOutput(
-                f"{file.origin} holds results of batch {line.batch_id}, not of {self.batch_id}; "
-                "move the file away or collect into another name"
+                f"{file.origin} holds results of batch {line.batch_id}, not of {self.batch_id}. {_ANOTHER_NAME}"
             )
         return line
+
+
+_ANOTHER_NAME = "It was left as it is. Next: move it away, or collect into another file"
 
 
 def _write_all(descriptor: int, name: Path | str, content: bytes) -> None:

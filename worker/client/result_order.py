@@ -41,7 +41,7 @@ def _places(out: Path) -> dict[str, tuple[int, int]]:
                 places[str(orjson.loads(line)["custom_id"])] = (at, len(line))
             except (ValueError, KeyError, TypeError) as error:
                 raise UnusableOutput(
-                    f"{out}: line {number:,} is not a result ({error!r}), so the file was not sorted. "
+                    f"{out}: line {number:,} is not a result, so the file was not sorted. "
                     "Next: collect into another file"
                 ) from error
             at += len(line)

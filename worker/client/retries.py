@@ -94,10 +94,10 @@ class RetryPlan:
         )
 
 
-def require_codes(codes: Iterable[str]) -> frozenset[str]:
-    """Raises InvalidCode."""
+def require_codes(codes: Iterable[str] | str) -> frozenset[str]:
+    """A string is one code. Raises InvalidCode."""
     known = {*FailureCode, UNKNOWN_CODE}
-    for code in (wanted := frozenset(codes)):
+    for code in (wanted := frozenset([codes] if isinstance(codes, str) else codes)):
         is_status = code.isascii() and code.isdigit() and 100 <= int(code) <= 599
         if not is_status and code not in known:
             raise InvalidCode(

@@ -52,8 +52,15 @@ class Stamp:
     enqueue_at: datetime | None = None
 
 
-def require_times(deadline: datetime | None, enqueue_at: datetime | None, now: float) -> None:
-    """Raises InvalidDeadline unless both have a time zone, and now, enqueuing and deadline come in that order."""
+def require_times(stamp: Stamp, now: float) -> None:
+    """Raises InvalidDeadline unless both moments have a time zone, now, enqueuing and deadline come in that order,
+    and the time to live is one."""
+    deadline, enqueue_at, life = stamp.deadline, stamp.enqueue_at, stamp.time_to_live
+    if life is not None and life < MILLISECOND:
+        raise InvalidDeadline(
+            f"time_to_live is {life.total_seconds():g} s; it must be at least a millisecond. Next: a longer one, "
+            "such as timedelta(hours=4)"
+        )
     for name, moment in (("deadline", deadline), ("enqueue_at", enqueue_at)):
         if moment and moment.utcoffset() is None:  # Service Bus would be told another moment than is checked here
             raise InvalidDeadline(

@@ -79,6 +79,12 @@ class BatchRecords:
         dead letters."""
         return max((retry.number for retry in self.retries), default=FIRST_RETRY - 1)
 
+    @property
+    def cancelled_at(self) -> str | None:
+        """None where a retry came since."""
+        holds = self.cancellation and self.cancellation.holds_for(self.latest_replay)
+        return self.cancellation.cancelled_at if self.cancellation and holds else None
+
     def awaited(self) -> dict[bytes, int]:
         """The keys of jobs that a retry sent again, each with the replay whose result is awaited. A
         retry that was cancelled is not awaited: the result that was there counts."""

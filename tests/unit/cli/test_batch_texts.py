@@ -182,6 +182,8 @@ def test_a_cancellation_says_what_was_done_and_what_will_not_be() -> None:
     assert told.startswith("b2: cancelled. 2 results (1 succeeded, 1 failed) so far; 3 jobs will not be called")
     assert "Workers hold up to 1 of these now" in told
     assert "there was nothing left to cancel" in describe_cancellation(DONE)
+    of_retry = BatchStatus(batch_id="b1", total=1, failed=1, detail=BatchDetail(cancelled_at=rfc3339(NOW)))
+    assert describe_cancellation(of_retry) == "b1: cancelled, 1 result (0 succeeded, 1 failed)"
 
 
 def test_a_retry_says_what_it_sent_and_what_it_passed_over() -> None:

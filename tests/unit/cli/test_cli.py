@@ -29,6 +29,7 @@ from worker.client import (
     BatchStatus,
     Collection,
     CollectionRecord,
+    InvalidQueueName,
     NeedsBlob,
     OtherBatch,
     Progress,
@@ -423,6 +424,28 @@ def test_a_timeout_that_is_none_is_wrong_input(text: str) -> None:
     assert "1s to 7d" in result.stderr
 
 
+@pytest.mark.parametrize("text", ["90s", ""])
+def test_a_timeout_of_what_does_not_follow_is_wrong_input(text: str) -> None:
+    result = call("collect", "b1", "-o", "out.jsonl", f"--timeout={text}")
+    assert result.exit_code == 2
+    assert "--follow" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("selection", "told"),
+    [
+        ([], "It is not said which dead letters are meant. Next: one of"),
+        (["--all", "--reason", "x"], "--reason and --all are given together. Next: one of"),
+        (["7", "--all"], "sequence numbers and --all are given together. Next: one of"),
+    ],
+)
+@pytest.mark.parametrize("command", [["replay"], ["discard", "--save", "-"]])
+def test_dead_letters_are_chosen_in_exactly_one_way(command: list[str], selection: list[str], told: str) -> None:
+    result = call("dlq", *command, *selection)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert told in result.stderr
+
+
 def test_a_log_says_what_is_waited_for_when_nothing_comes(capsys: pytest.CaptureFixture[str]) -> None:
     now = 0.0
     report = ProgressLines("collected", clock=lambda: now)
@@ -501,8 +524,28 @@ def test_a_dry_run_tells_what_it_would_cost_where_prices_are_set(
     assert "cost" not in call("submit", jobs_file, "--dry-run").stdout
     monkeypatch.setenv("AOAI_WORKER_PRICES", '{"another": {"input": 1, "output": 2}}')
     assert call("submit", jobs_file, "--dry-run").stdout.splitlines()[1].endswith("no price")
-    monkeypatch.setenv("AOAI_WORKER_PRICES", "{")
-    assert call("submit", jobs_file, "--dry-run").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("prices", "told"),
+    [
+        ("{", "AOAI_WORKER_PRICES='{': must be JSON such as {"),
+        ("[]", "AOAI_WORKER_PRICES=[]: must be JSON such as {"),
+        (
+            '{"m": {"input": -1, "output": 2}}',
+            "AOAI_WORKER_PRICES[m][input]=-1: must be greater than or equal to 0",
+        ),
+        ('{"m": {"input": 1}}', "AOAI_WORKER_PRICES[m][output] is missing: of a million tokens"),
+    ],
+)
+def test_a_dry_run_names_what_is_wrong_with_the_prices(
+    monkeypatch: pytest.MonkeyPatch, jobs_file: Path, prices: str, told: str
+) -> None:
+    monkeypatch.setenv("AOAI_WORKER_PRICES", prices)
+    result = call("submit", jobs_file, "--dry-run")
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert "pydantic" not in result.stderr
 
 
 def test_a_log_tells_the_speed_and_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
@@ -535,6 +578,11 @@ def test_a_batch_id_that_another_file_has_is_wrong_input(monkeypatch: pytest.Mon
     result = call("submit", jobs_file, "--batch", "b1")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "7 jobs" in result.stderr
+
+
+def test_a_name_that_no_queue_has_is_wrong_input(monkeypatch: pytest.MonkeyPatch, jobs_file: Path) -> None:
+    answer_with(monkeypatch, InvalidQueueName("queue ''"))
+    assert call("submit", jobs_file, "--queue", "").exit_code == 2
 
 
 def test_a_container_that_refuses_is_told_with_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -597,6 +645,26 @@ def test_an_interruption_while_the_command_line_is_made_is_no_traceback() -> Non
         "main()\n"
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (130, "")
+
+
+def test_an_interruption_that_python_drops_comes_again() -> None:
+    script = (
+        "import signal, sys, threading, weakref\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import typer.main\n"
+        "class Lock: ...\n"
+        "def go_on(_):\n"
+        "    lock = Lock()\n"
+        "    ref = weakref.ref(lock, lambda _: signal.raise_signal(signal.SIGINT))\n"
+        "    del lock\n"
+        "    threading.Event().wait(60)\n"
+        "typer.main.get_command = go_on\n"
+        "from worker.__main__ import main\n"
+        "sys.argv = ['aoai-worker', 'list']\n"
+        "main()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=30)
     assert (ended.returncode, ended.stderr) == (130, "")
 
 

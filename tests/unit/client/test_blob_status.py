@@ -8,12 +8,21 @@ import pytest
 
 from tests.support.blob_jobs import make_job
 from tests.support.memory_container import PREFIX, MemoryContainer
-from worker.azure.blob.names import job_key, report_name, retry_name
+from worker.azure.blob.names import cancellation_name, job_key, report_name, retry_name
 from worker.client.batches import UnknownBatch
 from worker.client.blob_batches import BlobBatches, Tally, UnusableBlob
 from worker.client.blob_collector import BlobCollector
 from worker.client.result_files import ResultFiles
-from worker.jobs.batch_records import BatchRecords, Manifest, PodReport, Retry, encode_report, encode_retry
+from worker.jobs.batch_records import (
+    BatchRecords,
+    Cancellation,
+    Manifest,
+    PodReport,
+    Retry,
+    encode_cancellation,
+    encode_report,
+    encode_retry,
+)
 from worker.jobs.outcomes import Usage
 from worker.jobs.results import ResultSummary
 
@@ -100,12 +109,15 @@ async def test_a_cancelled_batch_ends_at_once_and_a_retry_since_runs() -> None:
     container.put("b", failed=True)
     batches = BlobBatches(container, PREFIX)
     assert not (await batches.status("b1")).complete
-    cancellation = await batches.cancel("b1")
+    status = await batches.cancel("b1")
+    cancellation = (await batches.records("b1")).cancellation
+    assert cancellation
     assert cancellation.replay == 999
-    assert await batches.cancel("b1") == cancellation, "again is harmless"
-    status = await batches.status("b1")
+    assert await batches.cancel("b1") == status == await batches.status("b1"), "again is harmless"
+    assert (await batches.records("b1")).cancellation == cancellation
     assert status.complete
     assert status.detail
+    assert status.detail.cancelled_at == cancellation.cancelled_at
     assert (status.detail.cancelled, status.detail.queued) == (2, 0)
     sent_again(container, 1_000, "b", "c")
     status = await batches.status("b1")
@@ -113,10 +125,71 @@ async def test_a_cancelled_batch_ends_at_once_and_a_retry_since_runs() -> None:
     assert status.detail
     assert (status.succeeded, status.failed) == (1, 0), "what was sent again does not count yet"
     assert (status.detail.cancelled, status.detail.queued) == (1, 2)
+    assert status.detail.cancelled_at is None, "the cancellation does not hold for the retry"
     container.put("b", replay=1_000)
     container.put("c", replay=1_000)
     assert (await batches.status("b1")).complete
-    assert (await batches.cancel("b1")).replay == 1_000
+    assert (await batches.cancel("b1")).complete
+    cancellation = (await batches.records("b1")).cancellation
+    assert cancellation
+    assert cancellation.replay == 1_000
+
+
+async def test_a_complete_batch_is_not_cancelled() -> None:
+    container = MemoryContainer()
+    container.announce(2)
+    container.put("a")
+    container.put("b", failed=True)
+    batches = BlobBatches(container, PREFIX)
+    marked: list[bool] = []
+    mark = cancellation_name(PREFIX, "b1")
+    container.before_listing = lambda _: marked.append(mark in container.stored)
+    status = await batches.cancel("b1")
+    assert all(marked), "the mark comes before anything is counted"
+    assert mark not in container.stored
+    assert (status.state, status.detail and status.detail.cancelled_at) == ("done", None)
+
+
+async def test_cancelling_a_batch_whose_retry_is_complete_leaves_the_cancellation_before_it() -> None:
+    container = MemoryContainer()
+    container.announce(1)
+    batches = BlobBatches(container, PREFIX)
+    await batches.cancel("b1")
+    before = await batches.records("b1")
+    sent_again(container, 1_000, "a")
+    container.put("a", replay=1_000)
+    await batches.cancel("b1")
+    assert (await batches.records("b1")).cancellation == before.cancellation
+
+
+async def test_a_retry_that_runs_is_cancelled_though_each_job_has_a_result() -> None:
+    container = MemoryContainer()
+    container.announce(1)
+    container.put("a", failed=True)
+    sent_again(container, 1_000, "a")
+    batches = BlobBatches(container, PREFIX)
+    status = await batches.cancel("b1")
+    cancellation = (await batches.records("b1")).cancellation
+    assert status.detail
+    assert cancellation
+    assert cancellation.cancelled_at == status.detail.cancelled_at
+    assert cancellation.replay == 1_000
+
+
+async def test_the_cancellation_of_somebody_else_is_not_taken_away() -> None:
+    container = MemoryContainer()
+    container.announce(1)
+    container.put("a", failed=True)
+    batches = BlobBatches(container, PREFIX)
+    mark = cancellation_name(PREFIX, "b1")
+    theirs = Cancellation(replay=1_000, cancelled_at="2026-11-29T00:00:00.000Z")
+
+    def cancel_too(_: int) -> None:
+        container.stored[mark], container.etags[mark] = encode_cancellation(theirs), '"theirs"'
+
+    container.before_listing = cancel_too
+    await batches.cancel("b1")
+    assert (await batches.records("b1")).cancellation == theirs
 
 
 async def test_what_was_never_submitted_cannot_be_cancelled() -> None:

@@ -666,7 +666,8 @@ async def test_an_empty_file_of_that_name_is_not_taken_for_a_whole_batch(tmp_pat
     ("content", "told"),
     [
         (make_result("a", batch_id="other") + b"\n", "holds results of batch other, not of b1"),
-        (b"dear diary\n", "line 1 is not a result"),
+        (b"dear diary\n", "line 1 is not a result of a worker. It was left as it is. Next: move it away"),
+        (b'{"custom_id": "a"}\n', "line 1 is not a result of a worker. It was left as it is. Next: move it away"),
     ],
 )
 async def test_a_file_of_something_else_is_left_alone(tmp_path: Path, name: str, content: bytes, told: str) -> None:

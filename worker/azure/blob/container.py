@@ -143,16 +143,20 @@ class BlobContainer:
             return None
         raise self._failure(response)
 
-    async def replace(self, name: str, body: bytes) -> None:
-        """Write a blob, whatever was there."""
-        response = await self._put(name, body, {}, {})
-        if response.status_code != 201:
-            raise self._failure(response)
+    async def replace(self, name: str, body: bytes, *, etag: str | None = None) -> str | None:
+        """Write a blob, whatever was there, or only while its ETag is `etag`. Returns its new ETag, or None where
+        it was another."""
+        response = await self._put(name, body, _only(etag), {})
+        if response.status_code == 201:
+            return response.headers["etag"]
+        if etag and response.status_code == 412:
+            return None
+        raise self._failure(response)
 
-    async def delete(self, name: str) -> None:
-        """Remove a blob, if there is one."""
-        response = await self._send(HttpRequest("DELETE", self._url(name)))
-        if response.status_code not in (202, 404):
+    async def delete(self, name: str, *, etag: str | None = None) -> None:
+        """Remove a blob, if there is one, or only while its ETag is `etag`."""
+        response = await self._send(HttpRequest("DELETE", self._url(name), headers=_only(etag)))
+        if response.status_code not in (202, 404) and not (etag and response.status_code == 412):
             raise self._failure(response)
 
     async def _put(
@@ -172,8 +176,8 @@ class BlobContainer:
     async def read(self, name: str, *, at_most: int, etag: str | None = None) -> bytes:
         """The whole blob. BlobFailed has the code `TooLarge` beyond `at_most` bytes, the status 412 where the
         ETag is not `etag`."""
-        headers = {"if-match": etag} if etag else {}
-        return await self._get(self._url(name), HttpRequest("GET", self._url(name), headers=headers), at_most)
+        request = HttpRequest("GET", self._url(name), headers=_only(etag))
+        return await self._get(self._url(name), request, at_most)
 
     async def _get(self, url: str, request: HttpRequest, at_most: int) -> bytes:
         try:
@@ -255,6 +259,10 @@ class BlobContainer:
         if self._requests is None:
             raise RuntimeError(f"the container {self.url} is not open: async with BlobContainer(...)")
         return self._requests
+
+
+def _only(etag: str | None) -> dict[str, str]:
+    return {"if-match": etag} if etag else {}
 
 
 async def _body(url: str, response: AsyncHttpResponse, at_most: int) -> bytes:

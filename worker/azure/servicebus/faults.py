@@ -10,7 +10,13 @@ from aiohttp import (
     ClientResponseError,
     ServerTimeoutError,
 )
-from azure.servicebus._pyamqp.error import AMQPException, ErrorCondition, TokenAuthFailure
+from azure.servicebus._pyamqp.error import (
+    AMQPException,
+    AMQPLinkError,
+    ErrorCondition,
+    MessageException,
+    TokenAuthFailure,
+)
 from azure.servicebus.exceptions import (
     MessagingEntityDisabledError,
     MessagingEntityNotFoundError,
@@ -39,6 +45,14 @@ FAULTS = (
     ValueError,
 )
 """What the SDK is known to raise when a link, a connection or a token fails."""
+
+
+def is_not_allowed(error: BaseException) -> bool:
+    """The queue takes no such message, as one with sessions takes none without. The SDK has no class for it."""
+    match error:
+        case AMQPLinkError() | MessageException() if error.condition == ErrorCondition.NotAllowed:
+            return True
+    return False
 
 
 def cause_of_fault(error: BaseException) -> Cause | None:

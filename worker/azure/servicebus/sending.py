@@ -23,7 +23,7 @@ from azure.servicebus.exceptions import (
 )
 
 from worker.azure.network import causes_of
-from worker.azure.servicebus.faults import FAULTS, describe_fault
+from worker.azure.servicebus.faults import FAULTS, describe_fault, is_not_allowed
 from worker.errors import TokenUnavailable
 from worker.waits import backoff, loop_time
 
@@ -138,4 +138,4 @@ class RetryingSender:
 
 
 def _is_final(error: BaseException) -> bool:
-    return any(isinstance(cause, FINAL) for cause in causes_of(error))
+    return any(isinstance(cause, FINAL) or is_not_allowed(cause) for cause in causes_of(error))

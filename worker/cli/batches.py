@@ -179,8 +179,8 @@ def list_batches(
     rate. AGE is the time since the batch was submitted. With --json it prints one JSON object a line, like
     status --json.
 
-    Exit codes: 0 shown, or there is no batch; 1 something outside failed; 2 the settings are wrong, or results go to
-    a queue; 130 interrupted.
+    Exit codes: 0 shown, or there is no batch; 1 something outside failed; 2 the settings are wrong, or results go
+    to a queue; 130 interrupted.
     """
     with readable_errors(), Heartbeat("a token and Blob storage to list its batches"):
         statuses, prices = asyncio.run(_newest(limit))
@@ -205,8 +205,8 @@ def status(
 
     With results in a queue it shows how many can be collected. For a collected batch it shows when it was
     collected, the file and the counts. With results in Blob storage it shows everything, and --watch updates it
-    until the batch is complete: in place on a terminal, else with one line (with --json one object) for each change.
-    The cost is computed from AOAI_WORKER_PRICES.
+    until the batch is complete: in place on a terminal, else with one line (with --json one object) for each
+    change. The cost is computed from AOAI_WORKER_PRICES.
 
     Exit codes: 0 shown, in any state; 1 nothing was submitted under this id, or something outside failed; 2
     the settings are wrong, or --watch and results go to a queue; 130 interrupted.

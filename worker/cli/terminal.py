@@ -140,8 +140,8 @@ def parse_model_map(pairs: Sequence[str], option: str) -> Mapping[str, str]:
         old, equals, new = pair.partition("=")
         if not (equals and MODEL.fullmatch(old) and MODEL.fullmatch(new)) or models.setdefault(old, new) != new:
             raise typer.BadParameter(
-                f"{pair!r} is not OLD=NEW with two model names, or OLD already has another NEW. Next: give one such "
-                "as old-model=new-model",
+                f"{pair!r} is not OLD=NEW with two model names, or OLD already has another NEW. Next: give such as "
+                "old-model=new-model",
                 param_hint=f"'{option}'",
             )
     return models

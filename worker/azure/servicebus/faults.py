@@ -159,7 +159,7 @@ _PASS = (
     "HTTPS_PROXY must name a proxy that may CONNECT to port 443 of the namespace (http://user:password@host:port "
     "where it asks for a password); NO_PROXY names the hosts to reach without it"
 )
-_ADMIT = "look at the namespace's firewall: it must admit this network, or have a private endpoint in it"
+_ADMIT = "check the namespace's firewall: it must allow this network, or have a private endpoint in it"
 _AIM = "AOAI_WORKER_SERVICEBUS_ENDPOINT, if set, must name port 443 of the namespace; port 5671 takes AMQP only"
 
 

@@ -134,7 +134,7 @@ async def serve_and_work(
         slots=settings.slots,
         bytes_limit=settings.in_flight_bytes,
     )
-    admission.close(Closure.START_UP, "tokens, queues and deployments are not proved yet")
+    admission.close(Closure.START_UP, "tokens, queues and deployments are not checked yet")
     rollouts = Rollouts(settings.unknown_model_patience)
     metrics.watch(admission)
 

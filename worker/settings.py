@@ -122,7 +122,9 @@ def _host_and_port(address: str) -> str:
 
 def _readable(path: Path) -> Path:
     if not os.access(path, os.R_OK) or not path.is_file():
-        raise ValueError("a file that this process can read (that of `aoai-worker local` is there while it runs)")
+        raise ValueError(
+            "a file that this process can read (that of `aoai-worker local` exists only while it runs)"
+        )
     return path
 
 
@@ -143,8 +145,8 @@ def _only_model(value: Any) -> Any:
     if isinstance(value, list):
         # jobs of a throttled model would stand before the others', as a queue is first in, first out
         raise ValueError(
-            'one model, such as "gpt-5.4-mini", or null to drain the queue: a queue carries jobs of one model, or '
-            "a throttled one holds up the others. Give each model a queue of its own"
+            'one model, such as "gpt-5.4-mini", or null to drain the queue. Jobs of several models in one queue '
+            "would wait for a throttled one. Give each model its own queue"
         )
     return value
 
@@ -160,18 +162,18 @@ ReadableFile = Annotated[Path, AfterValidator(_readable)]
 
 
 class Deployment(BaseModel):
-    """A deployment of Azure OpenAI; in the settings its bare name will do."""
+    """A deployment of Azure OpenAI; the settings may give only its name."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(min_length=1)
     endpoint: HttpsUrl | None = None
-    """Where it is deployed, if not at AZURE_OPENAI_ENDPOINT."""
+    """Its endpoint, if not AZURE_OPENAI_ENDPOINT."""
 
     tokens_per_minute: int | None = Field(None, ge=1)
     requests_per_minute: int | None = Field(None, ge=1)
-    """What the whole fleet may use of its quota, which other users may share. Left out: what the service's headers
-    say, and where they say nothing no pacing, only the pauses that a 429 asks for."""
+    """What all pods together may use of its quota, which other clients may share. If left out, the service's
+    headers decide. Without headers there is no pacing, only the pauses that a 429 asks for."""
 
 
 Deployments = Annotated[list[Annotated[Deployment, BeforeValidator(_deployment)]], Field(min_length=1)]
@@ -185,13 +187,13 @@ MILLION = 1_000_000
 
 
 class Price(BaseModel):
-    """Of a model, for a million tokens, in any currency."""
+    """The price of a million tokens of a model, in any currency."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     input: Amount
     cached_input: Amount | None = None
-    """Of input tokens that the service had cached; left out, they cost as much as others."""
+    """The price of cached input tokens; by default that of `input`."""
     output: Amount
 
     def cost(self, usage: Usage) -> float:
@@ -207,17 +209,18 @@ class ConnectionSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True, validate_by_name=True)
 
     servicebus_namespace: Annotated[str, AfterValidator(_host)]
-    """The namespace's host name. Its role assignments, not a key, say who may do what."""
+    """The namespace's host name. Access is by role assignments, not by keys."""
 
     servicebus_endpoint: Annotated[str, AfterValidator(_host_and_port)] | None = None
-    """host:port to connect to while the namespace keeps its real name: a private endpoint, a local Azure."""
+    """host:port to connect to instead of the namespace's own, such as a private endpoint or a local Azure."""
 
     servicebus_transport: Literal["amqp", "websockets"] = "amqp"
-    """AMQP at port 5671, or AMQP over WebSockets at port 443, by an HTTP proxy where the environment names one."""
+    """AMQP on port 5671, or AMQP over WebSockets on port 443, through the environment's HTTP proxy if it has
+    one."""
 
     ca_file: ReadableFile | None = None
-    """PEM file of the authorities that every client trusts instead of the public ones: TLS inspection,
-    a local Azure."""
+    """PEM file of the authorities that all clients trust instead of the public ones, for TLS inspection or a
+    local Azure."""
 
     jobs_queue: str = Field("jobs", min_length=1, max_length=260)
     """The entry queue: jobs of any model can be sent here. With one model it is that model's queue."""
@@ -232,42 +235,42 @@ class ConnectionSettings(BaseSettings):
         ]
         | None
     ) = None
-    """Queues by name, each with the one model whose jobs it carries, such as `{"jobs-mini": "gpt-5.4-mini"}`; null:
-    its jobs are answered with `model_not_allowed`, which drains it. Of a model's queues the first gets its jobs,
-    and all are worked. A worker of several models names the queues of
-    those that are left out `<jobs_queue>-<model>`; a producer sends their jobs to `jobs_queue`."""
+    """Queues by name, each with the one model whose jobs it carries, such as `{"jobs-mini": "gpt-5.4-mini"}`. Null
+    instead of a model drains the queue: its jobs get `model_not_allowed`. If a model has several queues, its jobs
+    are sent to the first, and all are received. A worker with several models uses `<jobs_queue>-<model>` for models
+    that are not listed; a producer sends their jobs to `jobs_queue`."""
 
     results_queue: str = Field("results", min_length=1, max_length=260)
 
     sink: Literal["blob", "queue"] = "blob"
-    """Where results go: one blob each in `blob_container`, or messages of `results_queue`, for live use."""
+    """Where results go: one blob each in `blob_container`, or messages in `results_queue` for live consumers."""
 
     blob_container: ContainerUrl | None = Field(None, validate_default=True)
-    """The container of results, such as https://my-account.blob.core.windows.net/results, for the blob sink."""
+    """The container for results with the blob sink, such as https://my-account.blob.core.windows.net/results."""
 
     blob_prefix: Annotated[
         str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$", max_length=200)
     ] = "results"
-    """The folder of the results in it."""
+    """The folder for results in `blob_container`."""
 
     claims_container: ContainerUrl | None = None
-    """Where jobs lie that are too large for a message; `blob_container` unless set, and without both such
-    jobs cannot be sent. Claims that point anywhere else are refused."""
+    """The container for jobs that are too large for a message; by default `blob_container`. Without both, such
+    jobs cannot be sent. Claims that point to another place are refused."""
 
     largest_claim: int = Field(16 << 20, ge=1, le=256 << 20)
-    """Bytes of the largest job that is fetched for a claim; it is held in memory while it is in flight."""
+    """Maximum bytes of a job that is fetched for a claim. It is held in memory while it is in flight."""
 
     prices: dict[str, Price] | None = None
     """Prices by model for `status` and `list`, such as
     `{"gpt-5.4-mini": {"input": 1.5, "cached_input": 0.75, "output": 6.0}}` for a million tokens, in any currency.
-    They change, so none is known here."""
+    No prices are built in."""
 
     credential: Literal["auto", "workload", "managed", "cli", "default"] = "auto"
-    """Who we are. `auto`: the workload identity where AZURE_FEDERATED_TOKEN_FILE is set, else the Azure CLI's
-    login. `default`: azure-identity's chain without its environment credential, which takes secrets."""
+    """How to authenticate. `auto`: the workload identity if AZURE_FEDERATED_TOKEN_FILE is set, else the Azure CLI's
+    login. `default`: azure-identity's chain without its environment credential, which accepts secrets."""
 
     enable_azure_proxy: bool = False
-    """AKS identity bindings: exchange tokens through the cluster's proxy; only with the workload identity."""
+    """For AKS identity bindings: exchange tokens through the cluster's proxy. Only with the workload identity."""
 
     @property
     def servicebus_address(self) -> tuple[str, int]:
@@ -288,8 +291,8 @@ class ConnectionSettings(BaseSettings):
         for queue in self.queues or {}:
             if (first := seen.setdefault(queue.casefold(), queue)) != queue:
                 raise ValueError(
-                    f"{PREFIX}QUEUES: {first} and {queue} are one queue, as Service Bus does not tell cases apart: "
-                    "must be names that differ otherwise"
+                    f"{PREFIX}QUEUES: {first} and {queue} are one queue, as Service Bus ignores case: "
+                    "must be names that differ by more than case"
                 )
         return self
 
@@ -300,8 +303,8 @@ class ConnectionSettings(BaseSettings):
         if value is None and info.data.get("sink") == "blob":
             purpose = "the container of results, such as https://my-account.blob.core.windows.net/results"
             words = (
-                f"{PREFIX}BLOB_CONTAINER is missing: {purpose}. Or set {PREFIX}SINK=queue: "
-                f"results are then messages of the queue {info.data.get('results_queue', 'results')!r}"
+                f"{PREFIX}BLOB_CONTAINER is missing: {purpose}. Or set {PREFIX}SINK=queue "
+                f"to send results to the queue {info.data.get('results_queue', 'results')!r}"
             )
             raise PydanticCustomError(OWN_WORDS, "{words}", {"words": words})
         return value
@@ -329,73 +332,74 @@ class WorkerSettings(ConnectionSettings):
     """The account's endpoint, such as https://my-account.openai.azure.com."""
 
     openai_scope: Annotated[str, AfterValidator(_scope)] = "https://cognitiveservices.azure.com/.default"
-    """The scope of the tokens for Azure OpenAI. Accounts also take
-    https://ai.azure.com/.default; the endpoint of a Foundry project takes nothing else."""
+    """The scope of the tokens for Azure OpenAI. Accounts also accept
+    https://ai.azure.com/.default; the endpoint of a Foundry project accepts only that."""
 
     models: Annotated[dict[str, Deployments], Field(min_length=1)] | Literal["passthrough"]
-    """The models that jobs may ask for, each with its ordered deployments: the first whose gate is open
-    is used. `passthrough` takes the job's model as the name of a deployment: producers choose any."""
+    """The models that jobs may ask for, each with its deployments in order: a call uses the first whose gate is
+    open. `passthrough` uses the job's model as the name of the deployment, so producers may choose any."""
 
     responses_store: bool = False
-    """Let Azure keep responses (`/v1/responses`), 30 days by default. False sends `store: false` with each job
-    that does not say itself: the result is here, and nobody would delete the copy of prompt and answer there."""
+    """Let Azure store responses (`/v1/responses`), 30 days by default. False sends `store: false` with each job
+    that does not set `store`: the worker writes the result, and no one would delete Azure's copy."""
 
     fleet_size: int = Field(1, ge=1, le=10_000)
-    """Pods that share the budgets of deployments at most; this one takes its part, and more where the service's
-    headers show that others leave some."""
+    """Maximum number of pods that share the deployments' budgets. Each pod uses its share, and more if the
+    service's headers show unused quota."""
 
     api_version: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}(-preview)?$")] | None = None
-    """Call the older surface with this version, such as 2024-10-21, instead of /openai/v1/."""
+    """Use the older API with this version, such as 2024-10-21, instead of /openai/v1/."""
 
     slots: int = Field(64, ge=1, le=4_096)
     """Jobs in flight at once in this pod."""
 
     in_flight_bytes: int = Field(64 << 20, ge=1 << 20)
-    """Bytes of jobs and of their answers, those that are awaited too, that are held at once."""
+    """Maximum bytes of jobs and their answers, including expected answers, held at once."""
 
     receivers: int = Field(1, ge=1, le=16)
-    """Connections on which a queue is received. One carries 700 jobs/s; more help where answers are quicker than
-    that or locks are many."""
+    """Connections that receive from a queue. One carries 700 jobs/s. Use more for faster answers or many
+    locks."""
 
     sweep_every: float = Field(60.0, ge=1, allow_inf_nan=False)
-    """Seconds between looks into the dead-letter queues for jobs that the broker gave up: expired, or delivered too
-    often. They get an error line, so that their batches end."""
+    """Seconds between sweeps of the dead-letter queues. Jobs that the broker dead-lettered, because they expired or
+    were delivered too often, get an error line, so that their batches end."""
 
     attempts: int = Field(6, ge=1, le=50)
-    """Calls that may fail before a job's last failure becomes its result; throttles do not count."""
+    """Calls that may fail before a job's last failure becomes its result. 429s do not count."""
 
     unfit_answers: int = Field(0, ge=0, le=5)
-    """How often a job is called again whose answer is not the JSON that it asked for. Each call is paid for."""
+    """How often a job is called again if its answer is not the JSON that it asked for. Each call is paid for."""
 
     call_timeout: float = Field(600.0, gt=0, le=3_600)
-    """Seconds for one call; 600 is the openai SDK's own default, long answers of reasoning models need it."""
+    """Time-out of one call in seconds. 600 is the openai SDK's default, which long answers of reasoning models
+    need."""
 
     max_age: float = Field(86_400.0, gt=0, allow_inf_nan=False)
-    """Seconds from enqueuing to the deadline of a job that names none; 24 h as the Batch API."""
+    """Seconds from enqueuing to the deadline of a job without its own deadline; 24 h, as in the Batch API."""
 
     unknown_model_patience: float = Field(600.0, ge=0, allow_inf_nan=False)
-    """Seconds from when a pod first sees the name of a model that it does not know until it answers such jobs with
-    `model_not_allowed`: a rollout may be bringing the model, in other pods first. 0 refuses at once."""
+    """Seconds from when a pod first sees an unknown model name until it answers such jobs with
+    `model_not_allowed`, because a rollout may be adding the model. 0 refuses at once."""
 
     parking: float = Field(900.0, gt=0, allow_inf_nan=False)
-    """Seconds a job may wait at gates in this pod, all in all, before it is handed back to the queue."""
+    """Total seconds that a job may wait at closed gates in this pod before it is handed back to the queue."""
 
     grace: float = Field(25.0, ge=0, allow_inf_nan=False)
-    """Seconds from SIGTERM until unfinished jobs are handed back. Keep it 5 s below the pod's
-    terminationGracePeriodSeconds, whose own default is 30."""
+    """Seconds from SIGTERM until unfinished jobs are handed back. Keep it at least 5 s below the pod's
+    terminationGracePeriodSeconds, which is 30 by default."""
 
     http_host: str = "0.0.0.0"  # noqa: S104 - the kubelet and Prometheus ask the pod's address
     http_port: int = Field(9_090, ge=0, le=65_535)
-    """Where /metrics, /livez, /readyz and /statez are served; 0 takes any free port."""
+    """The port of /metrics, /livez, /readyz and /statez; 0 uses any free port."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     batch_labels: int = Field(0, ge=0, le=1_000)
-    """Batches that have metrics of their own, tokens and cost: the first so many since the start of the pod, more
-    count as `other`. 0, as each is a time series more for Prometheus."""
+    """How many batches have their own metrics of tokens and cost: the first ones since the start of the pod. Later
+    ones count as `other`. The default is 0, because each batch adds time series to Prometheus."""
 
     pod: str = Field(default_factory=socket.gethostname)
-    """The name under which this process signs its results; the host name, in a pod the pod's name."""
+    """The name of this process in its results; by default the host name, which in Kubernetes is the pod's name."""
 
     @model_validator(mode="after")
     def _knows_the_models_of_its_queues(self) -> Self:
@@ -419,15 +423,15 @@ class WorkerSettings(ConnectionSettings):
         if self.models == "passthrough":
             if queues:
                 raise ValueError(
-                    f"{PREFIX}QUEUES is set beside {PREFIX}MODELS=passthrough: must be left out, as all jobs are "
-                    f"taken from {entry} then. Name the models to give each a queue"
+                    f"{PREFIX}QUEUES is set with {PREFIX}MODELS=passthrough: must be left out, as all jobs then "
+                    f"come from {entry}. Name the models to give each a queue"
                 )
             return self
         given = {queue.casefold(): model for queue, model in queues.items()}
         if entry.casefold() in given and (given[entry.casefold()] is None or len(self.models) > 1):
             raise ValueError(
-                f"{PREFIX}QUEUES[{entry}]: must be another queue than {PREFIX}JOBS_QUEUE, from which the jobs of "
-                f"all models are sorted. Name it otherwise, such as {entry}-{next(iter(self.models))}"
+                f"{PREFIX}QUEUES[{entry}]: must be another queue than {PREFIX}JOBS_QUEUE, which takes the jobs of "
+                f"all models. Use another name, such as {entry}-{next(iter(self.models))}"
             )
         return self._require_queue_names(set(given) | {entry.casefold()})
 
@@ -439,11 +443,11 @@ class WorkerSettings(ConnectionSettings):
             queue = f"{self.jobs_queue}-{model}"
             why = None
             if not IN_QUEUE_NAME.fullmatch(model):
-                why = "a model's name in that of a queue must have letters, digits and . _ - only"
+                why = "a model's name in a queue's name must have only letters, digits and . _ -"
             elif not QUEUE.fullmatch(queue):
                 why = f"must have {QUEUE_ALPHABET}"
             elif queue.casefold() in taken:
-                why = "must differ from the others' by more than case"
+                why = "must differ from other queues by more than case"
             if why:
                 raise ValueError(
                     f"{PREFIX}MODELS: {queue[:300]} as the queue of {model!r}: {why}. Name its queue, such as "
@@ -463,8 +467,8 @@ class WorkerSettings(ConnectionSettings):
             if _budget(first) != _budget(deployment):
                 raise ValueError(
                     f"{PREFIX}MODELS: {deployment.name} at {endpoint} has the budgets {_budget(first)} and "
-                    f"{_budget(deployment)} (tokens and requests a minute): must be the same for each model that "
-                    "it carries, as it is one quota"
+                    f"{_budget(deployment)} (tokens and requests a minute): must be the same for all its models, "
+                    "as it is one quota"
                 )
         return self
 
@@ -476,7 +480,7 @@ class WorkerSettings(ConnectionSettings):
         if project is not None and self.openai_scope != PROJECT_SCOPE:
             raise ValueError(
                 f"{PREFIX}OPENAI_SCOPE is {self.openai_scope}: must be {PROJECT_SCOPE}, as {project} is the "
-                "endpoint of a Foundry project, which takes no other tokens. Set it, or name the account's own "
+                "endpoint of a Foundry project, which accepts no other tokens. Set it, or use the account's "
                 "endpoint"
             )
         return self
@@ -561,12 +565,12 @@ def smuggled_keys(environment: Mapping[str, str]) -> Iterator[str]:
     """One line for each variable that would bring a key into a keyless worker; values are not shown."""
     for name in SMUGGLED_KEYS:
         if environment.get(name):
-            yield f"{name} is set; this worker is keyless and refuses to run beside a key. Unset it."
+            yield f"{name} is set; this worker is keyless and refuses to run with a key. Unset it."
     for name in CONNECTION_STRINGS:
         value = environment.get(name)
         if value and "usedevelopmentemulator=true" not in value.lower():
             yield (
-                f"{name} is set to a connection string, which holds a key; only the development emulator's "
+                f"{name} is set to a connection string, which contains a key; only the development emulator's "
                 f"is allowed. Unset it and set {PREFIX}SERVICEBUS_NAMESPACE."
             )
 
@@ -595,7 +599,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # a day that is none, a number of too many digits, deep nesting
         raise InvalidSettings([f"{name}: the file holds a value that cannot be read: {error}"]) from error
     if _count_values(document) > MOST_VALUES:
-        raise InvalidSettings([f"{name}: the file holds more than {MOST_VALUES:,} values, its aliases written out"])
+        raise InvalidSettings(
+            [f"{name}: the file holds more than {MOST_VALUES:,} values, with its aliases expanded"]
+        )
     if not isinstance(document, dict):
         raise InvalidSettings([f"{name}: the file must hold a mapping of settings, such as `slots: 64`"])
     unknown = [str(key) for key in document if key not in WorkerSettings.model_fields]
@@ -654,7 +660,7 @@ def _shown(detail: Any) -> str:
 def _allowed(detail: Any) -> str:
     """What would be accepted, in words that follow "must be"."""
     if detail["loc"][0] == "prices" and detail["type"] in ("extra_forbidden", "dict_type", "model_type"):
-        return f"JSON such as {_PRICES}, for a million tokens"
+        return f"JSON such as {_PRICES}, prices of a million tokens"
     if detail["type"] in _TYPES:
         return _TYPES[detail["type"]]
     message = str(detail["msg"])
@@ -679,6 +685,6 @@ _TYPES = {
 _PURPOSES = {
     "servicebus_namespace": "the Service Bus namespace, such as my-namespace.servicebus.windows.net",
     "AZURE_OPENAI_ENDPOINT": "the account's endpoint, such as https://my-account.openai.azure.com",
-    "prices": "of a million tokens, 0 where nothing is charged",
+    "prices": "the price of a million tokens, 0 if nothing is charged",
     "models": 'the models and their deployments, such as {"gpt-5.4-mini": ["my-deployment"]}, or passthrough',
 }

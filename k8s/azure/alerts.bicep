@@ -75,8 +75,8 @@ resource group0 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
           release: '${fullname}'
         }
         annotations: {
-          summary: 'Nobody sees the queues of ${namespace}/${fullname}'
-          description: 'For 30 minutes Prometheus has had neither metrics of a pod of ${namespace}/${fullname} nor KEDA\'s metrics of its queues. Messages may wait without end, and no other alert can tell.'
+          summary: 'The queues of ${namespace}/${fullname} are not monitored'
+          description: 'For 30 minutes Prometheus has had neither metrics of a pod of ${namespace}/${fullname} nor KEDA\'s metrics of its queues. Messages may wait indefinitely, and no other alert can fire.'
           runbook_url: '${runbookBaseUrl}#aoaiworkerunseen'
         }
       }
@@ -98,7 +98,7 @@ resource group0 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
         }
         annotations: {
           summary: 'KEDA cannot read the queues of ${namespace}/${fullname}'
-          description: 'KEDA\'s looks at the queues of ${namespace}/${fullname} have failed for 15 minutes, {{ $value | humanize }} times within the last ten. Pods do not follow the queues: their number is that of the fallback, or stays as it is.'
+          description: 'For 15 minutes KEDA could not read the length of the queues of ${namespace}/${fullname}: {{ $value | humanize }} failures within the last ten minutes. The number of pods is that of the fallback, or does not change.'
           runbook_url: '${runbookBaseUrl}#aoaiworkerscalerfails'
         }
       }
@@ -226,7 +226,7 @@ resource group2 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
         }
         annotations: {
           summary: 'Jobs of queue {{ $labels.queue }} fail far more often than the objective allows'
-          description: '{{ $value | humanizePercentage }} of the jobs that finished in queue {{ $labels.queue }} of {{ $labels.namespace }} ended in an error line or a fault. At this rate the error budget of 30 days is gone within days.'
+          description: '{{ $value | humanizePercentage }} of the jobs that finished in queue {{ $labels.queue }} of {{ $labels.namespace }} ended without an answer or in a fault. At this rate the 30-day error budget is used up within days.'
           runbook_url: '${runbookBaseUrl}#aoaiworkererrorbudgetburnsfast'
         }
       }
@@ -248,7 +248,7 @@ resource group2 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
         }
         annotations: {
           summary: 'Jobs of queue {{ $labels.queue }} fail more often than the objective allows'
-          description: '{{ $value | humanizePercentage }} of the jobs that finished in queue {{ $labels.queue }} of {{ $labels.namespace }} over a day or longer ended in an error line or a fault.'
+          description: '{{ $value | humanizePercentage }} of the jobs that finished in queue {{ $labels.queue }} of {{ $labels.namespace }} over a day or longer ended without an answer or in a fault.'
           runbook_url: '${runbookBaseUrl}#aoaiworkererrorbudgetburnsslowly'
         }
       }
@@ -270,7 +270,7 @@ resource group2 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
         }
         annotations: {
           summary: 'Messages wait in {{ $labels.namespace }} and no job finishes'
-          description: 'For half an hour no job has ended in namespace {{ $labels.namespace }}, although {{ $value | humanize }} messages wait or are being worked on.'
+          description: 'No job has ended in namespace {{ $labels.namespace }} for half an hour, but {{ $value | humanize }} messages wait or are in flight.'
           runbook_url: '${runbookBaseUrl}#aoaiworkerqueuenotdraining'
         }
       }
@@ -292,7 +292,7 @@ resource group2 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
         }
         annotations: {
           summary: 'Jobs in queue {{ $labels.queue }} wait too long'
-          description: 'The message that was received last from queue {{ $labels.queue }} of {{ $labels.namespace }} was {{ $value | humanizeDuration }} old. Jobs without a deadline of their own expire after 24 hours.'
+          description: 'The last message received from queue {{ $labels.queue }} of {{ $labels.namespace }} was {{ $value | humanizeDuration }} old. Jobs without their own deadline expire after 24 hours by default.'
           runbook_url: '${runbookBaseUrl}#aoaiworkerbacklogold'
         }
       }
@@ -314,7 +314,7 @@ resource group2 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
         }
         annotations: {
           summary: 'Jobs stay in the entry queue of {{ $labels.namespace }}'
-          description: 'For 15 minutes a pod of {{ $labels.namespace }} could not take jobs from the entry queue, or jobs lay there and none was moved to the queue of its model. The queues of models are worked on.'
+          description: 'For 15 minutes a pod of {{ $labels.namespace }} could not sort the entry queue, or jobs waited there and none was moved to the queue of its model. Jobs in the queues of models are processed as usual.'
           runbook_url: '${runbookBaseUrl}#aoaiworkerentryqueuenotsorted'
         }
       }
@@ -336,7 +336,7 @@ resource group2 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
         }
         annotations: {
           summary: 'Jobs cannot be moved to queue {{ $labels.queue }}'
-          description: 'Queue {{ $labels.queue }} of {{ $labels.namespace }} did not take {{ $value | humanize }} batches of jobs within 15 minutes: it is full, missing or without a role. When 1,000 jobs are held for it, a pod stops sorting for all models.'
+          description: 'Queue {{ $labels.queue }} of {{ $labels.namespace }} did not accept {{ $value | humanize }} batches of jobs within 15 minutes: it is full, missing or disabled, or the worker lacks a role. A pod that holds 1,000 jobs for it stops sorting for all models.'
           runbook_url: '${runbookBaseUrl}#aoaiworkermodelqueuerefuses'
         }
       }
@@ -379,8 +379,8 @@ resource group2 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
           release: '${fullname}'
         }
         annotations: {
-          summary: 'No token for {{ $labels.scope }} can be had'
-          description: 'Token requests of {{ $labels.namespace }}/{{ $labels.pod }} for {{ $labels.scope }} have failed for 15 minutes and none has succeeded. The last token is used for as long as it is valid.'
+          summary: 'Requests for a token for {{ $labels.scope }} fail'
+          description: 'Token requests of {{ $labels.namespace }}/{{ $labels.pod }} for {{ $labels.scope }} have failed for 15 minutes. The pod uses the last token as long as it is valid.'
           runbook_url: '${runbookBaseUrl}#aoaiworkertokenrefreshfails'
         }
       }
@@ -402,7 +402,7 @@ resource group2 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
         }
         annotations: {
           summary: 'The token for {{ $labels.scope }} expires within 10 minutes'
-          description: 'The token of {{ $labels.namespace }}/{{ $labels.pod }} for {{ $labels.scope }} is valid for {{ $value | humanizeDuration }} and was not refreshed; it is usually refreshed when half its life is left. After that the pod stops.'
+          description: 'The token of {{ $labels.namespace }}/{{ $labels.pod }} for {{ $labels.scope }} expires in {{ $value | humanizeDuration }} and was not refreshed. Normally it is refreshed after half of its lifetime. When it expires, the pod stops receiving jobs.'
           runbook_url: '${runbookBaseUrl}#aoaiworkertokenexpiressoon'
         }
       }
@@ -423,8 +423,8 @@ resource group2 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
           release: '${fullname}'
         }
         annotations: {
-          summary: 'Deployment {{ $labels.deployment }} has been closed most of half an hour'
-          description: 'The gates of deployment {{ $labels.deployment }} in {{ $labels.namespace }} were open for {{ $value | humanizePercentage }} of the last 30 minutes, while jobs are under way.'
+          summary: 'Deployment {{ $labels.deployment }} was closed for most of half an hour'
+          description: 'The gates of deployment {{ $labels.deployment }} in {{ $labels.namespace }} were open for {{ $value | humanizePercentage }} of the last 30 minutes, while jobs were in flight.'
           runbook_url: '${runbookBaseUrl}#aoaiworkergateclosedlong'
         }
       }
@@ -446,7 +446,7 @@ resource group2 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
         }
         annotations: {
           summary: 'Locks of messages are lost in {{ $labels.namespace }}'
-          description: '{{ $value | humanize }} locks were lost within 30 minutes in {{ $labels.namespace }}. Each cancels a call that may have been paid for.'
+          description: '{{ $value | humanize }} locks were lost within 30 minutes in {{ $labels.namespace }}. Each lost lock cancels a call that may already be charged.'
           runbook_url: '${runbookBaseUrl}#aoaiworkerlockslost'
         }
       }
@@ -467,7 +467,7 @@ resource group2 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
           release: '${fullname}'
         }
         annotations: {
-          summary: 'The receiver of queue {{ $labels.queue }} is restarted again and again'
+          summary: 'The receiver of queue {{ $labels.queue }} restarts repeatedly'
           description: '{{ $labels.namespace }}/{{ $labels.pod }} replaced its receiver of queue {{ $labels.queue }} {{ $value | humanize }} times within 30 minutes.'
           runbook_url: '${runbookBaseUrl}#aoaiworkerreceiversrestart'
         }
@@ -489,8 +489,8 @@ resource group2 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
           release: '${fullname}'
         }
         annotations: {
-          summary: '{{ $labels.pod }} takes no jobs: identity, role, queue or deployment is wrong'
-          description: 'Pod {{ $labels.namespace }}/{{ $labels.pod }} has been unready for 10 minutes, because a token, a queue or a deployment could not be proved or a call showed that one is wrong.'
+          summary: '{{ $labels.pod }} receives no jobs: an identity, role, queue or deployment is wrong'
+          description: 'Pod {{ $labels.namespace }}/{{ $labels.pod }} has been unready for 10 minutes: the start-up check of a token, a queue or a deployment failed, or calls failed later.'
           runbook_url: '${runbookBaseUrl}#aoaiworkersetupwrong'
         }
       }
@@ -511,8 +511,8 @@ resource group2 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
           release: '${fullname}'
         }
         annotations: {
-          summary: 'Results cannot be written by {{ $labels.pod }}'
-          description: 'Pod {{ $labels.namespace }}/{{ $labels.pod }} has paid answers that it cannot write, and takes no more jobs until it can.'
+          summary: 'Pod {{ $labels.pod }} cannot write results'
+          description: 'Pod {{ $labels.namespace }}/{{ $labels.pod }} holds answers that it cannot write, and receives no jobs until it can.'
           runbook_url: '${runbookBaseUrl}#aoaiworkersinkdown'
         }
       }
@@ -534,7 +534,7 @@ resource group2 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
         }
         annotations: {
           summary: '{{ $labels.pod }} cannot read jobs'
-          description: 'Pod {{ $labels.namespace }}/{{ $labels.pod }} could not read the jobs queue, or the storage that large jobs are in, for 10 minutes.'
+          description: 'Pod {{ $labels.namespace }}/{{ $labels.pod }} could not read the jobs queue, or the storage that holds large jobs, for 10 minutes.'
           runbook_url: '${runbookBaseUrl}#aoaiworkersourcedown'
         }
       }
@@ -556,7 +556,7 @@ resource group2 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
         }
         annotations: {
           summary: 'Answers for queue {{ $labels.queue }} are paid for twice'
-          description: 'For {{ $value | humanize }} jobs of queue {{ $labels.queue }} in {{ $labels.namespace }} another answer had been written before, within an hour.'
+          description: 'Within an hour {{ $value | humanize }} jobs of queue {{ $labels.queue }} in {{ $labels.namespace }} were answered although their result was already written.'
           runbook_url: '${runbookBaseUrl}#aoaiworkerpaidtwice'
         }
       }
@@ -578,7 +578,7 @@ resource group2 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
         }
         annotations: {
           summary: '{{ $labels.horizontalpodautoscaler }} is at its maximum and jobs still wait'
-          description: '{{ $labels.namespace }}/{{ $labels.horizontalpodautoscaler }} has had its maximum of {{ $value }} pods for 30 minutes, and jobs wait longer than a quarter of an hour.'
+          description: '{{ $labels.namespace }}/{{ $labels.horizontalpodautoscaler }} has run its maximum of {{ $value }} pods for 30 minutes, and jobs wait longer than 15 minutes.'
           runbook_url: '${runbookBaseUrl}#aoaiworkeratmaxreplicas'
         }
       }
@@ -600,7 +600,7 @@ resource group2 'Microsoft.AlertsManagement/prometheusRuleGroups@2023-03-01' = {
         }
         annotations: {
           summary: 'No worker of {{ $labels.namespace }}/${fullname} is scraped'
-          description: '{{ $value }} pods of {{ $labels.namespace }}/${fullname} are wanted, and Prometheus has seen no metrics of any of them for 15 minutes. Every other alert is blind meanwhile.'
+          description: '{{ $value }} pods of {{ $labels.namespace }}/${fullname} should run, but Prometheus has had no metrics of any of them for 15 minutes. No other alert can fire meanwhile.'
           runbook_url: '${runbookBaseUrl}#aoaiworkerabsent'
         }
       }

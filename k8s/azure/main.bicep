@@ -74,7 +74,7 @@ param deployments array = []
 @description('Give the worker the custom role Azure OpenAI Inference Only in place of Cognitive Services OpenAI User.')
 param inferenceOnly bool = false
 
-@description('Object id of whoever submits and collects: a group, a user, a service principal. Empty: nobody.')
+@description('Object id of the producer: a group, a user or a service principal. Empty: no roles for a producer.')
 param producerPrincipalId string = ''
 
 @description('Its type.')

@@ -1,5 +1,5 @@
 // Alerts of Azure Monitor on Service Bus' own metrics. They need no pod, no Prometheus and no KEDA. Service Bus has no
-// metric of a message's age, so a queue that never gets empty stands in for it.
+// metric of a message's age, so a queue that is never empty is used instead.
 
 @description('Resource id of the Service Bus namespace.')
 param servicebusNamespaceResourceId string
@@ -10,10 +10,10 @@ param queueNames array
 @description('Resource ids of the action groups to notify.')
 param actionGroupResourceIds array = []
 
-@description('Messages that may wait in a queue for an hour in which none is completed.')
+@description('Messages that may wait in a queue for an hour without one being completed.')
 param activeMessages int = 0
 
-@description('Messages that may lie in a dead-letter queue.')
+@description('Messages allowed in a dead-letter queue.')
 param deadLetteredMessages int = 0
 
 @description('Tags of the alerts.')
@@ -106,7 +106,7 @@ resource deadLettered 'Microsoft.Insights/metricAlerts@2018-03-01' = {
   location: 'global'
   tags: tags
   properties: {
-    description: 'Messages lie in a dead-letter queue. Runbook: AoaiWorkerDeadLettersGrow.'
+    description: 'Messages are in a dead-letter queue. Runbook: AoaiWorkerDeadLettersGrow.'
     severity: 2
     enabled: true
     scopes: [servicebusNamespaceResourceId]

@@ -31,7 +31,7 @@ param workerPrincipalId string
 @description('Object id of KEDA\'s managed identity. Empty: none.')
 param kedaPrincipalId string
 
-@description('Object id of whoever submits and collects. Empty: nobody.')
+@description('Object id of the producer. Empty: no roles for a producer.')
 param producerPrincipalId string
 
 @description('Its type.')

@@ -45,7 +45,7 @@ ASSUMPTIONS = (
     Assumption(
         name="openai-bad-token",
         service="Azure OpenAI",
-        sentence="A token that is none is refused with 401 and a body without an `error` envelope.",
+        sentence="An invalid token is refused with 401 and a body without an `error` envelope.",
         relied_on="worker/azure/openai/refusals.py",
         evidence="pasted in zotero-gpt#412",
         probe=openai.bad_token,
@@ -53,7 +53,7 @@ ASSUMPTIONS = (
     Assumption(
         name="openai-wrong-audience",
         service="Azure OpenAI",
-        sentence="A token of another audience is refused as a bad token is.",
+        sentence="A token of another audience is refused like an invalid token.",
         relied_on="worker/azure/openai/refusals.py, AOAI_WORKER_OPENAI_SCOPE",
         evidence="pasted in zotero-gpt#412",
         probe=openai.wrong_audience,
@@ -69,7 +69,7 @@ ASSUMPTIONS = (
     Assumption(
         name="openai-identity-before-name",
         service="Azure OpenAI",
-        sentence="A caller without a role learns nothing of whether a deployment exists: 401, not 404.",
+        sentence="A caller without a role gets 401 for an unknown deployment, not 404.",
         relied_on="worker/flow/startup.py, aoai-worker check",
         evidence=LIKELY,
         probe=openai.identity_before_name,
@@ -77,7 +77,7 @@ ASSUMPTIONS = (
     Assumption(
         name="openai-identity-before-body",
         service="Azure OpenAI",
-        sentence="A caller without a role is refused with 401 whatever the body.",
+        sentence="A caller without a role is refused with 401 regardless of the body.",
         relied_on="worker/flow/startup.py, aoai-worker check",
         evidence=LIKELY,
         probe=openai.identity_before_body,
@@ -85,7 +85,7 @@ ASSUMPTIONS = (
     Assumption(
         name="openai-name-before-body",
         service="Azure OpenAI",
-        sentence="An unknown deployment is 404 even where the body is wrong as well.",
+        sentence="An unknown deployment is 404 even if the body is wrong too.",
         relied_on="worker/flow/startup.py, aoai-worker check",
         evidence=LIKELY,
         probe=openai.name_before_body,
@@ -109,7 +109,7 @@ ASSUMPTIONS = (
     Assumption(
         name="openai-budget-too-small",
         service="Azure OpenAI",
-        sentence="A reasoning model refuses an output budget that ends before its answer begins with 400.",
+        sentence="A reasoning model answers 400 if the output budget is used up before its answer begins.",
         relied_on="embedded_azure/openai/refusals.py",
         evidence="pasted in public issues, 2026-09",
         probe=openai.budget_too_small,
@@ -157,7 +157,7 @@ ASSUMPTIONS = (
     Assumption(
         name="openai-capacity",
         service="Azure OpenAI",
-        sentence="A 429 of missing capacity is worded otherwise than one of the quota.",
+        sentence="A 429 for lack of capacity has another wording than a 429 of the quota.",
         relied_on="worker/azure/openai/refusals.py",
         evidence="pasted in pollinations#6260",
         probe=openai.capacity,
@@ -165,7 +165,7 @@ ASSUMPTIONS = (
     Assumption(
         name="openai-provisioned-utilisation",
         service="Azure OpenAI",
-        sentence="A provisioned deployment tells its utilisation in a header.",
+        sentence="A provisioned deployment reports its utilisation in a header.",
         relied_on="worker/rate_limits.py",
         evidence=f"{DOCUMENTED}; the body of its 429 is unknown",
         probe=openai.provisioned_utilisation,
@@ -197,7 +197,7 @@ ASSUMPTIONS = (
     Assumption(
         name="servicebus-modified",
         service="Service Bus",
-        sentence="A message that is modified without delivery-failed counts one delivery more.",
+        sentence="A message modified without delivery-failed has a higher delivery count.",
         relied_on="embedded_azure/servicebus/broker/lives.py",
         evidence="live tests of the SDK for JavaScript",
         probe=servicebus.modified_without_failure,
@@ -205,7 +205,7 @@ ASSUMPTIONS = (
     Assumption(
         name="servicebus-abandoned",
         service="Service Bus",
-        sentence="A message that is modified with delivery-failed counts one delivery more.",
+        sentence="A message modified with delivery-failed has a higher delivery count.",
         relied_on="worker/azure/servicebus/private.py",
         evidence=DOCUMENTED,
         probe=servicebus.modified_with_failure,
@@ -237,7 +237,7 @@ ASSUMPTIONS = (
     Assumption(
         name="servicebus-duplicates",
         service="Service Bus",
-        sentence="Duplicate detection drops a message with the same message-id, and the sender is not told.",
+        sentence="Duplicate detection drops a message with the same message-id without an error to the sender.",
         relied_on="worker/azure/servicebus/results_queue.py, worker/client/submission.py",
         evidence=DOCUMENTED,
         probe=servicebus.duplicates,
@@ -261,7 +261,7 @@ ASSUMPTIONS = (
     Assumption(
         name="servicebus-unknown-entity",
         service="Service Bus",
-        sentence="put-token for an unknown entity is 401 to a caller without a right there.",
+        sentence="put-token for an unknown entity is 401 for a caller without a right there.",
         relied_on="worker/operations/check/suggestions.py",
         evidence="azure-sdk-for-net#44734; 404 with a right, azure-service-bus#304",
         probe=servicebus.unknown_entity,
@@ -285,7 +285,7 @@ ASSUMPTIONS = (
     Assumption(
         name="blob-put-if-absent",
         service="Blob storage",
-        sentence="A put with `If-None-Match: *` on a blob that is there is 409 `BlobAlreadyExists`.",
+        sentence="A put with `If-None-Match: *` on an existing blob is 409 `BlobAlreadyExists`.",
         relied_on="worker/azure/blob/container.py",
         evidence=DOCUMENTED,
         probe=blob.put_if_absent,
@@ -301,7 +301,7 @@ ASSUMPTIONS = (
     Assumption(
         name="blob-role-before-condition",
         service="Blob storage",
-        sentence="The role is looked at before the condition: 403, not 409 or 412.",
+        sentence="The role is checked before the condition: 403, not 409 or 412.",
         relied_on="worker/azure/blob/container.py, which proves containers so",
         evidence=LIKELY,
         probe=blob.role_before_condition,
@@ -309,7 +309,7 @@ ASSUMPTIONS = (
     Assumption(
         name="blob-role-before-container",
         service="Blob storage",
-        sentence="The role is looked at before the container: 403, not 404.",
+        sentence="The role is checked before the container: 403, not 404.",
         relied_on="worker/azure/blob/container.py",
         evidence="none; Azurite checks no roles",
         probe=blob.role_before_container,
@@ -317,7 +317,7 @@ ASSUMPTIONS = (
     Assumption(
         name="blob-read-gone-if-match",
         service="Blob storage",
-        sentence="A read under `If-Match` of a blob that is gone is 412 `ConditionNotMet`.",
+        sentence="A read with `If-Match` of a deleted blob is 412 `ConditionNotMet`.",
         relied_on="worker/azure/blob/claims.py",
         evidence="our reading of Azure's documentation",
         probe=blob.read_gone_if_match,
@@ -325,7 +325,7 @@ ASSUMPTIONS = (
     Assumption(
         name="blob-absent",
         service="Blob storage",
-        sentence="A blob that is not there is 404 `BlobNotFound`.",
+        sentence="A blob that does not exist is 404 `BlobNotFound`.",
         relied_on="worker/azure/blob/claims.py",
         evidence=DOCUMENTED,
         probe=blob.absent_blob,
@@ -374,7 +374,7 @@ ASSUMPTIONS = (
     Assumption(
         name="entra-not-an-assertion",
         service="Entra",
-        sentence="An assertion that is no JWT is refused with AADSTS50027.",
+        sentence="An assertion that is not a JWT is refused with AADSTS50027.",
         relied_on="embedded_azure/entra/assertions.py",
         evidence=DOCUMENTED,
         probe=entra.not_an_assertion,
@@ -382,7 +382,7 @@ ASSUMPTIONS = (
     Assumption(
         name="entra-expires-in",
         service="Entra",
-        sentence="A token response tells `expires_in` as a number.",
+        sentence="A token response has `expires_in` as a number.",
         relied_on="worker/azure/identity.py",
         evidence=DOCUMENTED,
         probe=entra.lifetime,
@@ -390,7 +390,7 @@ ASSUMPTIONS = (
     Assumption(
         name="entra-refresh-in",
         service="Entra",
-        sentence="The token response of a managed identity tells `refresh_in`.",
+        sentence="The token response of a managed identity has `refresh_in`.",
         relied_on="worker/azure/identity.py",
         evidence="azure-core reads it",
         probe=entra.refresh_in,

@@ -17,29 +17,29 @@ _INTRODUCTION = """\
 
 Written by `make azure`; do not edit it.
 
-Nobody who wrote this project has met a real Azure. Its tests run against the embedded Azure, which
-we wrote after Azure's documentation and what others have pasted in public issues. This page lists
-what we rely on, once each, by name. A probe decides each assumption.
+The authors of this project have not run it on a real Azure. Its tests run against the embedded
+Azure, which follows Azure's documentation and output that others have pasted in public issues. This
+page lists each assumption that we rely on by name. A probe decides each one.
 
-- *Azure* is the verdict of a run against a real subscription. `unknown (never run)` means that
-  nobody has run the probe there.
-- *Embedded* is what the embedded Azure does. It confirms nothing of Azure.
+- *Azure* is the verdict of a run against a real subscription. `unknown (never run)` means that the
+  probe has not run there.
+- *Embedded* is what the embedded Azure does. It says nothing about Azure.
 
 With a subscription you can decide them in about half an hour:
 
 ```sh
 az login
 export AZURE_SUBSCRIPTION_ID=... AOAI_PROBE_MODEL=... AOAI_PROBE_MODEL_VERSION=...
-make azure            # says what it will make and what it costs
-make azure YES=yes    # makes it, probes it, deletes it, and writes this page
+make azure            # shows what it will create and what it costs
+make azure YES=yes    # creates it, probes it, deletes it, and writes this page
 ```
 
-You need the rights to make resources and to assign roles, as an Owner of the subscription has.
-`make azure` lists all variables where one is missing.
+You need the rights to create resources and to assign roles, as an Owner of the subscription has.
+If a variable is missing, `make azure` lists all of them.
 
-`make azure TARGET=embedded` runs the same against the embedded Azure, and `az` is a stand-in there.
-The recordings are in `tests/azure/recordings`. They have no ids, tokens or host names in them; read
-them before you publish them. `tests/embedded/test_azure_recordings.py` compares the embedded Azure
+`make azure TARGET=embedded` runs the same against the embedded Azure, with a stand-in for `az`.
+The recordings are in `tests/azure/recordings`. They contain no ids, tokens or host names; read them
+before you publish them. `tests/embedded/test_azure_recordings.py` compares the embedded Azure
 with them.
 """
 

@@ -73,7 +73,7 @@ def test_azure_s_prometheus_is_said_not_to_read_the_rules() -> None:
 
 
 def test_a_fleet_size_below_the_most_pods_is_warned_of() -> None:
-    assert "Warning: config.fleet_size is 1, and there can be 3 pods" in notes(
+    assert "Warning: config.fleet_size is 1, but up to 3 pods can run" in notes(
         "default", {"config": {"fleet_size": 1}}
     )
     assert "Warning" not in notes()

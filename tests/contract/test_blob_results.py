@@ -237,7 +237,7 @@ def credential(authority: Authority) -> CountedCredential:
         (409, "ContainerBeingDeleted", "409 ContainerBeingDeleted", None),
         (429, "TooManyRequests", "throttles", None),
         (503, "ServerBusy", "throttles", None),
-        (500, "InternalError", "tried again later", None),
+        (500, "InternalError", "tries again later", None),
         (302, "no error code", "302", Cause.WRONG_ENDPOINT),
     ],
 )

@@ -393,7 +393,7 @@ async def test_without_the_right_to_listen_only_ids_made_from_the_content_are_ta
     bus: Bus, sender: JobClient, tmp_path: Path
 ) -> None:
     batch = read_batch_file(write_batch(tmp_path / "jobs.jsonl", ["a", "b"]))
-    with pytest.raises(UncheckedBatch, match=r'may not listen .* Receiver" there, or leave out --batch'):
+    with pytest.raises(UncheckedBatch, match=r'may not receive .* Receiver" there, or leave out --batch'):
         await sender.submit(batch, batch_id="b1")
     assert await receive_all(bus, "jobs") == []
     await sender.submit(batch)

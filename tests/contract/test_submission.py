@@ -249,7 +249,7 @@ async def test_where_no_confirmation_comes_it_ends_saying_what_was_sent_and_what
     sent = told[-1] if told else 0
     message = explain(caught.value)
     assert message.startswith(f"{sent:,} of {len(jobs):,} jobs were sent, then it was interrupted.\n")
-    assert "The same command again is safe" in message
+    assert "It is safe to run the same command again" in message
     # and it is
     disturb(bus)
     async with JobClient(settings_for(bus), bus.credential()) as client:

@@ -12,8 +12,9 @@ OUTCOMES: Final = ("passed", "failed", "skipped")
 _HEAD: Final = """\
 # Clients that we did not write
 
-`make foreign` runs them against the embedded Azure and writes this page; `make foreign ONLY=javascript`
-runs one of `python`, `javascript` and `proton` and writes its section."""
+`make foreign` runs these clients against the embedded Azure and writes this page.
+`make foreign ONLY=javascript` runs one of `python`, `javascript` and `proton`, and writes its
+section."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

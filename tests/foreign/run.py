@@ -20,21 +20,22 @@ REPORT: Final = ROOT / "docs" / "foreign-tests.md"
 
 _PYTHON: Final = """\
 The source distribution of azure-servicebus in the version that `requirements/` pins has live tests,
-written for Azure. They run against the embedded Service Bus: for each test a process of its own,
-over TLS, with entities as the test's decorators ask for them. Only the SDK's private test tools are
-replaced ([tests/foreign/adapter](../tests/foreign/adapter)); the tests and the SDK are as published.
-Delivery-ids are not checked (`strict_delivery_ids`), for some tests use one receiver from several
-threads."""
+written for Azure. They run against the embedded Service Bus over TLS: each test with its own
+process, and with the entities that the test's decorators ask for. Only the SDK's private test tools
+are replaced ([tests/foreign/adapter](../tests/foreign/adapter)); the tests and the SDK are as
+published. Delivery-ids are not checked (`strict_delivery_ids`), because some tests use one receiver
+from several threads."""
 _JAVASCRIPT: Final = """\
 The packages are as published, in the versions of `tests/foreign/javascript/package-lock.json`; the
-cases beside it are ours. They authenticate by workload identity: `DefaultAzureCredential` reads a
-pod's environment variables and trusts the embedded Azure by `NODE_EXTRA_CA_CERTS`. rhea is a client
-of plain AMQP 1.0; it uses SASL PLAIN with a key, or puts a bearer token to `$cbs`. `make test` runs
-these cases too, where Node.js is there."""
+test cases are ours. They authenticate by workload identity: `DefaultAzureCredential` reads a pod's
+environment variables and trusts the embedded Azure by `NODE_EXTRA_CA_CERTS`. rhea is a client of
+plain AMQP 1.0; it uses SASL PLAIN with a key, or sends a bearer token to `$cbs`. `make test` runs
+these cases too if Node.js is installed."""
 _PROTON: Final = """\
 Apache Qpid Proton is a client of plain AMQP 1.0 in C with a binding for Python. The package is as
 published; [the cases](../tests/foreign/proton_cases.py) are ours. It uses SASL PLAIN with a key, or
-puts a bearer token to `$cbs`. PyPI has it as source: it needs a C compiler and OpenSSL's headers."""
+sends a bearer token to `$cbs`. PyPI has only its source: it needs a C compiler and OpenSSL's
+headers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -68,7 +68,7 @@ async def test_after_a_cancellation_no_pod_calls_and_a_retry_since_answers_what_
             await until(lambda: have_met_all(cloud))
             assert await requests(cloud) == called, "though the gates have opened since"
             again = await told(cloud, "retry", BATCH, str(path))
-            assert "sent again. Their results will have the number 1000" in again
+            assert "sent again. Their results have worker.replay 1000" in again
             assert "complete, " in await told(cloud, *collect, "--follow")
             assert (await detail_of(cloud))["total_cost"] > 0
             assert "done" in await told(cloud, "list")
@@ -116,7 +116,7 @@ async def test_what_failed_is_sent_again_and_whoever_watches_sees_it(tmp_path: P
 async def test_watching_ends_by_ctrl_c_with_130_and_says_that_no_pod_works(tmp_path: Path) -> None:
     async with azure(tmp_path, config_for_tests()) as cloud:
         await told(cloud, "submit", str(write_batch(tmp_path / "in.jsonl", 1)), "--batch", BATCH)
-        assert "no pod has told of itself within a minute" in await told(cloud, "status", BATCH)
+        assert "no pod has reported within a minute" in await told(cloud, "status", BATCH)
         watching = ("-m", "worker", "status", BATCH, "--watch")
         async with process(*watching, environment=cloud.environment("producer")) as running:
             await running.printed("queued, 0 of 1 result")

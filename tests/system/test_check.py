@@ -151,7 +151,7 @@ async def test_no_token_is_shown(cloud: Azure) -> None:
 async def test_a_log_gets_a_line_for_each_thing(cloud: Azure) -> None:
     code, output = await run_check(cloud)
     assert code == 0
-    assert "ok       queue jobs: there, needs no session, and we may listen" in output.splitlines()
+    assert "ok       queue jobs: exists without sessions; this identity may receive" in output.splitlines()
     assert output.splitlines()[-1] == "1 unseen, 10 ok"
 
 
@@ -264,6 +264,4 @@ async def test_the_workers_own_roles_do_not_show_how_a_queue_is_set(
 ) -> None:
     seen = await settings_of_queues(cloud, "worker", monkeypatch)
     assert {finding.state for finding in seen.values()} == {State.UNSEEN}
-    assert {finding.detail for finding in seen.values()} == {
-        "not visible with this identity's rights, which is as it should be"
-    }
+    assert {finding.detail for finding in seen.values()} == {"not visible to this identity, as it should be"}

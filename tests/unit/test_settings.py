@@ -350,7 +350,7 @@ def test_one_deployment_has_one_budget_whichever_model_it_carries(environment: p
     environment.setenv("AOAI_WORKER_MODELS", json.dumps(models))
     assert problem() == (
         "AOAI_WORKER_MODELS: d at https://my-account.openai.azure.com has the budgets (5, None) and (None, None) "
-        "(tokens and requests a minute): must be the same for each model that it carries, as it is one quota"
+        "(tokens and requests a minute): must be the same for all its models, as it is one quota"
     )
 
 
@@ -368,8 +368,8 @@ def test_the_endpoint_of_a_project_wants_the_scope_that_it_takes(environment: py
             patched.setenv(name, value)
             assert problem() == (
                 "AOAI_WORKER_OPENAI_SCOPE is https://cognitiveservices.azure.com/.default: must be "
-                f"https://ai.azure.com/.default, as {project} is the endpoint of a Foundry project, which takes no "
-                "other tokens. Set it, or name the account's own endpoint"
+                f"https://ai.azure.com/.default, as {project} is the endpoint of a Foundry project, which accepts "
+                "no other tokens. Set it, or use the account's endpoint"
             )
             patched.setenv("AOAI_WORKER_OPENAI_SCOPE", "https://ai.azure.com/.default")
             load(WorkerSettings)
@@ -547,10 +547,10 @@ def test_a_producer_reads_which_queue_is_of_which_model(environment: pytest.Monk
         (TWO_MODELS, '{"jobs": "gpt-5.4"}', "must be another queue than AOAI_WORKER_JOBS_QUEUE"),
         (TWO_MODELS, '{"JOBS": null}', "must be another queue than AOAI_WORKER_JOBS_QUEUE"),
         (TWO_MODELS, '{"a queue": "gpt-5.4"}', "the name of a queue: 1 to 260 letters"),
-        (TWO_MODELS, '{"JOBS-gpt-5.4": "gpt-5.4-mini"}', "must differ from the others' by more than case"),
-        ('{"a": ["a"], "A": ["b"]}', None, "must differ from the others' by more than case"),
+        (TWO_MODELS, '{"JOBS-gpt-5.4": "gpt-5.4-mini"}', "must differ from other queues by more than case"),
+        ('{"a": ["a"], "A": ["b"]}', None, "must differ from other queues by more than case"),
         ('{"org/x": ["a"], "b": ["b"]}', None, 'AOAI_WORKER_QUEUES={"jobs-2": "org/x"}'),
-        ("passthrough", '{"q": "gpt-5.4"}', "QUEUES is set beside AOAI_WORKER_MODELS=passthrough"),
+        ("passthrough", '{"q": "gpt-5.4"}', "QUEUES is set with AOAI_WORKER_MODELS=passthrough"),
     ],
 )
 def test_queues_that_cannot_be_are_refused_with_the_next_step(
@@ -571,7 +571,10 @@ def test_queues_that_cannot_be_are_refused_with_the_next_step(
             '{"m": {"input": -1, "output": 2}}',
             "AOAI_WORKER_PRICES[m][input]=-1: must be greater than or equal to 0",
         ),
-        ('{"m": {"input": 1}}', "AOAI_WORKER_PRICES[m][output] is missing: of a million tokens, 0 where nothing"),
+        (
+            '{"m": {"input": 1}}',
+            "AOAI_WORKER_PRICES[m][output] is missing: the price of a million tokens, 0 if nothing",
+        ),
         ('{"m": {"input": 1, "output": 2, "tax": 3}}', "AOAI_WORKER_PRICES[m][tax]=3: must be JSON such as"),
         ('{"m": 2}', "AOAI_WORKER_PRICES[m]=2: must be JSON such as"),
         ('{"m": {"input": "free", "output": 2}}', "AOAI_WORKER_PRICES[m][input]='free': must be a number"),

@@ -321,8 +321,8 @@ def check_environment(settings: ConnectionSettings) -> None:
     if missing:
         raise InvalidSettings(
             [
-                f"{name} is missing: the workload identity webhook sets it in pods that carry the label "
-                'azure.workload.identity/use: "true" and whose service account names a client id'
+                f"{name} is missing: the workload identity webhook sets it in pods with the label "
+                'azure.workload.identity/use: "true" whose service account has a client id'
                 for name in missing
             ]
         )

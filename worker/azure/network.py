@@ -55,7 +55,7 @@ def proxy_to(host: str, port: int) -> Proxy | None:
         shown = re.sub(r"(?s)^([a-z0-9]+://)?.*@", r"\1...@", named)
         raise InvalidSettings(
             [
-                f"HTTPS_PROXY={shown}: must be http://host:port or http://user:password@host:port to lead to "
+                f"HTTPS_PROXY={shown}: must be http://host:port or http://user:password@host:port to reach "
                 f"{host}:{port}. Change it, or add {host} to NO_PROXY."
             ]
         ) from error

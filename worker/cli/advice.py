@@ -21,7 +21,7 @@ from worker.client.submission import SubmissionInterrupted
 from worker.errors import TokenUnavailable, WorkerError
 from worker.roles import SERVICE_BUS_DATA_RECEIVER, SERVICE_BUS_DATA_SENDER
 
-_AGAIN = "The same command again is safe: what was sent is not sent twice."
+_AGAIN = "It is safe to run the same command again: nothing is sent twice."
 
 
 def explain(error: BaseException, *, again: str = f" {_AGAIN}") -> str:
@@ -59,20 +59,20 @@ def _tell(error: BaseException, again: str) -> str | None:
                 "AOAI_WORKER_QUEUES."
             )
         case TokenUnavailable():
-            return f"There is no token for {error.scope}: {error.detail}\nNext: {_way_to_a_token(error)}"
+            return f"No token for {error.scope}: {error.detail}\nNext: {_way_to_a_token(error)}"
         case ServiceBusAuthorizationError():
             return f"Service Bus refuses: {_first_line(error)}\nNext: {_missing_role(str(error))}"
         case ServiceBusAuthenticationError():
             return (
                 f"Service Bus does not accept the token: {_first_line(error)}\n"
-                "Next: check that the identity's tenant (AZURE_TENANT_ID) is the namespace's."
+                "Next: check that AZURE_TENANT_ID is the namespace's tenant."
             )
         case TokenAuthFailure(status_code=404):  # Azure misses the queue when it is given a token for it
             return _tell(MessagingEntityNotFoundError(message=_text(error.status_description)), again)
         case TokenAuthFailure(status_code=401) if "InvalidAudience" in str(error):
             return (
-                "Service Bus does not accept the token, which it says of a queue that is not there, and of one on "
-                "which this identity has no role.\n"
+                "Service Bus does not accept the token. Either the queue does not exist, or this identity has no "
+                "role on it.\n"
                 f"Next: check the queue's name and AOAI_WORKER_SERVICEBUS_NAMESPACE, or {_missing_role('')}"
             )
         case MessagingEntityNotFoundError():
@@ -86,17 +86,17 @@ def _tell(error: BaseException, again: str) -> str | None:
         case ServiceBusQuotaExceededError():
             return f"The queue is full: {_first_line(error)}\nNext: let the workers catch up, then submit again."
         case ServiceBusServerBusyError():
-            return f"Service Bus throttles: {_first_line(error)}\nNext: wait a minute, then the same command again."
+            return f"Service Bus throttles: {_first_line(error)}\nNext: wait a minute, then run the command again."
         case MessageSizeExceededError():
             return (
                 f"A message is larger than the queue takes: {_first_line(error)}\n"
-                "Next: shorten the job, or set AOAI_WORKER_CLAIMS_CONTAINER, so that large jobs go by Blob storage."
+                "Next: shorten the job, or set AOAI_WORKER_CLAIMS_CONTAINER to send large jobs by Blob storage."
             )
         case ServiceBusConnectionError() | ServiceBusCommunicationError() | OperationTimeoutError():
             return (
                 f"Service Bus cannot be reached: {_first_line(error)}\n"
                 "Next: check AOAI_WORKER_SERVICEBUS_NAMESPACE, AOAI_WORKER_SERVICEBUS_ENDPOINT and the "
-                "network: port 5671 must be open, past any proxy, or port 443 with "
+                "network: port 5671 must be open, bypassing any proxy, or port 443 with "
                 "AOAI_WORKER_SERVICEBUS_TRANSPORT=websockets; for a private endpoint or TLS inspection set "
                 f"AOAI_WORKER_CA_FILE.{again}"
             )
@@ -113,8 +113,8 @@ def _text(value: str | bytes) -> str:
 def _way_to_a_token(error: TokenUnavailable) -> str:
     if error.code in ("none", "timeout"):  # Entra did not say no: it was not asked
         return (
-            "on a laptop log in with `az login`; in a pod check AZURE_FEDERATED_TOKEN_FILE and that "
-            "AZURE_AUTHORITY_HOST can be reached; behind TLS inspection set AOAI_WORKER_CA_FILE."
+            "on a laptop, run `az login`. In a pod, check AZURE_FEDERATED_TOKEN_FILE, and that "
+            "AZURE_AUTHORITY_HOST can be reached. Behind TLS inspection, set AOAI_WORKER_CA_FILE."
         )
     return (
         "check AZURE_CLIENT_ID and AZURE_TENANT_ID, and that the identity has a federated credential for this "
@@ -126,8 +126,8 @@ def _missing_role(text: str) -> str:
     for role in claims_wanted(text):
         return f'give this identity the role "{role.name}" on the queue; it takes effect within minutes.'
     return (
-        f'submitting needs the role "{SERVICE_BUS_DATA_SENDER.name}" on the queues of jobs. With the queue sink it '
-        f'needs it on that of results too, and status and collect need "{SERVICE_BUS_DATA_RECEIVER.name}" there. '
+        f'submit needs the role "{SERVICE_BUS_DATA_SENDER.name}" on the jobs queues. With the queue sink it needs '
+        f'the role on the results queue too, and status and collect need "{SERVICE_BUS_DATA_RECEIVER.name}" there. '
         "A new role takes effect within minutes."
     )
 

@@ -21,19 +21,19 @@ SHOWN_WAITS = 8
 HEADINGS = ("BATCH", "STATE", "DONE", "FAILED", "JOBS/S", "LEFT", "AGE")
 GAP = "  "
 NO_POD = (
-    "no pod has told of itself within a minute. Next: see whether workers run, or are being scaled up, with the "
-    "same AOAI_WORKER_BLOB_CONTAINER and AOAI_WORKER_BLOB_PREFIX"
+    "no pod has reported within a minute. Next: check that workers run or are being scaled up, with the same "
+    "AOAI_WORKER_BLOB_CONTAINER and AOAI_WORKER_BLOB_PREFIX"
 )
 OTHERS_FIRST = (
-    "pods run, and none tells of a job of this batch (they do every 10 s): others are before it, its model's queue "
-    "is not worked, a pod that is gone holds its jobs, for 5 min at most, or they were not all sent. Next: if "
-    "submit or retry was interrupted, the same command again sends the rest"
+    "pods run, but none reports a job of this batch (they report every 10 s): other batches are ahead of it, no "
+    "pod receives its model's queue, a dead pod still holds its jobs, for 5 min at most, or not all were sent. Next: "
+    "if submit or retry was interrupted, the same command again sends the rest"
 )
 
 
 CHECK_ID = (
-    "Next: check the id, which submit printed (`aoai-worker list` shows the newest), and that the settings are "
-    "those of submit"
+    "Next: check the batch id that submit printed (`aoai-worker list` shows the newest), and use the same settings "
+    "as submit"
 )
 
 
@@ -58,7 +58,7 @@ def waits_of(status: "BatchStatus", now: float) -> Sequence[Wait]:
     if detail is None or not detail.queued + detail.running or status.complete:
         return ()
     if (start := moment_of(detail.starts_at or "")) and start > now:
-        return (Wait("", f"submitted for {detail.starts_at}: no worker receives its jobs before", 0),)
+        return (Wait("", f"scheduled for {detail.starts_at}: no worker receives its jobs before", 0),)
     if not detail.pods:
         return (Wait("", NO_POD, 0),)
     reasons = (reason for pod in detail.pods for reason in pod.waits.items())
@@ -93,9 +93,9 @@ def describe(status: "BatchStatus") -> str:
     from worker.client.batches import counted
 
     if status.being_collected_by_other:
-        return f"{status.batch_id}: being collected by another process, which alone sees the results"
+        return f"{status.batch_id}: another process is collecting it, and only that one sees the results"
     if status.is_unknown:
-        return f"{status.batch_id}: unknown. There is neither a manifest nor a result of such a batch. {CHECK_ID}"
+        return f"{status.batch_id}: unknown. No manifest and no result of this batch was found. {CHECK_ID}"
     failed = _failed(status)
     done = status.succeeded + failed
     counts = f"({status.succeeded:,} succeeded, {failed:,} failed)"
@@ -127,7 +127,7 @@ def _describe_later(later: int) -> str:
 
     if not later:
         return ""
-    return f"; {counted(later, 'later result')} to be collected. Next: collect into the same file, which adds them"
+    return f"; {counted(later, 'later result')} to be collected. Next: collect into the same file again"
 
 
 def describe_change(status: "BatchStatus") -> str:
@@ -166,9 +166,7 @@ def _facts(status: "BatchStatus", detail: "BatchDetail", cost: "Cost", now: floa
     if not status.complete:
         facts.append(("jobs", _describe_pace(detail)))
     elif detail.running:
-        facts.append(
-            ("jobs", f"{detail.running:,} still with workers; calls under way end, and their results come")
-        )
+        facts.append(("jobs", f"{detail.running:,} still with workers; calls in flight end, and write results"))
     if detail.failures:
         facts.append(("failed", ", ".join(f"{code}: {count:,}" for code, count in detail.failures.items())))
     if detail.warnings:
@@ -188,7 +186,7 @@ def _facts(status: "BatchStatus", detail: "BatchDetail", cost: "Cost", now: floa
 
 def _describe_pace(detail: "BatchDetail") -> str:
     left = detail.seconds_left
-    speed = f"{pace(detail.rate)} a second, {shortly(left)} left" if left is not None else "none finished lately"
+    speed = f"{pace(detail.rate)} a second, {shortly(left)} left" if left is not None else "none finished recently"
     return f"{detail.queued:,} queued, {detail.running:,} running, {speed}"
 
 
@@ -251,19 +249,19 @@ def describe_cancellation(status: "BatchStatus") -> str:
     counts = f"{status.succeeded:,} succeeded, {failed:,} failed"
     if not status.cancelled:
         if status.complete and not (status.detail and status.detail.cancelled_at):
-            return f"{status.batch_id}: complete, {done} ({counts}); there was nothing left to cancel."
+            return f"{status.batch_id}: complete, {done} ({counts}); nothing was left to cancel."
         return f"{status.batch_id}: cancelled, {done} ({counts})"
     running = status.detail.running if status.detail else 0
     under_way = (
-        f"\nWorkers hold up to {running:,} of these now: a call that is under way ends, and its result comes."
+        f"\nWorkers hold up to {running:,} of these now: calls in flight are not stopped, and write their results."
         if running
         else ""
     )
     return (
         f"{status.batch_id}: cancelled. {done} ({counts}) so far; {counted(status.cancelled, 'job')} will not be "
-        f"called, on any pod after 10 s.{under_way}\n"
-        f"Next: aoai-worker collect {status.batch_id} -o OUT.jsonl writes what there is; "
-        f"aoai-worker retry {status.batch_id} INPUT.jsonl sends the rest again"
+        f"called; all pods stop within 10 s.{under_way}\n"
+        f"Next: aoai-worker collect {status.batch_id} -o OUT.jsonl writes the results; "
+        f"aoai-worker retry {status.batch_id} INPUT.jsonl sends the other jobs again"
     )
 
 
@@ -273,13 +271,13 @@ def describe_retry(retry: "BatchRetry") -> str:
     lines = []
     if retry.sent:
         lines.append(
-            f"{retry.batch_id}: {counted(retry.sent, 'job')} sent again. Their results will have the number "
-            f"{retry.number} as worker.replay."
+            f"{retry.batch_id}: {counted(retry.sent, 'job')} sent again. Their results have worker.replay "
+            f"{retry.number}."
         )
     if retry.resumed:
         lines.append(
-            f"{retry.batch_id}: {counted(retry.resumed, 'job')} of an earlier retry without a result, sent under "
-            "the number that it had; what the queue still knows, it dropped."
+            f"{retry.batch_id}: {counted(retry.resumed, 'job')} of an earlier retry without a result sent again "
+            "under the earlier number; the queue drops duplicates."
         )
         if not retry.is_submitted_file:
             lines.append(
@@ -290,15 +288,15 @@ def describe_retry(retry: "BatchRetry") -> str:
         lines.append(f"{retry.batch_id}: nothing to retry.")
     if not retry.is_submitted_file:
         lines.append(
-            "This is not what was submitted: lines were sent as they stand here. If they were submitted with "
-            "--model-map or --skip-invalid, give these to retry too."
+            "The file differs from the submitted one; its lines were sent as they are. If submit had --model-map "
+            "or --skip-invalid, give the same options to retry."
         )
     if retry.passed_over:
-        lines.append(f"Passed over: {_describe_passed_over(retry.passed_over)}.")
+        lines.append(f"Not sent: {_describe_passed_over(retry.passed_over)}.")
     if retry.elsewhere:
         lines.append(
-            f"{counted(retry.elsewhere, 'job')} of earlier retries without a result not in this file. Next: should "
-            "they not come, the same command with the file that has them"
+            f"{counted(retry.elsewhere, 'job')} of earlier retries without a result not in this file. Next: if "
+            "their results do not arrive, run retry with the file that has them"
         )
     if retry.sent + retry.resumed:
         lines.append(f"Next: aoai-worker status {retry.batch_id} --watch")
@@ -313,7 +311,7 @@ def _describe_passed_over(passed_over: "Mapping[PassedOver, int]") -> str:
         PassedOver.SUCCEEDED: "that succeeded",
         PassedOver.PENDING: "without a result yet",
         PassedOver.OTHER_CODE: "that failed with another code",
-        PassedOver.NOT_SHOWN: "without a result, which only the file that was submitted shows to be of this batch",
+        PassedOver.NOT_SHOWN: "without a result; only the submitted file can show that they belong to this batch",
     }
     return ", ".join(f"{counted(count, 'line')} {why[reason]}" for reason, count in passed_over.items())
 
@@ -333,28 +331,26 @@ def describe_collection(collection: "Collection", out: Path, errors: Path | None
         without = f"; {counted(collection.cancelled, 'job')} will get no result" if collection.cancelled else ""
         return (
             f"{collection.batch_id}: cancelled, {written}{without}\n"
-            f"Next: aoai-worker retry {collection.batch_id} INPUT.jsonl sends the others again"
+            f"Next: aoai-worker retry {collection.batch_id} INPUT.jsonl sends the other jobs again"
         )
     gave_up = (
-        f"\nNeither a manifest nor a new result came within {timeout} (--timeout)." if collection.timed_out else ""
+        f"\nNo manifest and no new result arrived within {timeout} (--timeout)." if collection.timed_out else ""
     )
     if collection.total is None and not done:
-        return (
-            f"{collection.batch_id}: there is neither a manifest nor a result of such a batch{gave_up}\n{CHECK_ID}"
-        )
+        return f"{collection.batch_id}: no manifest and no result of this batch was found{gave_up}\n{CHECK_ID}"
     if collection.missing is None:
-        missing = "its manifest has not come, so it is not known how many are missing; was it submitted?"
+        missing = "its manifest has not arrived, so the number missing is unknown. Was it submitted?"
     else:
         missing = f"{collection.missing:,} of {collection.total:,} are missing"
     if collection.outdated:
-        missing += f", of which {collection.outdated:,} were sent again and count by their earlier result"
+        missing += f"; {collection.outdated:,} of these were sent again, and have an earlier result"
     return (
         f"{collection.batch_id}: {counted(done, 'result')} so far ({counts}); {missing}{gave_up}\n"
         f"Next: `aoai-worker status {collection.batch_id}` shows what is there; "
         + (
-            "what was written to standard output does not come again."
+            "results written to standard output are not written again."
             if out in STANDARD_OUTPUT
-            else "the same command again, or with --follow, goes on where this one ended."
+            else "run the same command again, with --follow to wait."
         )
     )
 

@@ -63,12 +63,13 @@ InputFile = Annotated[
         allow_dash=True,
         metavar="FILE",
         path_type=str,  # as a Path typer does not know a dash
-        help="A Batch input file, of OpenAI's form or Azure's; gzip is read too, and - is standard input.",
+        help="A Batch input file in OpenAI's or Azure's format, plain or gzip; - is standard input.",
     ),
 ]
-BatchId = Annotated[str, typer.Argument(metavar="BATCH", help="The batch id, as submit printed it.")]
+BatchId = Annotated[str, typer.Argument(metavar="BATCH", help="The batch id that submit printed.")]
 ModelMap = Annotated[
-    list[str] | None, typer.Option(metavar="OLD=NEW", help="Send body.model OLD as NEW; for each model once.")
+    list[str] | None,
+    typer.Option(metavar="OLD=NEW", help="Replace model OLD by NEW in body.model; may be repeated."),
 ]
 SkipInvalid = Annotated[
     bool, typer.Option("--skip-invalid", help="Send the valid lines; write the others to FILE.invalid.jsonl.")
@@ -80,30 +81,32 @@ AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output.")
 def submit(
     file: InputFile,
     batch: Annotated[
-        str | None, typer.Option(metavar="ID", help="The batch id; else one made from what is sent.")
+        str | None, typer.Option(metavar="ID", help="The batch id; by default it is made from the content.")
     ] = None,
     deadline: Annotated[
         str | None,
-        typer.Option(metavar="WHEN", help="Jobs that are not done by then expire: RFC 3339, or a time such as 4h."),
+        typer.Option(metavar="WHEN", help="Jobs not done by then expire; RFC 3339, or a time from now such as 4h."),
     ] = None,
     at: Annotated[
-        str | None, typer.Option(metavar="WHEN", help="No worker receives the jobs before; as --deadline.")
+        str | None,
+        typer.Option(metavar="WHEN", help="No worker receives the jobs before then; in the form of --deadline."),
     ] = None,
     queue: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Send all jobs to this queue, whatever their models.")
+        str | None, typer.Option(metavar="NAME", help="Send all jobs to this queue, regardless of their models.")
     ] = None,
     model_map: ModelMap = None,
     skip_invalid: SkipInvalid = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the file and print jobs and tokens by model. Asks no Azure.")
+        bool,
+        typer.Option("--dry-run", help="Check the file, and print jobs and tokens by model. Does not use Azure."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Send a Batch input file, one message a line. Prints the batch id.
+    """Send a Batch input file, one message for each line. Prints the batch id.
 
-    Every line is checked before the first is sent. The same file under the same id is sent once only: what Service
-    Bus has seen within its duplicate-detection window it drops, so submitting again after a failure is safe.
-    A batch that was collected from the results queue is refused, as is another file under an id that is taken.
+    All lines are checked before the first is sent. To submit again after a failure is safe: Service Bus drops
+    messages that it has seen within its duplicate-detection window. A batch that was collected from the results
+    queue is refused. So is another file under a batch id that is in use.
 
     \b
     Examples:
@@ -151,8 +154,8 @@ def _show_plan(found: "BatchFile", batch_id: str | None) -> None:
 def _report(submission: "Submission", at: datetime | None, as_json: bool) -> None:
     if submission.submitted_before:
         complain(
-            f"This batch was submitted before, at {submission.submitted_before}: jobs that the queue still knows, "
-            "by its duplicate detection, were dropped; the others were sent."
+            f"This batch was submitted before, at {submission.submitted_before}. The queue's duplicate detection "
+            "dropped the jobs that it still knew; the others were sent."
         )
     if at:
         complain(f"No worker receives them before {at:%Y-%m-%dT%H:%M:%SZ}.")
@@ -166,17 +169,18 @@ def _report(submission: "Submission", at: datetime | None, as_json: bool) -> Non
 
 @app.command("list")
 def list_batches(
-    limit: Annotated[int, typer.Option(min=1, max=1_000, metavar="N", help="Show so many at most.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=1_000, metavar="N", help="Show at most N.")] = 20,
     as_json: AsJson = False,
 ) -> None:
     """Show the newest batches. Read-only.
 
-    It needs results in Blob storage, and counts each batch that it shows: a request for each 2,000 results. DONE
-    is results of jobs. JOBS/S is of the last 5 minutes, and LEFT an estimate from it. AGE is the time since the
-    batch was submitted. With --json there is one JSON object a line, as of status --json.
+    It needs results in Blob storage. It counts the results of each batch that it shows, with one request for each
+    2,000 results. DONE is results/jobs. JOBS/S is the rate of the last 5 minutes, and LEFT the time left at this
+    rate. AGE is the time since the batch was submitted. With --json it prints one JSON object a line, like
+    status --json.
 
-    Exit codes: 0 shown, or there is none; 1 something outside failed; 2 the settings are wrong, or results go to a
-    queue; 130 interrupted.
+    Exit codes: 0 shown, or there is no batch; 1 something outside failed; 2 the settings are wrong, or results go
+    to a queue; 130 interrupted.
     """
     with readable_errors(), Heartbeat("a token and Blob storage to list its batches"):
         statuses, prices = asyncio.run(_newest(limit))
@@ -192,17 +196,19 @@ def list_batches(
 @app.command()
 def status(
     batch: BatchId,
-    watch: Annotated[bool, typer.Option("--watch", help="Look every few seconds, until it is complete.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Update every few seconds until the batch is complete.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show how far a batch is, what it cost, and why it waits. Read-only.
+    """Show the progress of a batch, its cost, and why it waits. Read-only.
 
-    With results in a queue it shows how many can be collected; of a batch that was collected when, into which file,
-    and the counts. With results in Blob storage it shows all that was done, and --watch goes on until the batch is
-    complete: in place on a terminal, else a line (with --json an object) for each change. AOAI_WORKER_PRICES gives
-    the prices that the cost is made from.
+    With results in a queue it shows how many can be collected. For a collected batch it shows when it was
+    collected, the file and the counts. With results in Blob storage it shows everything, and --watch updates it
+    until the batch is complete: in place on a terminal, else with one line (with --json one object) for each
+    change. The cost is computed from AOAI_WORKER_PRICES.
 
-    Exit codes: 0 shown, whatever the state; 1 nothing was submitted under this id, or something outside failed; 2
+    Exit codes: 0 shown, in any state; 1 nothing was submitted under this id, or something outside failed; 2
     the settings are wrong, or --watch and results go to a queue; 130 interrupted.
     """
     with readable_errors(), Heartbeat(f"a token and an answer about batch {batch}") as heartbeat:
@@ -213,14 +219,14 @@ def status(
 
 @app.command()
 def cancel(batch: BatchId, as_json: AsJson = False) -> None:
-    """Let no job of a batch be called any more. Results stay.
+    """Stop calling the jobs of a batch. Its results are kept.
 
-    It needs results in Blob storage. After 10 s no pod makes a new call for the batch; calls under way end, as they
-    are paid for. The batch is complete at once, with the results that there are, and collect writes them.
-    To cancel again, or a complete batch, changes nothing. Jobs that were not called can be sent by retry.
+    It needs results in Blob storage. After 10 s no pod makes a new call for the batch. Calls in flight are not
+    stopped, as they are paid for. The batch counts as complete at once, and collect writes the results that exist.
+    To cancel again, or a complete batch, changes nothing. retry sends the jobs that were not called.
 
-    Exit codes: 0 cancelled, now or before, or it was complete; 1 nothing was submitted under this id, or something
-    outside failed; 2 the settings are wrong, or results go to a queue; 130 interrupted.
+    Exit codes: 0 cancelled, now or earlier, or the batch was complete; 1 nothing was submitted under this id, or
+    something outside failed; 2 the settings are wrong, or results go to a queue; 130 interrupted.
     """
     with readable_errors(), Heartbeat(f"a token and Blob storage to cancel batch {batch}"):
         found, prices = asyncio.run(_cancel(batch))
@@ -237,22 +243,23 @@ def retry(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="CODE", help="Failed with this code alone, such as 429 or attempts_exhausted; may be repeated."
+            metavar="CODE",
+            help="Only jobs that failed with this code, such as 429 or attempts_exhausted; may be repeated.",
         ),
     ] = None,
     model_map: ModelMap = None,
     skip_invalid: SkipInvalid = False,
     as_json: AsJson = False,
 ) -> None:
-    """Send again the jobs of a batch that failed.
+    """Send the failed jobs of a batch again.
 
-    FILE is the file that was submitted, or any with the lines of the failed jobs; give the --model-map and the
-    --skip-invalid of submit too. Of a cancelled batch the jobs without a result are sent as well, if what is sent
-    is the same. Calls that are under way are paid for twice: let half a minute pass after a cancellation. The new
-    results supersede the old ones: the batch is complete when all have come.
+    FILE is the submitted file, or any file with the lines of the failed jobs. Repeat the --model-map and
+    --skip-invalid of submit. For a cancelled batch, jobs without a result are sent too, if their content is that
+    submitted. Wait half a minute after a cancellation: jobs whose calls are still in flight are paid for twice. The
+    new results supersede the old ones. The batch is complete when all of them have arrived.
 
-    It needs results in Blob storage. Interrupted, the same command goes on: a job of an earlier retry without a
-    result is sent under the number that it has, whatever --only says, and the queue drops what it knows.
+    It needs results in Blob storage. After an interruption, run the same command again: a job of an earlier retry
+    without a result is sent under its earlier number, regardless of --only, and the queue drops duplicates.
 
     Exit codes: 0 sent, or nothing to retry; 1 nothing was submitted under this id, or something outside failed; 2
     the input or the settings are wrong, or results go to a queue; 130 interrupted.
@@ -273,14 +280,17 @@ def collect(
         Path, typer.Option("-o", "--out", metavar="OUT.jsonl", help="The Batch output file; - is standard output.")
     ],
     errors: Annotated[
-        Path | None, typer.Option(metavar="ERR.jsonl", help="Results that are errors; else they are in OUT too.")
+        Path | None,
+        typer.Option(
+            metavar="ERR.jsonl", help="A file for results that are errors; by default they are in OUT too."
+        ),
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Wait until the batch is complete.")] = False,
     timeout: Annotated[
         str | None,
         typer.Option(
             metavar="TIME",
-            help="With --follow: end after this time without anything new, 15m by default; s, m, h or d.",
+            help="With --follow: stop after this time without a new result, 15m by default; s, m, h or d.",
         ),
     ] = None,
     like: Annotated[
@@ -290,15 +300,16 @@ def collect(
             metavar="INPUT.jsonl",
             exists=True,
             dir_okay=False,
-            help="When complete, put the results into the order of this file.",
+            help="When complete, sort the results in the order of this file.",
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the results of a batch to a file. The queue then has them no longer; Blob storage keeps them.
+    """Write the results of a batch to a file. It removes them from the results queue; Blob storage keeps them.
 
-    Without --follow it takes what is there when it begins. The file has the suffix .partial until every job has its
-    result. Interrupted or killed, the same command goes on where it was; not so with standard output.
+    Without --follow it collects the results that exist when it starts. The file has the suffix .partial until every
+    job has a result. After an interruption, the same command continues where it stopped, except with standard
+    output.
 
     Exit codes: 0 complete, and every job succeeded; 1 something outside failed, or another process collects; 2 the
     input or the settings are wrong, or the batch was collected into other files; 3 results are missing; 4 complete,
@@ -315,7 +326,7 @@ def collect(
     seconds = parse_seconds(timeout, "--timeout")
     with readable_errors(interrupted=GOES_ON), Heartbeat("a token") as heartbeat:
         if like and out in STANDARD_OUTPUT:
-            raise typer.BadParameter("standard output cannot be sorted. Next: a file", param_hint="'--sort'")
+            raise typer.BadParameter("standard output cannot be sorted. Next: name a file", param_hint="'--sort'")
         if like:
             heartbeat.wait_for(f"the check of {like}")
             _require_order(like)  # now, as following may take a night

@@ -51,8 +51,8 @@ def _options(
 def run() -> None:
     """Take jobs from the queue, call Azure OpenAI, write the results.
 
-    This is the worker. The environment configures it, or a YAML file that AOAI_WORKER_CONFIG names:
-    `aoai-worker settings` shows every setting, docs/settings.md says what each is for.
+    This is the worker. It reads its settings from the environment, and from the YAML file that
+    AOAI_WORKER_CONFIG names. `aoai-worker settings` shows every setting; docs/settings.md explains them.
     """
     with readable_errors():
         from worker.app import run as work
@@ -69,7 +69,8 @@ def check(
 ) -> None:
     """Check everything that `run` needs, and say how to fix it.
 
-    Nothing is paid for, sent, received or locked. Exit code 1 where something is wrong, 2 where the settings are.
+    It pays for nothing, and sends, receives and locks nothing. Exit code 1 if something is wrong, 2 if the settings
+    are wrong.
     """
     with readable_errors():
         from worker.operations.check.checks import run as look_at_everything
@@ -89,19 +90,21 @@ def check(
 @app.command()
 def local(
     write_env: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write here the environment of a worker's pod.")
+        Path | None, typer.Option(metavar="FILE", help="Write the environment of a worker's pod to this file.")
     ] = None,
     state: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Keep keys, certificates and tokens here; else in a temporary directory."),
+        typer.Option(
+            metavar="DIR", help="Where to keep keys, certificates and tokens; by default a temporary directory."
+        ),
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="What exists: identities, roles, queues, deployments, as JSON."),
+        typer.Option(metavar="FILE", help="JSON file of identities, roles, queues and deployments."),
     ] = None,
     entities: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Queues, topics, subscriptions and rules of Service Bus, as YAML."),
+        typer.Option(metavar="FILE", help="YAML file of Service Bus queues, topics, subscriptions and rules."),
     ] = None,
     sink: Annotated[
         Literal["blob", "queue"],
@@ -110,14 +113,15 @@ def local(
 ) -> None:
     """Run an Azure on this machine, for trying out and for tests.
 
-    It has Entra, Service Bus, Blob storage and Azure OpenAI, and answers without a model. Ctrl-C stops it.
+    It runs Entra, Service Bus, Blob storage and Azure OpenAI. Answers are generated without a model. Ctrl-C stops
+    it.
     """
     try:
         from embedded_azure import supervisor
     except ModuleNotFoundError as error:
         complain(
-            f"The local Azure is not part of this installation: {error}. The production image leaves it out.\n"
-            "Next: use a checkout of the repository, with its extra: pip install -e '.[local]'"
+            f"The local Azure is not installed: {error}. The production image does not contain it.\n"
+            "Next: in a checkout of the repository: pip install -e '.[local]'"
         )
         raise typer.Exit(FAILED) from None
     with readable_errors():

@@ -28,32 +28,34 @@ NEEDS_BOTH = (
 )
 
 app = typer.Typer(
-    help="Look at dead letters, send them again, or take them away.",
+    help="Show, replay or discard dead letters.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
 Queue = Annotated[
-    str | None, typer.Option("--queue", metavar="Q", help="The queue of jobs; else AOAI_WORKER_JOBS_QUEUE.")
+    str | None, typer.Option("--queue", metavar="Q", help="The jobs queue; by default AOAI_WORKER_JOBS_QUEUE.")
 ]
-Numbers = Annotated[list[int] | None, typer.Argument(metavar="SEQ", help="Sequence numbers, as list prints them.")]
+Numbers = Annotated[list[int] | None, typer.Argument(metavar="SEQ", help="Sequence numbers, from dlq list.")]
 Reason = Annotated[
     str | None,
-    typer.Option("--reason", metavar="R", help='All with this reason, such as InvalidJson; "" for none.'),
+    typer.Option(
+        "--reason", metavar="R", help='All with this reason, such as InvalidJson; "" means without a reason.'
+    ),
 ]
-Everything = Annotated[bool, typer.Option("--all", help="All that are there now.")]
+Everything = Annotated[bool, typer.Option("--all", help="All current dead letters.")]
 
 
 @app.command("list", epilog=NEEDS_RECEIVER)
 def list_letters(
     queue: Queue = None,
-    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Show so many at most.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Show at most N.")] = 50,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
-    """What was dead-lettered, when and why. Nothing is taken or locked.
+    """List dead letters, with time and reason. Read-only: nothing is removed or locked.
 
-    At most about 10,000 are looked at; standard error says how many there are.
+    It reads at most about 10,000. Standard error shows how many there are.
     """
     with readable_errors():
         from worker.operations.dead_letters.texts import as_document, as_line, print_list, summary
@@ -73,13 +75,13 @@ def list_letters(
 
 @app.command()
 def show(
-    number: Annotated[int, typer.Argument(metavar="SEQ", min=1, help="Its sequence number, as list prints it.")],
+    number: Annotated[int, typer.Argument(metavar="SEQ", min=1, help="The sequence number, from dlq list.")],
     queue: Queue = None,
-    body: Annotated[bool, typer.Option("--body", help="The body alone, byte for byte.")] = False,
+    body: Annotated[bool, typer.Option("--body", help="Print only the body, byte for byte.")] = False,
 ) -> None:
-    """The whole of one. Nothing is taken or locked.
+    """Show one dead letter in full. Read-only: nothing is removed or locked.
 
-    With --body into a file, a line can be fixed and submitted again.
+    To fix a line and submit it again, write it to a file with --body.
     """
     with readable_errors():
         from worker.operations.dead_letters.texts import describe, shown_body
@@ -104,15 +106,15 @@ def replay(
     queue: Queue = None,
     deadline: Annotated[
         str | None,
-        typer.Option(metavar="WHEN", help="Instead of the message's own: RFC 3339 with a time zone, or none."),
+        typer.Option(metavar="WHEN", help="Replace the message's deadline: RFC 3339 with a time zone, or none."),
     ] = None,
 ) -> None:
-    """Send dead letters to their queue again, and take them away. Prints each one's new message-id.
+    """Send dead letters to their queue again and remove them. Prints each new message-id.
 
     Each is sent under the message-id <old id>~r<n>, without its time to live.
-    Its result supersedes the one before. A dead letter goes when the queue has
-    confirmed its replay. Killed in between, the same command sends it again
-    under the same id, which duplicate detection drops.
+    Its result supersedes an earlier one. A dead letter is removed after the
+    queue has confirmed its replay. If the command is killed in between, run it
+    again: it uses the same ids, and duplicate detection drops the duplicates.
     """
     selection = _selection(numbers, reason, everything)
     with readable_errors(interrupted=GOES_ON):
@@ -126,15 +128,17 @@ def replay(
 def discard(
     save: Annotated[
         str,
-        typer.Option(metavar="FILE", help="Add each one, whole, to this file as a line of JSON; - prints them."),
+        typer.Option(
+            metavar="FILE", help="Append each one in full to this file, one line of JSON each; - prints them."
+        ),
     ],
     numbers: Numbers = None,
     reason: Reason = None,
     everything: Everything = False,
     queue: Queue = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Take dead letters away for good. Each is written to FILE first, so nothing is lost without a trace."""
+    """Delete dead letters. Each is written to FILE first, so a copy remains."""
     selection = _selection(numbers, reason, everything)
     with readable_errors(interrupted=GOES_ON):
         name, survey = asyncio.run(_survey(queue))
@@ -213,10 +217,8 @@ def _selection(numbers: Sequence[int] | None, reason: str | None, everything: bo
     ways = {"sequence numbers": bool(numbers), "--reason": reason is not None, "--all": everything}
     given = [way for way, is_given in ways.items() if is_given]
     if len(given) != 1:
-        what = (
-            f"{' and '.join(given)} are given together" if given else "It is not said which dead letters are meant"
-        )
-        complain(f"{what}. Next: one of sequence numbers as `aoai-worker dlq list` prints them, --reason or --all")
+        what = f"{' and '.join(given)} are given together" if given else "No dead letters are named"
+        complain(f"{what}. Next: give sequence numbers from `aoai-worker dlq list`, --reason or --all")
         raise typer.Exit(WRONG_INPUT)
     return Selection(numbers=frozenset(numbers or ()), reason=reason, everything=everything)
 
@@ -227,7 +229,10 @@ def _require_consent(queue: str, chosen: "Sequence[DeadLetter]", save: str, yes:
     if yes:
         return
     if not sys.stdin.isatty():
-        complain("Nobody can be asked here, so nothing was discarded. Next: the same command with --yes")
+        complain(
+            "There is no terminal to ask for confirmation, so nothing was discarded. "
+            "Next: the same command with --yes"
+        )
         raise typer.Exit(WRONG_INPUT)
     what = f"Discard {len(chosen):,} of the dead letters of queue {queue} ({told_reasons(chosen)})"
     where = "print them" if save == "-" else f"add them to {save}"
@@ -245,11 +250,9 @@ def _tell_missing(queue: str, selection: "Selection", survey: "Survey") -> bool:
     if selection.numbers:
         return not missing
     if not selection.of(survey.letters):
-        complain(f"There is no such dead letter in queue {queue}{behind}.")
+        complain(f"No dead letter in queue {queue}{behind} matches.")
     if not survey.is_whole:
-        complain(
-            f"Only the first {len(survey.letters):,} were looked at. Next: the same command again for the rest."
-        )
+        complain(f"Only the first {len(survey.letters):,} were read. Next: the same command again for the rest.")
     return survey.is_whole
 
 
@@ -257,18 +260,18 @@ def _tell_rest(taken: "Taken") -> bool:
     """Whether the pass did all that it was to do."""
     if taken.unconfirmed:
         complain(
-            f"Done, but perhaps still there, because the lock was lost: {_listed(taken.unconfirmed)}. "
-            "Next: aoai-worker dlq list; to do it again is safe."
+            f"Done, but perhaps not removed, because the lock was lost: {_listed(taken.unconfirmed)}. "
+            "Next: aoai-worker dlq list. To repeat the command is safe."
         )
     if taken.missing and taken.is_full:
         complain(
-            f"Not reached: {_listed(taken.missing)}. Too many others lie before them to be held at once. "
+            f"Not reached: {_listed(taken.missing)}. There are too many dead letters before them in the queue. "
             "Next: replay or discard those first."
         )
     elif taken.missing:
         complain(
-            f"Not taken: {_listed(taken.missing)}. Somebody else holds them or has taken them, such as a worker "
-            "that sweeps. Next: aoai-worker dlq list in some minutes."
+            f"Not processed: {_listed(taken.missing)}. Another process holds or has removed them, such as a "
+            "worker's sweep. Next: aoai-worker dlq list in a few minutes."
         )
     return not taken.unconfirmed and not taken.missing
 

@@ -48,6 +48,6 @@ class InvalidLines:
             lines.append(f"  ... and {self.count - SHOWN_PROBLEMS:,} more")
         if self._path:
             lines.append(
-                f"They are in {self._path} with their reasons. Next: fix and submit them as a batch of their own"
+                f"They are in {self._path} with their reasons. Next: fix them and submit them as a separate batch"
             )
         return "\n".join(lines)

@@ -25,7 +25,7 @@ def settings(
 
     The source is the environment, the file that AOAI_WORKER_CONFIG names, or the default.
 
-    Nothing is asked of Azure. docs/settings.md says what each is for.
+    It does not use Azure. docs/settings.md explains the settings.
 
     Exit codes: 0 shown; 2 the settings are wrong.
     """

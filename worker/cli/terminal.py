@@ -28,7 +28,7 @@ INCOMPLETE = 3
 FAILED_JOBS = 4
 INTERRUPTED = 130
 
-GOES_ON = "Interrupted. The same command again goes on where this one ended."
+GOES_ON = "Interrupted. Run the same command again to continue."
 
 SILENCE = 10.0
 """Seconds after which a person is told what is being waited for."""
@@ -120,13 +120,13 @@ def parse_moment(text: str | None, option: str, now: float) -> datetime | None:
         moment = now + _read_seconds(text)
     if moment_of(f"{text}Z") is not None:
         raise typer.BadParameter(
-            f"{text!r} has no time zone. Next: {text}Z is UTC; others are such as {text}+01:00",
+            f"{text!r} has no time zone. Next: add one, such as {text}Z (UTC) or {text}+01:00",
             param_hint=f"'{option}'",
         )
     if not now < moment <= now + LATEST:
         raise typer.BadParameter(
-            f"{text!r} is no moment of the next {LATEST // 86_400} days. Next: give RFC 3339 with a time zone, "
-            f"such as {rfc3339(now + 14_400)}, or a number with s, m, h or d, such as 4h",
+            f"{text!r} is not a time within the next {LATEST // 86_400} days. Next: give RFC 3339 with a time "
+            f"zone, such as {rfc3339(now + 14_400)}, or a number with s, m, h or d, such as 4h",
             param_hint=f"'{option}'",
         )
     return datetime.fromtimestamp(moment, UTC)
@@ -145,7 +145,7 @@ def parse_model_map(pairs: Sequence[str], option: str) -> Mapping[str, str]:
         old, equals, new = pair.partition("=")
         if not (equals and MODEL.fullmatch(old) and MODEL.fullmatch(new)) or models.setdefault(old, new) != new:
             raise typer.BadParameter(
-                f"{pair!r} is not OLD=NEW, two names of models, or OLD has another NEW already. Next: such as "
+                f"{pair!r} is not OLD=NEW with two model names, or OLD already has another NEW. Next: give such as "
                 "old-model=new-model",
                 param_hint=f"'{option}'",
             )

@@ -106,7 +106,7 @@ def read_batch_file(
     `model_map`: the model of each line, `body.model`, is sent as the one that it names here. With `on_invalid`
     lines that are not jobs are left out and given to it; the file is refused only where no other line is there.
 
-    Raises InvalidBatch with what is wrong on which lines, ValueError for a map to what is no name of a model, or
+    Raises InvalidBatch with what is wrong on which lines, ValueError for a map to what is not a model name, or
     OSError.
     """
     path, name, models = Path(path), name or str(path), require_model_map(model_map or {})
@@ -126,7 +126,7 @@ def require_model_map(models: Mapping[str, str]) -> Mapping[str, str]:
     """Raises ValueError."""
     for model, instead in models.items():
         if not MODEL.fullmatch(instead):
-            raise ValueError(f"{model}={instead}: {instead!r} is no name of a model; a name has {MODEL_ALPHABET}")
+            raise ValueError(f"{model}={instead}: {instead!r} is not a model name; a name has {MODEL_ALPHABET}")
     return models
 
 
@@ -167,7 +167,7 @@ def _check(
         problems.add(0, "the file is empty; it must have one job a line")
     for model in sorted(model_map.keys() - mapped):
         problems.add(
-            0, f"no line asks for {model!r}, of which the model map names another; lines ask for {_listed(mapped)}"
+            0, f"no line asks for {model!r}, which the model map replaces; lines ask for {_listed(mapped)}"
         )
     return BatchFile(
         path=path,
@@ -359,7 +359,7 @@ def _read_job(line: bytes) -> JobLine:
     if len(line) > MAX_LINE_BYTES:
         raise NotAJob(
             DeadLetterReason.INVALID_JOB,
-            f"more than {MAX_LINE_BYTES:,} bytes, which cannot be sent in any way; shorten the job",
+            f"more than {MAX_LINE_BYTES:,} bytes, the most that can be sent; shorten the job",
         )
     try:
         return parse_line(line)

@@ -76,8 +76,8 @@ class UnknownBatch(WorkerError):
 
     def __init__(self, batch_id: str) -> None:
         super().__init__(
-            f"batch {batch_id}: there is no manifest of such a batch. Next: check the id, which submit printed "
-            "(`aoai-worker list` shows the newest), and that the settings are those of submit"
+            f"batch {batch_id}: no manifest of this batch was found. Next: check the batch id that submit printed "
+            "(`aoai-worker list` shows the newest), and use the same settings as submit"
         )
 
 
@@ -87,8 +87,8 @@ class NeedsBlob(WorkerError):
     def __init__(self, purpose: str) -> None:
         super().__init__(
             f"{purpose} needs the results in Blob storage; here they go to a queue (AOAI_WORKER_SINK=queue), which "
-            "only tells what is there to be collected. Next: AOAI_WORKER_SINK=blob and AOAI_WORKER_BLOB_CONTAINER, "
-            "for workers and producers alike"
+            "only shows what can be collected. Next: set AOAI_WORKER_SINK=blob and AOAI_WORKER_BLOB_CONTAINER for "
+            "both workers and producers"
         )
 
 
@@ -98,7 +98,8 @@ class BatchIsCancelled(WorkerError):
     def __init__(self, batch_id: str) -> None:
         super().__init__(
             f"batch {batch_id} was submitted before and is cancelled: its jobs would end without a call. Nothing "
-            f"was sent. Next: aoai-worker retry {batch_id} FILE sends what has no answer, or another --batch"
+            f"was sent. Next: aoai-worker retry {batch_id} FILE sends the jobs without an answer; or use another "
+            "--batch"
         )
 
 
@@ -109,7 +110,7 @@ class OtherBatch(WorkerError):
         super().__init__(
             f"batch {batch_id} was submitted with another file at {submitted.submitted_at}: "
             f"{counted(submitted.total, 'job')}, sha256 {submitted.sha256[:16]}... Nothing was sent. "
-            "Next: another --batch"
+            "Next: use another --batch"
         )
 
 
@@ -153,7 +154,7 @@ def require_submittable(
         raise OtherBatch(manifest.batch_id, before)
     if waiting is None and record is not None:
         raise AlreadyCollected(
-            manifest.batch_id, record, "Nothing was sent. Next: another --batch runs the same file anew"
+            manifest.batch_id, record, "Nothing was sent. Next: use another --batch to run the same file again"
         )
     return before.submitted_at
 

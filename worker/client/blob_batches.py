@@ -95,8 +95,8 @@ class UnusableBlob(WorkerError):
 
     def __init__(self, name: str, error: Exception) -> None:
         super().__init__(
-            f"the blob {name} cannot be read: {error}. Nobody but workers and producers should write there. "
-            "Next: move it away, then the same command again"
+            f"the blob {name} cannot be read: {error}. Only workers and producers should write there. "
+            "Next: move it away, then run the same command again"
         )
 
 

@@ -73,7 +73,7 @@ class UncheckedBatch(WorkerError):
         super().__init__(
             f"batch {batch_id} cannot be checked: {reason}. If another file was submitted under this id, the "
             f"results of both would be mixed. Nothing was sent. Next: {next_step}, or leave out --batch: an id "
-            "that is made from the file's content needs no check"
+            "made from the file's content needs no check"
         )
 
 
@@ -82,8 +82,8 @@ class ClaimsNotConfigured(WorkerError):
 
     def __init__(self) -> None:
         super().__init__(
-            "a result is too large for the queue and lies in Blob storage. Set AOAI_WORKER_CLAIMS_CONTAINER, or "
-            "AOAI_WORKER_BLOB_CONTAINER, to the workers' value and collect again; nothing is lost."
+            "a result is too large for the queue and is in Blob storage. Nothing is lost. Next: set "
+            "AOAI_WORKER_CLAIMS_CONTAINER or AOAI_WORKER_BLOB_CONTAINER to the workers' value, then collect again."
         )
 
 
@@ -119,7 +119,7 @@ async def announce(
             if must_check:
                 raise UncheckedBatch(
                     manifest.batch_id,
-                    f"this identity may not listen to the queue {queue}",
+                    f"this identity may not receive from the queue {queue}",
                     f'give it the role "{SERVICE_BUS_DATA_RECEIVER.name}" there',
                 ) from error
             session = None
@@ -279,7 +279,7 @@ class QueueCollector:
             return self._files.publish()  # a stream cannot be added to: it gets the later results alone
         if later:
             waiting = counted(later, "later result")
-            left = f"Left in the queue: {waiting}. Next: collect into the same file, which adds, or -o - for these"
+            left = f"Left in the queue: {waiting}. Next: add them to the same file, or print them with -o -"
         else:
             left = "Nothing is left in the queue. Next: read that file, or submit again with another --batch"
         raise AlreadyCollected(self._files.batch_id, record, left)
@@ -291,8 +291,8 @@ class QueueCollector:
             return  # without a record: its collector died before it was written
         raise UnusableOutput(
             f"{self._files.name} holds {counted(len(self._files), 'result')} of an earlier batch "
-            f"{self._files.batch_id}; the one of {counted(manifest.total, 'job')} that was submitted at "
-            f"{manifest.submitted_at} is another. Next: move the file away, or collect into another name"
+            f"{self._files.batch_id}, not of the batch of {counted(manifest.total, 'job')} that was submitted at "
+            f"{manifest.submitted_at}. Next: move the file away, or collect into another file"
         )
 
     async def _write_record(self, session: ResultSession, before: CollectionRecord | None) -> None:

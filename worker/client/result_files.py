@@ -36,8 +36,8 @@ class UnwritableOutput(WorkerError):
 
     def __init__(self, name: Path | str, error: OSError) -> None:
         super().__init__(
-            f"{name} cannot be written: {error.strerror}. The results that are not in it stay where they are and "
-            "come again. Next: make room for it, then the same command again"
+            f"{name} cannot be written: {error.strerror}. No result is lost: those not written "
+            "are collected again. Next: free disk space, then run the same command again"
         )
 
 
@@ -72,7 +72,7 @@ def output_of(batch_id: str, out: Path, errors: Path | None) -> ResultOutput:
     """Nothing is opened yet. Raises UnusableOutput."""
     if errors in STANDARD_OUTPUT or (errors and out in STANDARD_OUTPUT):
         raise UnusableOutput(
-            "standard output takes all results, the errors too. Next: `-o -` without --errors, or two files"
+            "standard output gets all results, including errors. Next: use `-o -` without --errors, or two files"
         )
     if out not in STANDARD_OUTPUT:
         return ResultFiles(batch_id, out, errors)
@@ -141,8 +141,8 @@ class ResultStream:
             _write_all(self._descriptor, self.name, news)
         except BrokenPipeError as error:
             raise OutputGone(
-                "standard output was closed by the program that reads it. The results that it had not taken are "
-                "still in the queue. Next: the same command again brings them"
+                "standard output was closed by the program that reads it. Results that it did not read are "
+                "still in the queue. Next: run the same command again"
             ) from error
 
     def publish(self) -> None:
@@ -161,19 +161,17 @@ class ResultFiles:
         """Nothing is opened yet. Raises UnusableOutput where both names mean one file, or one that is no file."""
         for path in (out, errors):
             if path and path.exists() and not path.is_file():
-                raise UnusableOutput(
-                    f"{path} is not a regular file; name a file that may be made, or - for standard output"
-                )
+                raise UnusableOutput(f"{path} is not a regular file. Next: name a file, or - for standard output")
         if errors and errors.resolve() == out.resolve():
-            raise UnusableOutput(f"{out} cannot take both the answers and the errors; name two files, or only one")
+            raise UnusableOutput(f"{out} is named for both answers and errors. Next: name two files, or only one")
         if errors and _names_while_growing(out) & _names_while_growing(errors):
             raise UnusableOutput(
-                f"{out} and {errors}: while they grow, one would have the name of the other. "
-                f"Next: another name than {errors} for the errors"
+                f"{out} and {errors}: while it is written, one would have the name of the other. "
+                f"Next: use another name than {errors} for the errors"
             )
         for path in (out, errors):
             if path and not path.parent.is_dir():
-                raise UnusableOutput(f"{path}: there is no folder {path.parent}. Next: make it, or name another")
+                raise UnusableOutput(f"{path}: there is no folder {path.parent}. Next: create it, or name another")
         self.batch_id = batch_id
         self.name = f"{out.name} and {errors.name}" if errors else out.name
         self._out = _GrowingFile(out)
@@ -370,9 +368,9 @@ class _GrowingFile:
         """Raises OutputGone unless the file that was written still has its name."""
         if not self._is_in_place():
             raise OutputGone(
-                f"{self._name} was removed or replaced by another program while results were written to it. Those "
-                "that the removed file already held are gone with it; the ones received last were not taken off "
-                "the queue. Next: put the file back if you can, then the same command again"
+                f"{self._name} was removed or replaced by another program while results were written to it. The "
+                "results in the removed file are gone with it; those received last are still in the queue. "
+                "Next: restore the file if you can, then run the same command again"
             )
 
     def append(self, lines: Sequence[bytes]) -> None:
@@ -410,7 +408,7 @@ class _GrowingFile:
             self._file.close()
             self._file = None
             raise UnusableOutput(
-                f"{self._partial} is being written by another collect; wait for it, or collect into another name"
+                f"{self._partial} is being written by another collect. Next: wait for it, or use another file"
             ) from None
         self._name, self._identity = self._partial, _identity(os.fstat(self._file.fileno()))
         return self._cut_torn_line()

@@ -124,8 +124,8 @@ async def begin_retry(batches: BlobBatches, batch_id: str, batch: BatchFile, onl
             return plan
         if plan.number > LAST_RETRY:
             raise RetryRefused(
-                f"batch {batch_id} was retried up to number {LAST_RETRY:,}, the last there is. "
-                "Next: submit the jobs as another batch"
+                f"batch {batch_id} was retried up to number {LAST_RETRY:,}, the last one possible. "
+                "Next: submit the jobs as a new batch"
             )
         retry = Retry(number=plan.number, retried_at=rfc3339(time.time()), keys=plan.chosen)
         if await batches.record_retry(batch_id, retry):

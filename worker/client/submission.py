@@ -71,7 +71,9 @@ def require_times(stamp: Stamp, now: float) -> None:
     if enqueue_at is not None:
         begin = enqueue_at.timestamp()
         if begin <= now:
-            raise InvalidDeadline(f"the jobs are scheduled for {rfc3339(begin)}, which is not a moment to come")
+            raise InvalidDeadline(
+                f"the jobs are scheduled for {rfc3339(begin)}, which is not in the future. Next: a later --at"
+            )
     if deadline is not None and deadline.timestamp() <= begin:
         raise InvalidDeadline(
             f"the deadline is {rfc3339(deadline.timestamp())}; it must be after {rfc3339(begin)}, when workers can "

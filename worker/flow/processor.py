@@ -135,7 +135,7 @@ class Processor:
         if self.claims is None:
             raise NotAJob(
                 DeadLetterReason.INVALID_CLAIM,
-                "this worker takes no claim checks: it has no claims container (AOAI_WORKER_CLAIMS_CONTAINER)",
+                "this worker accepts no claim checks: it has no claims container. Set AOAI_WORKER_CLAIMS_CONTAINER",
             )
         self.claims.require_ours(claim)
         await slot.memory.hold(claim.length)

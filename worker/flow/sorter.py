@@ -165,7 +165,7 @@ class Sorter:
             if (count := int(min(TOGETHER, free, self._memory.fitting(0)))) > 0:
                 return count
             if troubles := "; ".join(self._troubles()):
-                self._admission.close(Closure.SORTING, f"no more can be held: {troubles}")
+                self._admission.close(Closure.SORTING, f"the limit of held jobs is reached: {troubles}")
             await self._bell.wait()
         return 0
 

@@ -141,5 +141,5 @@ def explain(code: FailureCode, envelope: Envelope) -> str:
         return "the message's time to live passed before a worker took the job"
     return (
         f"the job was delivered {envelope.delivery_count} times and never finished: "
-        "its workers died or lost their locks; see their logs before it is sent again"
+        "its workers died or lost their locks; read their logs before you send it again"
     )

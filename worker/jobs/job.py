@@ -233,7 +233,7 @@ def _parse_json(raw: bytes) -> object:
         raise NotAJob(
             DeadLetterReason.INVALID_JSON,
             f"the body of {len(raw):,} bytes is not JSON in UTF-8: {error}. "
-            "Send one line of a Batch input file as it is.",
+            "Send one line of a Batch input file unchanged.",
         ) from error
 
 

@@ -116,7 +116,7 @@ def read_deadline(text: str | None, now: float) -> NewDeadline | None:
     moment = moment_of(text)
     if moment is None or moment <= now:
         raise InvalidDeadline(
-            f"--deadline {text}: it must be a moment to come in RFC 3339 with a time zone, such as "
+            f"--deadline {text}: it must be a future time in RFC 3339 with a time zone, such as "
             f"{rfc3339(now + 3_600)}, or none"
         )
     return NewDeadline(moment=moment)

@@ -50,14 +50,14 @@ OUTCOMES = (
 TOKEN_KINDS = tuple(field.name for field in fields(Usage))
 SETTLEMENTS = ("Complete", "DeadLetter", "Release", "Abandon")
 GATE_GAUGES = {
-    "gate_open": "1 while the deployment takes calls",
-    "calls_in_flight": "Calls to the deployment now",
-    "concurrency_limit": "Calls that may be under way at once, as adapted",
+    "gate_open": "1 while the deployment accepts calls",
+    "calls_in_flight": "Calls to the deployment in flight",
+    "concurrency_limit": "Calls that may be in flight at once; adapts",
     "jobs_parked": "Jobs that wait for the deployment",
-    "budget_tokens_per_minute": "This pod's share of the tokens, by the service's own estimate",
+    "budget_tokens_per_minute": "This pod's share of the tokens, by the service's estimate",
     "budget_requests_per_minute": "This pod's share of the requests",
-    "quota_remaining_tokens": "Tokens left in the minute, as the service said last",
-    "quota_remaining_requests": "Requests left in the minute, as the service said last",
+    "quota_remaining_tokens": "Tokens left in the minute, as last reported by the service",
+    "quota_remaining_requests": "Requests left in the minute, as last reported by the service",
 }
 MOST_DEPLOYMENTS = 64
 """Beyond those that are configured: names that producers bring in under `passthrough`. More count as `other`."""
@@ -145,19 +145,19 @@ class Metrics:
         self.received = counter("jobs_received", "Messages received", ["queue"])
         self.sorted = counter("jobs_sorted", "Jobs moved to the queue of their model", ["model"])
         self.sort_seconds = histogram("sort_seconds", "From receiving to moved, of a batch", [], WRITE_BUCKETS)
-        self.sort_failures = counter("sort_failures", "Batches that a model's queue did not take", ["queue"])
+        self.sort_failures = counter("sort_failures", "Batches that a model's queue did not accept", ["queue"])
         self.handed_back = counter("jobs_handed_back", "Deliveries given back to the queue", ["queue", "reason"])
-        self.paid_twice = counter("jobs_paid_twice", "Answers where another was written before", ["queue"])
-        self.suspects = counter("jobs_suspect", "Deliveries run apart from the rest", ["queue"])
+        self.paid_twice = counter("jobs_paid_twice", "Answers to jobs whose result was already written", ["queue"])
+        self.suspects = counter("jobs_suspect", "Deliveries of suspects, which run apart", ["queue"])
         self.swept = counter(
-            "dead_letters_swept", "Given up by the broker, with an error line", ["queue", "reason"]
+            "dead_letters_swept", "Dead letters of the broker that got an error line", ["queue", "reason"]
         )
         self.dead_letters = gauge("dead_letters", "Dead letters left by this pod's last sweep", ["queue"])
         self.backlog_age = gauge("backlog_age_seconds", "Age of the message received last", ["queue"])
         self.redelivered = counter("jobs_redelivered", "Messages received again", ["queue"])
         self.jobs = counter("jobs", "Deliveries by their outcome", ["queue", "deployment", "outcome"])
         self.tokens = counter("tokens", "Tokens as the service counts them", ["deployment", "kind"])
-        self.calls = counter("calls", "Calls by HTTP status, none where there was none", ["deployment", "status"])
+        self.calls = counter("calls", "Calls by HTTP status; none if there was no answer", ["deployment", "status"])
         self.cost = counter("cost", "Price of the tokens of calls, by AOAI_WORKER_PRICES", ["queue", "model"])
         self.batch_tokens = counter("batch_tokens", "Tokens of calls by batch", ["batch", "deployment", "kind"])
         self.batch_cost = counter("batch_cost", "Price of the tokens of calls by batch", ["batch"])
@@ -173,18 +173,20 @@ class Metrics:
         self.job_seconds = histogram("job_seconds", "From enqueuing to the outcome", ["queue"], AGE_BUCKETS)
         self.write_seconds = histogram("result_write_seconds", "Writing a result", [], WRITE_BUCKETS)
         self.in_flight = gauge("jobs_in_flight", "Jobs whose result is not written yet")
-        self.bytes_in_flight = gauge("in_flight_bytes", "Bytes of jobs and unwritten answers that are held")
-        self.bytes_limit = gauge("in_flight_bytes_limit", "Bytes beyond which nothing is received")
+        self.bytes_in_flight = gauge("in_flight_bytes", "Bytes of jobs and unwritten answers in memory")
+        self.bytes_limit = gauge("in_flight_bytes_limit", "Limit of these bytes, above which nothing is received")
         self.held = gauge("deliveries_held", "Deliveries that are not settled yet")
         self.slots = gauge("slots", "Jobs that may be in flight")
-        self.gate_closed = counter("gate_closed_seconds", "Time for which gates closed", ["deployment", "reason"])
+        self.gate_closed = counter(
+            "gate_closed_seconds", "Seconds for which gates closed", ["deployment", "reason"]
+        )
         self.intake = gauge("intake_closed", "1 while nothing is received for this reason", ["reason"])
         self.settlements = counter("settlements", "Settlements by confirmation", ["settlement", "confirmed"])
         self.renewals = counter("lock_renewals", "Locks renewed")
         self.renewal_failures = counter("lock_renewal_failures", "Locks that a request failed to renew")
         self.locks_lost = counter("locks_lost", "Locks lost before the message was settled")
         self.restarts = counter("receiver_restarts", "Receivers retired after an error", ["queue"])
-        self.faults = counter("faults", "Deliveries that failed by a fault of the worker itself")
+        self.faults = counter("faults", "Deliveries that failed by a fault of the worker")
         self.refreshes = counter("token_refreshes", "Token requests", ["scope", "outcome"])
         self.refresh_failures = counter("token_refresh_failures", "By AADSTS code", ["scope", "code"])
         self.refresh_seconds = histogram("token_refresh_seconds", "Token requests", ["scope"], TOKEN_BUCKETS)

@@ -108,7 +108,7 @@ def test_a_job_whose_error_quotes_words_of_tenants_is_refused_for_itself() -> No
     ("status", "code", "cause", "told"),
     [
         (403, "AuthorizationPermissionMismatch", Cause.ROLE_MISSING, 'role "Storage Blob Data Contributor"'),
-        (403, "AuthorizationFailure", Cause.NETWORK_CLOSED, "firewall keeps this network out"),
+        (403, "AuthorizationFailure", Cause.NETWORK_CLOSED, "firewall blocks this network"),
         (403, "AuthenticationFailed", Cause.TOKEN_REFUSED, "AZURE_TENANT_ID"),
         (401, "InvalidAuthenticationInfo", Cause.TOKEN_REFUSED, "AZURE_TENANT_ID"),
         (403, "AccountIsDisabled", Cause.FORBIDDEN, 'role "Storage Blob Data Contributor"'),
@@ -116,7 +116,7 @@ def test_a_job_whose_error_quotes_words_of_tenants_is_refused_for_itself() -> No
         (302, "no error code", Cause.WRONG_ENDPOINT, "refused"),
         (409, "ContainerBeingDeleted", None, "refused"),
         (503, "ServerBusy", None, "throttles"),
-        (500, "InternalError", None, "tried again later"),
+        (500, "InternalError", None, "tries again later"),
     ],
 )
 def test_blob_storage_refuses_for_a_cause(status: int, code: str, cause: Cause | None, told: str) -> None:

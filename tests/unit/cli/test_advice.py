@@ -24,16 +24,16 @@ NO_TOKEN = TokenUnavailable("https://servicebus.azure.net//.default", "AADSTS700
 @pytest.mark.parametrize(
     ("error", "what", "next_step"),
     [
-        (NO_TOKEN, "There is no token for https://servicebus.azure.net//.default: AADSTS700016", "AZURE_CLIENT_ID"),
-        (TokenUnavailable("s", "no route", code="none"), "There is no token for s: no route", "az login"),
+        (NO_TOKEN, "No token for https://servicebus.azure.net//.default: AADSTS700016", "AZURE_CLIENT_ID"),
+        (TokenUnavailable("s", "no route", code="none"), "No token for s: no route", "az login"),
         (ServiceBusAuthorizationError(message="'Send' claim(s) are required"), "refuses", "Data Sender"),
         (ServiceBusAuthorizationError(message="unauthorized"), "refuses", "Data Receiver"),
         (ServiceBusAuthenticationError(message="bad audience"), "bad audience", "AZURE_TENANT_ID"),
         (MessagingEntityNotFoundError(message="no such queue"), "does not exist", "AOAI_WORKER_RESULTS_QUEUE"),
         (ServiceBusConnectionError(message="refused"), "cannot be reached: refused", "5671"),
-        (OperationTimeoutError(), "cannot be reached", "the same command again is safe"),
+        (OperationTimeoutError(), "cannot be reached", "safe to run the same command again"),
         (ServiceBusQuotaExceededError(message="too much"), "full", "catch up"),
-        (NO_SUCH_QUEUE, "which it says of a queue that is not there", "Data Sender"),
+        (NO_SUCH_QUEUE, "Either the queue does not exist", "Data Sender"),
     ],
 )
 def test_each_error_says_what_failed_and_what_to_do(error: Exception, what: str, next_step: str) -> None:

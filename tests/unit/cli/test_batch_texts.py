@@ -96,12 +96,12 @@ def test_a_cost_without_a_price_is_unknown() -> None:
 @pytest.mark.parametrize(
     ("detail", "why"),
     [
-        (BatchDetail(queued=5), "no pod has told of itself within a minute"),
-        (BatchDetail(queued=5, pods=(pod(),)), "others are before it"),
+        (BatchDetail(queued=5), "no pod has reported within a minute"),
+        (BatchDetail(queued=5, pods=(pod(),)), "other batches are ahead of it"),
         (BatchDetail(queued=5, pods=(pod(),)), "Next: if submit or retry was interrupted, the same command again"),
         (BatchDetail(queued=5, pods=(pod(sink="Blob storage is down"),)), "sink: Blob storage is down"),
         (BatchDetail(queued=5, starts_at=rfc3339(NOW + 60)), "no worker receives its jobs before"),
-        (BatchDetail(queued=5, starts_at=rfc3339(NOW - 60)), "no pod has told of itself within a minute"),
+        (BatchDetail(queued=5, starts_at=rfc3339(NOW - 60)), "no pod has reported within a minute"),
     ],
 )
 def test_why_jobs_wait_comes_from_the_pods(detail: BatchDetail, why: str) -> None:
@@ -181,7 +181,7 @@ def test_a_cancellation_says_what_was_done_and_what_will_not_be() -> None:
     told = describe_cancellation(replace(CANCELLED, detail=detail))
     assert told.startswith("b2: cancelled. 2 results (1 succeeded, 1 failed) so far; 3 jobs will not be called")
     assert "Workers hold up to 1 of these now" in told
-    assert "there was nothing left to cancel" in describe_cancellation(DONE)
+    assert "nothing was left to cancel" in describe_cancellation(DONE)
     of_retry = BatchStatus(batch_id="b1", total=1, failed=1, detail=BatchDetail(cancelled_at=rfc3339(NOW)))
     assert describe_cancellation(of_retry) == "b1: cancelled, 1 result (0 succeeded, 1 failed)"
 
@@ -192,12 +192,12 @@ def test_a_retry_says_what_it_sent_and_what_it_passed_over() -> None:
     )
     told = describe_retry(outcome)
     assert told.startswith(
-        "b1: 2 jobs sent again. Their results will have the number 1000 as worker.replay.\n"
+        "b1: 2 jobs sent again. Their results have worker.replay 1000.\n"
         "b1: 1 job of an earlier retry without a result"
     )
-    assert "Passed over: 7 lines that succeeded." in told
+    assert "Not sent: 7 lines that succeeded." in told
     assert "--model-map" not in told
-    assert "give these to retry too" in describe_retry(replace(outcome, is_submitted_file=False))
+    assert "give the same options to retry" in describe_retry(replace(outcome, is_submitted_file=False))
     assert describe_retry(BatchRetry(batch_id="b1")) == "b1: nothing to retry."
     assert retry_document(outcome) == {
         "batch_id": "b1",

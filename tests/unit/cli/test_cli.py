@@ -172,7 +172,7 @@ def test_a_moment_that_is_none_to_come_is_refused(jobs_file: Path, option: str, 
 def test_a_moment_without_a_time_zone_is_refused_with_two_that_have_one(jobs_file: Path) -> None:
     result = call("submit", jobs_file, "--deadline", "2030-01-01T00:00:00")
     assert result.exit_code == 2
-    assert "has no time zone. Next: 2030-01-01T00:00:00Z is UTC" in " ".join(
+    assert "has no time zone. Next: add one, such as 2030-01-01T00:00:00Z (UTC) or" in " ".join(
         result.stderr.replace("│", " ").split()
     )
 
@@ -355,7 +355,7 @@ def test_status_as_json_is_one_object_on_standard_output(monkeypatch: pytest.Mon
             BatchStatus(batch_id="b1", total=3, succeeded=2, failed=1, collected=RECORD, later=1),
             "collected at 2026-11-23T19:00:00Z into out.jsonl, 3 results (2 succeeded, 1 failed); 1 later result",
         ),
-        (BatchStatus(batch_id="b1", being_collected_by_other=True), "being collected by another process"),
+        (BatchStatus(batch_id="b1", being_collected_by_other=True), "another process is collecting it"),
         (
             BatchStatus(batch_id="b1", total=3, succeeded=1, failed=1, detail=DETAIL),
             "2 of 3 results (1 succeeded",
@@ -375,7 +375,7 @@ def test_status_is_told_in_words(monkeypatch: pytest.MonkeyPatch, status: BatchS
         (collection(failed=1, complete=True), 4, "complete, 3 results (2 succeeded, 1 failed) in out.jsonl"),
         (collection(failed=1), 3, "3 results so far (2 succeeded, 1 failed)"),
         (collection(), 3, "1 of 3 are missing"),
-        (collection(total=None), 3, "its manifest has not come"),
+        (collection(total=None), 3, "its manifest has not arrived"),
         (
             replace(collection(complete=True), cancelled=1, cancelled_at="then"),
             4,
@@ -388,8 +388,8 @@ def test_status_is_told_in_words(monkeypatch: pytest.MonkeyPatch, status: BatchS
             "b1: cancelled, 3 results (2 succeeded",
         ),
         (replace(collection(complete=True), cancelled_at="then"), 0, "b1: complete, 2 results (2 succeeded"),
-        (replace(collection(), outdated=1), 3, "2 of 3 are missing, of which 1 were sent again"),
-        (replace(collection(total=None), succeeded=0), 3, "Next: check the id, which submit printed"),
+        (replace(collection(), outdated=1), 3, "2 of 3 are missing; 1 of these were sent again"),
+        (replace(collection(total=None), succeeded=0), 3, "Next: check the batch id that submit printed"),
     ],
 )
 def test_collect_tells_by_its_exit_code_whether_the_batch_is_complete(
@@ -406,7 +406,7 @@ def test_a_collection_that_gave_up_says_what_it_waited_for(monkeypatch: pytest.M
     result = call("collect", "b1", "-o", "out.jsonl", "--follow", "--timeout", "90s")
     assert result.exit_code == 3
     assert "1 of 3 are missing" in result.stderr
-    assert "Neither a manifest nor a new result came within 90s (--timeout)" in result.stderr
+    assert "No manifest and no new result arrived within 90s (--timeout)" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -596,7 +596,7 @@ def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> N
     answer_with(monkeypatch, KeyboardInterrupt())
     result = call("collect", "b1", "-o", "out", "--follow")
     assert result.exit_code == 130
-    assert "goes on where this one ended" in result.stderr
+    assert "Run the same command again to continue" in result.stderr
 
 
 def test_an_interruption_within_an_import_says_how_to_go_on_and_a_fault_stays_one(
@@ -681,7 +681,7 @@ def test_without_the_local_azure_the_command_says_where_to_get_it(monkeypatch: p
     monkeypatch.setitem(sys.modules, "embedded_azure", None)
     result = call("local")
     assert result.exit_code == 1
-    assert "not part of this installation" in result.stderr
+    assert "is not installed" in result.stderr
 
 
 def test_the_version_is_that_of_the_distribution() -> None:
@@ -728,7 +728,7 @@ def test_watching_prints_a_line_for_each_change_where_nobody_watches(monkeypatch
     result = call("status", "b1", "--watch")
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [
-        "b1: running, 1 of 3 results (1 succeeded, 0 failed); 1 queued, 1 running, none finished lately",
+        "b1: running, 1 of 3 results (1 succeeded, 0 failed); 1 queued, 1 running, none finished recently",
         "b1: complete, 3 results (3 succeeded, 0 failed)",
     ]
 
@@ -765,7 +765,7 @@ def test_a_retry_says_what_it_sent(monkeypatch: pytest.MonkeyPatch, jobs_file: P
     answer_with(monkeypatch, BatchRetry(batch_id="b1", number=1_000, sent=1))
     result = call("retry", "b1", jobs_file, "--only", "429", "--only", "attempts_exhausted")
     assert result.exit_code == 0
-    assert "b1: 1 job sent again. Their results will have the number 1000" in result.stdout
+    assert "b1: 1 job sent again. Their results have worker.replay 1000" in result.stdout
     assert json.loads(call("retry", "b1", jobs_file, "--json").stdout)["number"] == 1_000
 
 

@@ -316,7 +316,7 @@ def test_a_model_map_that_no_line_asks_for_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "jobs.jsonl", [of_model("a", "m1"), of_model("b", "m2")])
     with pytest.raises(InvalidBatch, match=r"no line asks for 'm3', .*; lines ask for m1, m2"):
         read_batch_file(path, model_map={"m1": "m2", "m3": "m1"})
-    with pytest.raises(ValueError, match=r"'a b' is no name of a model"):
+    with pytest.raises(ValueError, match=r"'a b' is not a model name"):
         read_batch_file(path, model_map={"m1": "a b"})
 
 

@@ -410,7 +410,7 @@ async def test_a_full_disk_is_told_by_the_files_name_and_what_it_did_not_take_st
     tmp_path: Path, room: int
 ) -> None:
     session = FakeSession([manifest(500), *[result(f"{number}") for number in range(500)]], group=97)
-    told = r"/out\.partial cannot be written: File too large\. .*make room"
+    told = r"/out\.partial cannot be written: File too large\. .*free disk space"
     with pytest.raises(UnwritableOutput, match=told), room_for(room):
         await collect(session, tmp_path / "out")
     written = (tmp_path / "out.partial").read_bytes()
@@ -440,7 +440,7 @@ def test_a_folder_or_a_device_is_no_output_file(tmp_path: Path) -> None:
 def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     for out, errors in ((missing / "out", None), (tmp_path / "out", missing / "err")):
-        with pytest.raises(UnusableOutput, match=f"there is no folder {missing}. Next: make it"):
+        with pytest.raises(UnusableOutput, match=f"there is no folder {missing}. Next: create it"):
             output_of("b1", out, errors)
 
 
@@ -536,7 +536,9 @@ async def test_a_whole_file_of_an_earlier_submission_does_not_pass_for_a_later_b
     # the queue may have been made anew in between
     record = session.record if remembered else None
     later = FakeSession([manifest(103, submitted_at=EVENING), result("a")], record=record)
-    with pytest.raises(UnusableOutput, match=r"out holds 37 results of an earlier batch b1; the one of 103 jobs"):
+    with pytest.raises(
+        UnusableOutput, match=r"out holds 37 results of an earlier batch b1, not of the batch of 103 jobs"
+    ):
         await collect(later, tmp_path / "out")
     assert len(later.queue) == 2
     assert len(read_ids(tmp_path / "out")) == 37
@@ -759,7 +761,7 @@ def test_the_errors_have_no_name_that_the_answers_have_while_they_grow(
     tmp_path: Path, out: str, errors: str
 ) -> None:
     (tmp_path / "x").mkdir()
-    with pytest.raises(UnusableOutput, match="while they grow"):
+    with pytest.raises(UnusableOutput, match="while it is written"):
         ResultFiles("b1", tmp_path / out, tmp_path / errors)
 
 

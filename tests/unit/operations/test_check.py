@@ -187,16 +187,16 @@ def test_a_missing_role_is_the_one_that_the_worker_needs_there(place: Refusing, 
             Cause.ROLE_SPREADING,
             ["az role assignment create", "# if it was assigned within", "# not Foundry User or"],
         ),
-        (Cause.FORBIDDEN, ["az role assignment create", "# if it is assigned already", "az cognitiveservices"]),
-        (Cause.NETWORK_CLOSED, ["az cognitiveservices account show", "admit this network"]),
+        (Cause.FORBIDDEN, ["az role assignment create", "# if it is already assigned", "az cognitiveservices"]),
+        (Cause.NETWORK_CLOSED, ["az cognitiveservices account show", "allow this network"]),
         (Cause.MISSING, ["az cognitiveservices account deployment list", "set one of these in AOAI_WORKER_MODELS"]),
         (Cause.WRONG_TENANT, ["az cognitiveservices account show", "AZURE_TENANT_ID must be the tenant"]),
         (Cause.TOKEN_REFUSED, ["az cognitiveservices account show", "AZURE_TENANT_ID must be the tenant"]),
-        (Cause.UNREACHABLE, ["let this network reach https://my-account.openai.azure.com; see that"]),
-        (Cause.NAME_NOT_RESOLVED, ["see that the name in AZURE_OPENAI_ENDPOINT"]),
+        (Cause.UNREACHABLE, ["let this network reach https://my-account.openai.azure.com; check that"]),
+        (Cause.NAME_NOT_RESOLVED, ["check the name in AZURE_OPENAI_ENDPOINT"]),
         (Cause.TLS_UNTRUSTED, ["set AOAI_WORKER_CA_FILE"]),
         (Cause.PROXY_REFUSED, ["HTTPS_PROXY"]),
-        (Cause.WRONG_ENDPOINT, ["what answers there is not the service"]),
+        (Cause.WRONG_ENDPOINT, ["another service answers there"]),
     ],
 )
 def test_the_cause_of_a_refusal_decides_what_is_suggested(cause: Cause, beginnings: list[str]) -> None:
@@ -215,7 +215,11 @@ def test_the_cause_of_a_refusal_decides_what_is_suggested(cause: Cause, beginnin
         (Cause.DISABLED, JOBS, "az servicebus queue update"),
         (Cause.NETWORK_CLOSED, JOBS, "az servicebus namespace network-rule-set list"),
         (Cause.WRONG_TENANT, JOBS, "az resource list"),
-        (Cause.UNREACHABLE, JOBS, "let this network reach my-bus.servicebus.windows.net on port 5671, past any"),
+        (
+            Cause.UNREACHABLE,
+            JOBS,
+            "let this network reach my-bus.servicebus.windows.net on port 5671, bypassing any",
+        ),
         (Cause.MISSING, CONTAINER, "az storage container create"),
         (Cause.NETWORK_CLOSED, CONTAINER, "az storage account show"),
         (Cause.TOKEN_REFUSED, CONTAINER, "az storage account show"),
@@ -228,7 +232,7 @@ def test_a_suggestion_is_about_the_place_that_refuses(cause: Cause, place: Refus
 
 def test_where_5671_is_closed_websockets_are_suggested() -> None:
     suggestion = suggest(Cause.UNREACHABLE, JOBS, SOMEBODY) or ""
-    assert "port 5671, past any proxy, or set AOAI_WORKER_SERVICEBUS_TRANSPORT=websockets" in suggestion
+    assert "port 5671, bypassing any proxy, or set AOAI_WORKER_SERVICEBUS_TRANSPORT=websockets" in suggestion
 
 
 def test_where_nothing_tells_the_cause_nothing_is_suggested() -> None:
@@ -279,9 +283,9 @@ def test_a_person_is_given_a_role_as_a_user() -> None:
         ("700016", "workload", "az identity list"),
         ("90002", "workload", "az identity list"),
         ("700024", "workload", "az aks show"),
-        ("timeout", "workload", "see that the file"),
-        ("none", "default", "see that the file"),
-        ("other", "workload", "see what the AADSTS code means"),
+        ("timeout", "workload", "check that the file"),
+        ("none", "default", "check that the file"),
+        ("other", "workload", "look up the AADSTS code"),
         ("none", "cli", "az login"),
         ("none", "managed", "az vmss identity assign"),
     ],
@@ -341,7 +345,7 @@ def test_a_queue_of_results_without_sessions_is_wrong() -> None:
     assert judge(RESULTS, GOOD).state is State.WRONG
 
 
-@pytest.mark.parametrize(("queue", "what_to_do"), [(JOBS, "worked off"), (RESULTS, "collected")])
+@pytest.mark.parametrize(("queue", "what_to_do"), [(JOBS, "processed"), (RESULTS, "collected")])
 def test_before_a_queue_is_replaced_its_messages_are_counted_and_their_loss_is_told(
     queue: Queue, what_to_do: str
 ) -> None:
@@ -385,8 +389,8 @@ def refused(status: int, kind: type[HttpResponseError] = HttpResponseError) -> H
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (refused(401, ClientAuthenticationError), "not visible with this identity's rights"),
-        (refused(403), "not visible with this identity's rights"),
+        (refused(401, ClientAuthenticationError), "not visible to this identity"),
+        (refused(403), "not visible to this identity"),
         (refused(500), "no"),
     ],
 )
@@ -414,7 +418,7 @@ async def test_the_sdks_properties_are_read() -> None:
         enable_partitioning=False,
     )
     finding = await look(Told(properties), JOBS)
-    assert finding.detail == "lockDuration is 30 s, at least 120 s leave time to reconnect"
+    assert finding.detail == "lockDuration is 30 s; reconnecting needs at least 120 s"
 
 
 # Identity
@@ -449,7 +453,7 @@ def test_claims_of_any_type_can_be_described(claims: dict[str, Any]) -> None:
             "1 min old",
         ),
         (token(sub="s", aud=[AUDIENCE], exp=NOW - 7_200), State.WRONG, "expired 2 h 0 min ago"),
-        (token(sub="s", aud=["other"], exp=NOW + 60), State.WRONG, "must be for api://AzureADTokenExchange"),
+        (token(sub="s", aud=["other"], exp=NOW + 60), State.WRONG, "must be api://AzureADTokenExchange"),
         ("not a token", State.WRONG, "does not hold a JSON Web Token"),
         ("", State.WRONG, "does not hold a JSON Web Token"),
     ],

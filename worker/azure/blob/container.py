@@ -347,15 +347,15 @@ def refusal(url: str, status: int, code: str) -> BlobFailed:
         case Cause.ROLE_MISSING:
             why = _GIVE_ROLE
         case Cause.NETWORK_CLOSED:
-            why = "the account's firewall keeps this network out: admit it, or have a private endpoint in it"
+            why = "the account's firewall blocks this network: allow it, or create a private endpoint in it"
         case Cause.FORBIDDEN:
-            why = f"{_GIVE_ROLE}; or the account's firewall keeps this network out"
+            why = f"{_GIVE_ROLE}; or the account's firewall blocks this network"
         case Cause.MISSING:
             why = "create it, or check its name in AOAI_WORKER_BLOB_CONTAINER or AOAI_WORKER_CLAIMS_CONTAINER"
         case _ if status in (429, 503):
-            why = "the storage account throttles; it is tried again later"
+            why = "the storage account throttles; the worker tries again later"
         case _ if status >= 500:
-            why = "the service failed; it is tried again later"
+            why = "the service failed; the worker tries again later"
         case _:
             why = "the request was refused"
     detail = f"HTTP {status} {code}: {why}"
@@ -392,7 +392,7 @@ def describe_silence(error: BaseException) -> str:
     if isinstance(error, TokenUnavailable):
         return str(error)
     if isinstance(error, TimeoutError):
-        return "no answer in time; it is tried again later"
+        return "no answer in time; the worker tries again later"
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
     return (
         f"cannot be reached: {reason}. Check the name of the account and the network; "

@@ -162,19 +162,17 @@ def _describe_unopened(cause: BaseException) -> Unopened | None:
 
 
 _CANNOT = "cannot connect by WebSockets to"
-_TRUST = (
-    "set AOAI_WORKER_CA_FILE to the authority that has signed it: a private endpoint's, or that of TLS inspection"
-)
+_TRUST = "set AOAI_WORKER_CA_FILE to the authority that signed it: that of a private endpoint or of TLS inspection"
 _REACH = (
-    "let this network reach it: Service Bus takes WebSockets at port 443 of the namespace, and HTTPS_PROXY and "
-    "NO_PROXY say whether a proxy leads there"
+    "let this network reach it: Service Bus accepts WebSockets on port 443 of the namespace. HTTPS_PROXY and "
+    "NO_PROXY decide whether a proxy is used"
 )
 _PASS = (
     "HTTPS_PROXY must name a proxy that may CONNECT to port 443 of the namespace (http://user:password@host:port "
-    "where it asks for a password); NO_PROXY names the hosts to reach without it"
+    "if it needs a password); NO_PROXY names the hosts to reach without it"
 )
-_ADMIT = "look at the namespace's firewall: it must admit this network, or have a private endpoint in it"
-_AIM = "AOAI_WORKER_SERVICEBUS_ENDPOINT, if set, must name port 443 of the namespace; port 5671 takes AMQP only"
+_ADMIT = "check the namespace's firewall: it must allow this network, or have a private endpoint in it"
+_AIM = "AOAI_WORKER_SERVICEBUS_ENDPOINT, if set, must name port 443 of the namespace; port 5671 accepts only AMQP"
 
 
 def _answer(error: ClientResponseError) -> str:

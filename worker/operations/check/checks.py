@@ -78,7 +78,7 @@ def deployments_of(settings: WorkerSettings) -> Sequence[Target]:
 
 
 def describe_settings(settings: WorkerSettings) -> Finding:
-    entry = f"{settings.jobs_queue} (sorted to the others), " if settings.sorts else ""
+    entry = f"{settings.jobs_queue} (entry queue), " if settings.sorts else ""
     queues = entry + ", ".join(settings.models_of_queues)
     results = settings.results_queue if settings.sink == "queue" else settings.blob_container
     namespace = f"{settings.servicebus_namespace} {describe_way(settings)}"
@@ -98,7 +98,7 @@ def describe_way(settings: WorkerSettings) -> str:
 
 def describe_passthrough(settings: WorkerSettings) -> Iterator[Finding]:
     if settings.models == "passthrough":
-        detail = "named by the jobs (AOAI_WORKER_MODELS=passthrough), so there is none to look at"
+        detail = "not checked: jobs name any deployment (AOAI_WORKER_MODELS=passthrough)"
         yield Finding(state=State.UNSEEN, name="deployments", detail=detail)
 
 
@@ -111,9 +111,9 @@ def look_at_identity(settings: WorkerSettings, now: float) -> Iterator[Finding]:
         yield Finding(
             state=State.WRONG,
             name="identity",
-            detail="the Azure CLI's login, in a pod: the workload identity webhook has not seen this pod",
-            suggestion='label the pod azure.workload.identity/use: "true", name the client id at its service '
-            "account, and make the pod anew",
+            detail="the Azure CLI's login, in a pod: the workload identity webhook did not change this pod",
+            suggestion='label the pod azure.workload.identity/use: "true", annotate its service account with the '
+            "client id, and restart the pod",
         )
         return
     yield Finding(state=State.OK, name="identity", detail=f"{chosen}{f': {who}' if who else ''}")
@@ -176,7 +176,7 @@ class Examination:
         name = name_of(check, self._settings)
         service, proved = what_is_proved(place)
         if service not in self._claims:
-            return Finding(state=State.UNSEEN, name=name, detail=f"cannot be tried without a token for {service}")
+            return Finding(state=State.UNSEEN, name=name, detail=f"cannot be checked without a token for {service}")
         try:
             await self._in_time(check.prove())
         except WorkerError as error:
@@ -192,9 +192,9 @@ class Examination:
 
     async def _queue_settings(self, queue: Queue, reader: QueueReader | None) -> Finding:
         if reader is None:
-            return unseen(queue, "not looked at where AOAI_WORKER_SERVICEBUS_ENDPOINT is set")
+            return unseen(queue, "not checked while AOAI_WORKER_SERVICEBUS_ENDPOINT is set")
         if "Service Bus" not in self._claims:
-            return unseen(queue, "cannot be looked at without a token for Service Bus")
+            return unseen(queue, "cannot be checked without a token for Service Bus")
         try:
             return await self._in_time(look(reader, queue))
         except TimeoutError:
@@ -219,13 +219,13 @@ def what_is_proved(place: Refusing) -> tuple[str, str]:
     """The name of the token that opens the place, and what is so where nothing fails."""
     match place:
         case Queue(is_sent_to=True):
-            return "Service Bus", "there, and we may send"
+            return "Service Bus", "exists; this identity may send"
         case Queue():
-            return "Service Bus", "there, needs no session, and we may listen"
+            return "Service Bus", "exists without sessions; this identity may receive"
         case Container():
-            return "Blob storage", "there, and we may list and write"
+            return "Blob storage", "exists; this identity may list and write"
         case Target():
-            return "Azure OpenAI", "there, and we may call it"
+            return "Azure OpenAI", "exists; this identity may call it"
 
 
 def name_of(check: Check, settings: WorkerSettings) -> str:

@@ -83,11 +83,11 @@ async def look(reader: QueueReader, queue: Queue) -> Finding:
         seen = QueueSettings.read(await reader.get_queue(queue.name))
     except ResourceNotFoundError:
         return Finding(
-            state=State.WRONG, name=_name(queue), detail="there is no such queue", suggestion=create_queue(queue)
+            state=State.WRONG, name=_name(queue), detail="the queue does not exist", suggestion=create_queue(queue)
         )
     except HttpResponseError as error:
         if error.status_code in (401, 403):
-            return unseen(queue, "not visible with this identity's rights, which is as it should be")
+            return unseen(queue, "not visible to this identity, as it should be")
         return unseen(queue, describe_fault(error))
     except FAULTS as error:
         return unseen(queue, describe_fault(error))
@@ -116,7 +116,7 @@ def judge(queue: Queue, seen: QueueSettings) -> Finding:
 def _wrong(queue: Queue, seen: QueueSettings) -> Iterator[str]:
     """What keeps the worker from working; fixed when the queue was created."""
     if queue.with_sessions and not seen.requires_session:
-        yield "requiresSession is false: results of a batch could not be collected apart from the others'"
+        yield "requiresSession is false: results of one batch could not be collected separately"
     if seen.requires_session and not queue.with_sessions:
         yield "requiresSession is true: the worker receives without sessions"
     if seen.enable_partitioning:
@@ -125,13 +125,13 @@ def _wrong(queue: Queue, seen: QueueSettings) -> Iterator[str]:
 
 def _lacking(seen: QueueSettings) -> Iterator[str]:
     if not seen.requires_duplicate_detection:
-        yield "requiresDuplicateDetection is false: what is sent again has an effect again"
+        yield "requiresDuplicateDetection is false: messages sent again are processed again"
 
 
 def _low(seen: QueueSettings) -> Iterator[tuple[str, str]]:
     """What can be updated, by its option."""
     if seen.lock_duration < SHORTEST_LOCK:
-        yield "--lock-duration", f"lockDuration is {seen.lock_duration:g} s, at least 120 s leave time to reconnect"
+        yield "--lock-duration", f"lockDuration is {seen.lock_duration:g} s; reconnecting needs at least 120 s"
     if seen.max_delivery_count < FEWEST_DELIVERIES:
         yield (
             "--max-delivery-count",
@@ -153,7 +153,7 @@ def _describe(seen: QueueSettings) -> str:
     sessions = "with" if seen.requires_session else "without"
     return (
         f"{sessions} sessions, locks of {seen.lock_duration:g} s, {seen.max_delivery_count} deliveries, duplicates "
-        f"detected for {seen.duplicate_detection_window / 3600:g} h, what expires is dead-lettered"
+        f"detected for {seen.duplicate_detection_window / 3600:g} h, expired messages are dead-lettered"
     )
 
 

@@ -94,8 +94,8 @@ def resource_of(place: Refusing) -> Resource:
             return Resource(
                 role=SERVICE_BUS_DATA_SENDER if place.is_sent_to else SERVICE_BUS_DATA_RECEIVER,
                 scope=f"{PREFIX}/Microsoft.ServiceBus/namespaces/{namespace}/queues/{place.name}",
-                address=f"{host} on port 5671, past any proxy, or set AOAI_WORKER_SERVICEBUS_TRANSPORT=websockets: "
-                "port 443, by the proxy of HTTPS_PROXY",
+                address=f"{host} on port 5671, bypassing any proxy, or set "
+                "AOAI_WORKER_SERVICEBUS_TRANSPORT=websockets: port 443, through the proxy of HTTPS_PROXY",
                 settings="AOAI_WORKER_SERVICEBUS_NAMESPACE, and AOAI_WORKER_SERVICEBUS_ENDPOINT if set",
                 create=create_queue(place),
                 show_network=az(
@@ -143,12 +143,12 @@ def suggest(cause: Cause | None, place: Refusing, principal: Principal) -> str |
     grant = principal.grant(resource.role, resource.scope)
     match cause, place:
         case Cause.NO_TOKEN, _:
-            return "see first what is wrong with the token: without one nothing can be tried"
+            return "fix the token first: without one nothing can be checked"
         case Cause.TOKEN_REFUSED, Target():
-            return f"{resource.show_tenant}\n{_TENANT}, and AOAI_WORKER_OPENAI_SCOPE the audience of that endpoint"
+            return f"{resource.show_tenant}\n{_TENANT}, and AOAI_WORKER_OPENAI_SCOPE the audience of the endpoint"
         case Cause.TOKEN_REFUSED, Queue():
             # Service Bus tells only who has a role there that a queue is missing; to others its audience is invalid
-            return f"{resource.create}\nor, if it is there: {resource.show_tenant}\n{_TENANT}"
+            return f"{resource.create}\nor, if it exists: {resource.show_tenant}\n{_TENANT}"
         case Cause.TOKEN_REFUSED | Cause.WRONG_TENANT, _:
             return f"{resource.show_tenant}\n{_TENANT}"
         case Cause.ROLE_MISSING | Cause.ROLE_SPREADING, Target():
@@ -159,9 +159,9 @@ def suggest(cause: Cause | None, place: Refusing, principal: Principal) -> str |
         case Cause.ROLE_SPREADING, _:
             return f"{grant}\n{_MAY_SPREAD}"
         case Cause.FORBIDDEN, _:
-            return f"{grant}\n# if it is assigned already, the network is what is refused\n{resource.show_network}"
+            return f"{grant}\n# if it is already assigned, the network is refused\n{resource.show_network}"
         case Cause.NETWORK_CLOSED, _:
-            return f"{resource.show_network}\nadmit this network there, or have a private endpoint in it"
+            return f"{resource.show_network}\nallow this network there, or create a private endpoint in it"
         case Cause.MISSING, _:
             return resource.create
         case Cause.DISABLED, Queue():
@@ -169,30 +169,30 @@ def suggest(cause: Cause | None, place: Refusing, principal: Principal) -> str |
         case Cause.SESSIONS_REQUIRED, Queue():
             return replace_queue(place)
         case Cause.WRONG_ENDPOINT, _:
-            return f"what answers there is not the service: see that {resource.settings} is right"
+            return f"another service answers there: check {resource.settings}"
         case Cause.NAME_NOT_RESOLVED, _:
             return (
-                f"see that the name in {resource.settings} is right, and that it resolves from here: a private "
-                "endpoint needs its private DNS zone linked to this network"
+                f"check the name in {resource.settings}, and that it resolves from here: a private endpoint needs "
+                "its private DNS zone linked to this network"
             )
         case Cause.TLS_UNTRUSTED, _:
-            return "set AOAI_WORKER_CA_FILE to the authority that signed: a private endpoint's or TLS inspection's"
+            return "set AOAI_WORKER_CA_FILE to the signing authority of the private endpoint or of TLS inspection"
         case Cause.PROXY_REFUSED, _:
-            return "HTTPS_PROXY must name a proxy that lets this pod through to it, or NO_PROXY the host"
+            return "HTTPS_PROXY must name a proxy that forwards to this host, or NO_PROXY must contain the host"
         case Cause.UNREACHABLE, _:
             return (
-                f"let this network reach {resource.address}; see that the name is right and resolves, and behind "
-                "TLS inspection set AOAI_WORKER_CA_FILE"
+                f"let this network reach {resource.address}; check that the name is right and resolves; behind TLS "
+                "inspection set AOAI_WORKER_CA_FILE"
             )
     return None
 
 
-_MAY_SPREAD = "# if it was assigned within the last 10 minutes, wait: it may still be spreading"
+_MAY_SPREAD = "# if it was assigned within the last 10 minutes, wait: it may not have taken effect yet"
 _WITH_KEYS = (
-    f"# not {' or '.join(ROLES_WITH_KEYS)}: these contain listkeys/action and so read the account's keys; "
+    f"# not {' or '.join(ROLES_WITH_KEYS)}: these contain listkeys/action and so can read the account's keys; "
     "check cannot see whether one is assigned"
 )
-_TENANT = "AZURE_TENANT_ID must be the tenant of that subscription"
+_TENANT = "AZURE_TENANT_ID must be the tenant of this subscription"
 
 
 def create_queue(queue: Queue) -> str:
@@ -205,8 +205,8 @@ def replace_queue(queue: Queue) -> str:
     are counted first, and what to do about them is a comment to the shell."""
     count = _queue_command("show", queue, "--query", "countDetails")
     warning = (
-        "# deleting the queue deletes its messages, the dead letters too: stop what sends to it, and have them "
-        f"{'collected' if queue.with_sessions else 'worked off'} or moved until every count is 0; only then"
+        "# deleting the queue deletes its messages and dead letters: stop the senders, and have the messages "
+        f"{'collected' if queue.with_sessions else 'processed'} or moved until every count is 0; only then"
     )
     return f"{count}\n{warning}\n{_queue_command('delete', queue)}\n{create_queue(queue)}"
 
@@ -244,10 +244,10 @@ def suggest_token(code: str, *, credential: str, client_id: str, issuer: str, su
             return az("aks show", "-g", GROUP, "-n", "<cluster>", *issuer_of_cluster)
         case _, "none" | "timeout":
             return (
-                "see that the file of AZURE_FEDERATED_TOKEN_FILE is there and that AZURE_AUTHORITY_HOST can be "
+                "check that the file of AZURE_FEDERATED_TOKEN_FILE exists and that AZURE_AUTHORITY_HOST can be "
                 "reached; behind TLS inspection set AOAI_WORKER_CA_FILE"
             )
-    return "see what the AADSTS code means: https://login.microsoftonline.com/error"
+    return "look up the AADSTS code: https://login.microsoftonline.com/error"
 
 
 def federate(issuer: str, subject: str) -> str:

@@ -18,7 +18,7 @@ LARGEST = 1 << 16
 """Bytes of a token file that are read; the tokens of Kubernetes have some 1,500."""
 
 WEBHOOK = (
-    'see that the pod has the label azure.workload.identity/use: "true" and was made after the webhook; '
+    'check that the pod has the label azure.workload.identity/use: "true" and was created after the webhook; '
     "kubectl describe pod shows the volume azure-identity-token"
 )
 
@@ -74,12 +74,10 @@ def describe_projected(path: str, now: float, *, through_proxy: bool) -> Finding
     if not claims.subject:
         return _broken(f"{path} does not hold a JSON Web Token", WEBHOOK)
     if claims.expires_at is not None and claims.expires_at <= now:
-        suggestion = (
-            "make the pod anew: the kubelet no longer renews its token; and see that the node's clock is right"
-        )
+        suggestion = "delete the pod, as the kubelet no longer renews its token, and check the node's clock"
         return _broken(f"{path} expired {span(now - claims.expires_at)} ago", suggestion)
     if not through_proxy and AUDIENCE not in claims.audience:
-        return _broken(f"it is for {_joined(claims)} and must be for {AUDIENCE}", WEBHOOK)
+        return _broken(f"its audience is {_joined(claims)} and must be {AUDIENCE}", WEBHOOK)
     age = "" if claims.issued_at is None else f", {span(now - claims.issued_at)} old"
     detail = f"subject {claims.subject}, issuer {claims.issuer}{age}{_left(claims, now)}"
     return Finding(state=State.OK, name=PROJECTED, detail=detail)
@@ -87,7 +85,7 @@ def describe_projected(path: str, now: float, *, through_proxy: bool) -> Finding
 
 def describe_access(claims: TokenClaims, now: float) -> str:
     if claims == TokenClaims():
-        return "there, and cannot be read"
+        return "valid, but its claims cannot be read"
     who = f", object id {claims.object_id}" if claims.object_id else ""
     return f"audience {_joined(claims)}{who}{_left(claims, now)}"
 

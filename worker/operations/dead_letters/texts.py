@@ -101,7 +101,7 @@ def summary(queue: str, survey: Survey, shown: int) -> str:
         lines.append(f"Shown are the first {shown:,}; --limit N shows more.")
     if any(letter.reason in CODES for letter in survey.letters):
         lines.append(
-            f"A running worker ends those of the broker's own reasons ({', '.join(CODES)}) by an error line."
+            f"A running worker ends those with a reason of the broker ({', '.join(CODES)}) with an error line."
         )
     lines.append("Next: aoai-worker dlq show SEQ, then dlq replay SEQ or dlq discard SEQ --save FILE.")
     return "\n".join(lines)
@@ -145,7 +145,7 @@ def _cut(text: str, width: int) -> str:
 
 
 def _told_size(size: int) -> str:
-    return f"{size:,} bytes" if size else "no bytes (an AMQP map or list is not shown; it is replayed as it is)"
+    return f"{size:,} bytes" if size else "no bytes (an AMQP map or list is not shown; it is replayed unchanged)"
 
 
 def _said(value: object) -> str:

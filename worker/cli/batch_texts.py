@@ -26,8 +26,8 @@ NO_POD = (
 )
 OTHERS_FIRST = (
     "pods run, but none reports a job of this batch (they report every 10 s): other batches are ahead of it, no "
-    "pod receives its model's queue, a dead pod still holds its jobs, for 5 min at most, or not all were sent. Next: "
-    "if submit or retry was interrupted, the same command again sends the rest"
+    "pod receives its model's queue, a dead pod still holds its jobs, for 5 min at most, or not all were sent. "
+    "Next: if submit or retry was interrupted, the same command again sends the rest"
 )
 
 

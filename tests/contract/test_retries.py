@@ -216,7 +216,7 @@ async def test_a_large_job_goes_by_its_claim_again(
 
 async def test_nothing_is_retried_of_a_batch_that_nobody_submitted(client: JobClient, tmp_path: Path) -> None:
     batch = read_batch_file(small_batch(tmp_path / "jobs.jsonl", ["a"]))
-    with pytest.raises(UnknownBatch, match="b1: there is no manifest"):
+    with pytest.raises(UnknownBatch, match="b1: no manifest of this batch was found"):
         await client.retry(batch, "b1")
 
 

@@ -1,6 +1,7 @@
 """A client that sends a part of something and waits (slow loris)."""
 
 import asyncio
+import contextlib
 
 from tests.support.patience import PATIENCE
 
@@ -26,4 +27,6 @@ async def wait_for_close(port: int, *parts: bytes) -> bytes:
                 received += chunk
         finally:
             writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
     return received

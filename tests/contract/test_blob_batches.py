@@ -228,7 +228,7 @@ async def test_a_claimed_result_is_not_lost_by_a_collector_that_knows_no_contain
         await client.submit(read_batch_file(small_batch(tmp_path / "jobs.jsonl", ["a"])), batch_id="b1")
         await claimed_result(bus, container, "a")
         async with client_of(bus, blob_storage, None, tmp_path) as ignorant:
-            with pytest.raises(ClaimsNotConfigured, match="Nothing is lost. Next: set AOAI_WORKER_CLAIMS_CONTAINER"):
+            with pytest.raises(ClaimsNotConfigured, match="Nothing is lost"):
                 await ignorant.collect("b1", tmp_path / "out")
         assert (await client.collect("b1", tmp_path / "out")).complete
 

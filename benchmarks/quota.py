@@ -240,7 +240,7 @@ def run(scenario: Scenario, client: Callable[[Scenario], Client], warm_up: float
 
 
 def scenarios() -> Sequence[Scenario]:
-    """One and three pods, and one pod where three are expected; the estimate exact, a fifth over and under."""
+    """One, three and twenty pods, and one where three are expected; the estimate exact, a fifth over and under."""
     grid = [
         Scenario(pods=pods, fleet_size=fleet_size, bias=bias, noise=0.2, headers=headers)
         for headers in (True, False)
@@ -257,6 +257,7 @@ def scenarios() -> Sequence[Scenario]:
         replace(plain, configured=False),
         replace(plain, configured=False, headers=False),
         Scenario(pods=3, fleet_size=3, noise=0.2, reasons=True),
+        *[replace(plain, tokens_per_minute=tpm, pods=20, fleet_size=20) for tpm in (300_000, 6_000_000)],
         *[
             replace(plain, tokens_per_minute=None, requests_per_minute=600, pods=pods, headers=headers)
             for pods in (1, 3)

@@ -159,12 +159,10 @@ class Processor:
             try:
                 is_done = await self.sink.has(job)
             except SinkUnavailable as error:
-                release_frames(error)
                 failures += 1
-                self.admission.close(Closure.SINK, str(error))
-                await self._wait_for_store(failures)
+                await self._wait_for_sink(error, failures)
                 continue
-            if failures:
+            if failures or is_done:  # a sink that knows nothing says no without being asked
                 self.admission.open(Closure.SINK)
             return is_done
 
@@ -209,10 +207,8 @@ class Processor:
             try:
                 is_new = await self.sink.write(result)
             except SinkUnavailable as error:
-                release_frames(error)
                 failures += 1
-                self.admission.close(Closure.SINK, str(error))
-                await self._wait_for_store(failures)
+                await self._wait_for_sink(error, failures)
                 continue
             self.admission.open(Closure.SINK)
             # after a failure it may be our own first try that is there
@@ -231,6 +227,11 @@ class Processor:
             self.observer(Settled(settlement=settlement, confirmed=False))
         else:
             self.observer(Settled(settlement=settlement, confirmed=True))
+
+    async def _wait_for_sink(self, error: SinkUnavailable, failures: int) -> None:
+        release_frames(error)
+        self.admission.close(Closure.SINK, str(error))
+        await self._wait_for_store(failures)
 
     async def _wait_for_store(self, failures: int) -> None:
         await asyncio.sleep(self.store_policy.backoff(failures, self.chance()))

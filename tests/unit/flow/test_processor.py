@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from tests.support.bench import EPOCH, Bench, answers, target, wall_clock
+from worker.admission.closures import Closure
 from worker.admission.memory import Reservation
 from worker.errors import (
     CallFailed,
@@ -651,6 +652,16 @@ async def test_a_first_delivery_does_not_look_for_a_result() -> None:
     assert bench.sink.lines["batch/a"] == b'{"first": true}', "the first result stays"
 
 
+async def test_a_result_that_is_found_shows_that_the_sink_is_up() -> None:
+    bench = Bench(sink=FakeSink(knows=True))
+    bench.sink.lines["batch/a"] = b"{}"
+    bench.admission.close(Closure.SINK, "the lock of the job that met this was lost")
+    bench.queue.send(job_line("a"), message_id="batch/a", delivery_count=1)
+    await bench.work()
+    assert bench.model.calls == []
+    assert not bench.admission.state.closures.is_half_open
+
+
 @pytest.mark.parametrize("is_there", [True, False])
 async def test_a_redelivered_job_is_not_called_before_the_sink_can_say(is_there: bool) -> None:
     bench = Bench(sink=FakeSink(knows=True))
@@ -662,7 +673,7 @@ async def test_a_redelivered_job_is_not_called_before_the_sink_can_say(is_there:
     await bench.work()
     assert bench.model.calls == ([] if is_there else [("a", "mini")])
     assert "batch/a" in bench.sink.lines
-    assert not bench.admission.state.closures.stops_receiving
+    assert not bench.admission.state.closures.is_half_open
 
 
 # Claim checks

@@ -129,7 +129,7 @@ class Link:
         self._locks = Locks(receiver, self._management, observer, clock)
         self._settlements = Settlements(receiver, self._management, self._locks, self._give_up)
         self._is_receiving = False
-        self._alive_at = asyncio.get_running_loop().time()
+        self._alive_at = loop_time()
 
     async def receive(self, count: int, wait: float) -> Sequence[LockedMessage]:
         """Raises SourceUnavailable; the link is retired then."""
@@ -152,7 +152,7 @@ class Link:
             self._locks.look()
 
     async def _prove_alive(self, *, heard: bool) -> None:
-        now = asyncio.get_running_loop().time()
+        now = loop_time()
         if not heard:
             if now - self._alive_at < PROVE_AFTER:
                 return

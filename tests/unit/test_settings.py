@@ -12,16 +12,9 @@ import pytest
 import yaml
 from azure.identity._constants import EnvironmentVariables
 
+from worker.environment import CONNECTION_STRINGS, SMUGGLED_KEYS, load
 from worker.errors import InvalidSettings
-from worker.settings import (
-    CONNECTION_STRINGS,
-    PREFIX,
-    SMUGGLED_KEYS,
-    ConnectionSettings,
-    Deployment,
-    WorkerSettings,
-    load,
-)
+from worker.settings import PREFIX, ConnectionSettings, Deployment, WorkerSettings
 
 KEY = "5-s3kret-value"
 

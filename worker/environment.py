@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_settings import SettingsError
 
 from worker.errors import InvalidSettings
-from worker.settings import OWN_WORDS, PREFIX, ConnectionSettings, Price, WorkerSettings, variable_of
+from worker.settings import OWN_WORDS, PREFIX, Price, ServiceBusSettings, WorkerSettings, variable_of
 
 SMUGGLED_KEYS = (
     "AZURE_OPENAI_API_KEY",
@@ -78,7 +78,7 @@ def values_of_file() -> Mapping[str, Any]:
 MOST_VALUES = 20_000
 """Of a file of settings: a thousand models have some thousands. A few lines of aliases can stand for millions."""
 
-S = TypeVar("S", bound=ConnectionSettings)
+S = TypeVar("S", bound=ServiceBusSettings)
 
 
 def load(kind: type[S]) -> S:

@@ -119,7 +119,7 @@ IN_QUEUE_NAME = re.compile(r"[A-Za-z0-9._-]+")
 HttpsUrl = Annotated[str, AfterValidator(_https), Unit("https URL")]
 ContainerUrl = Annotated[str, AfterValidator(_container), Unit("https URL")]
 ReadableFile = Annotated[Path, AfterValidator(_readable), Unit("path, PEM")]
-Name = Annotated[str, Field(min_length=1, max_length=260), Unit("name")]
+QueueName = Annotated[str, AfterValidator(_queue_name), Unit("name")]
 Bytes = Annotated[int, Unit("bytes")]
 Seconds = Annotated[float, Unit("seconds")]
 
@@ -166,8 +166,8 @@ class Price(BaseModel):
         return (fresh * self.input + usage.cached * cached_input + usage.completion * self.output) / MILLION
 
 
-class ConnectionSettings(BaseSettings):
-    """What producers and workers share: how to be somebody, and where the queues are."""
+class ServiceBusSettings(BaseSettings):
+    """How to reach the queues of jobs, and as whom."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True, validate_by_name=True)
 
@@ -186,14 +186,14 @@ class ConnectionSettings(BaseSettings):
     """Certificate authorities that every client trusts instead of the system's: TLS inspection, a local Azure.
     The Service Bus SDK ignores `SSL_CERT_FILE`, so one setting serves all clients."""
 
-    jobs_queue: Name = "jobs"
+    jobs_queue: QueueName = "jobs"
     """The entry queue, which takes jobs of any model. With one model it is that model's queue. With several, the
     worker moves each job to the queue of its model."""
 
     queues: (
         Annotated[
             dict[
-                Annotated[str, AfterValidator(_queue_name)],
+                QueueName,
                 Annotated[Annotated[str, Field(min_length=1)] | None, BeforeValidator(_only_model)],
             ],
             Field(min_length=1),
@@ -203,39 +203,6 @@ class ConnectionSettings(BaseSettings):
     """Queues and the one model of each: `{"jobs-mini": "gpt-5.4-mini", "jobs-old": null}`. `null` drains a
     queue: its jobs end with `model_not_allowed`. By default workers use `<entry queue>-<model>`, and producers
     send to the entry queue ([several models](howto/models.md))."""
-
-    results_queue: Name = "results"
-    """With the queue sink: the queue of results and manifests. It must require sessions."""
-
-    sink: Literal["blob", "queue"] = "blob"
-    """Where results go. `blob`: one blob for each job; batches can be listed, cancelled and retried, and a
-    redelivered job is not paid for again. `queue`: messages of the results queue, for live consumers and batches
-    of up to some 10,000."""
-
-    blob_container: ContainerUrl | None = Field(None, validate_default=True)
-    """The container of results, such as `https://my-account.blob.core.windows.net/results`. Required with the
-    blob sink. A query is refused, because a shared access signature is a key."""
-
-    blob_prefix: Annotated[
-        str,
-        Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$", max_length=200),
-        Unit("path"),
-    ] = "results"
-    """The folder of the results in the container."""
-
-    claims_container: ContainerUrl | None = None
-    """The container of jobs that are too large for a message ([claim checks](job-format.md#claim-checks)). The
-    default is the container of results; without both, such jobs cannot be sent. A claim that names another
-    container is refused."""
-
-    largest_claim: Bytes = Field(16 << 20, ge=1, le=256 << 20)
-    """The largest job that is fetched for a claim. Such jobs wait until together they hold at most a third of
-    `AOAI_WORKER_IN_FLIGHT_BYTES`, or no other is held."""
-
-    prices: dict[str, Price] | None = None
-    """Prices by model, for a million tokens in any currency: `{"gpt-5.4-mini": {"input": 1.5, "cached_input":
-    0.75, "output": 6.0}}` (made-up numbers). Without `cached_input`, cached tokens cost as much as others.
-    `status` shows the cost. Prices depend on region, contract and day, so none is built in."""
 
     credential: Literal["auto", "workload", "managed", "cli", "default"] = "auto"
     """The identity. `auto` is the workload identity if `AZURE_FEDERATED_TOKEN_FILE` is set, else the Azure CLI's
@@ -269,6 +236,43 @@ class ConnectionSettings(BaseSettings):
                     "must be names that differ by more than case"
                 )
         return self
+
+
+class ConnectionSettings(ServiceBusSettings):
+    """What producers and workers share: the queues, and where results and large jobs lie."""
+
+    results_queue: QueueName = "results"
+    """With the queue sink: the queue of results and manifests. It must require sessions."""
+
+    sink: Literal["blob", "queue"] = "blob"
+    """Where results go. `blob`: one blob for each job; batches can be listed, cancelled and retried, and a
+    redelivered job is not paid for again. `queue`: messages of the results queue, for live consumers and batches
+    of up to some 10,000."""
+
+    blob_container: ContainerUrl | None = Field(None, validate_default=True)
+    """The container of results, such as `https://my-account.blob.core.windows.net/results`. Required with the
+    blob sink. A query is refused, because a shared access signature is a key."""
+
+    blob_prefix: Annotated[
+        str,
+        Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$", max_length=200),
+        Unit("path"),
+    ] = "results"
+    """The folder of the results in the container."""
+
+    claims_container: ContainerUrl | None = None
+    """The container of jobs that are too large for a message ([claim checks](job-format.md#claim-checks)). The
+    default is the container of results; without both, such jobs cannot be sent. A claim that names another
+    container is refused."""
+
+    largest_claim: Bytes = Field(16 << 20, ge=1, le=256 << 20)
+    """The largest job that is fetched for a claim. Such jobs wait until together they hold at most a third of
+    `AOAI_WORKER_IN_FLIGHT_BYTES`, or no other is held."""
+
+    prices: dict[str, Price] | None = None
+    """Prices by model, for a million tokens in any currency: `{"gpt-5.4-mini": {"input": 1.5, "cached_input":
+    0.75, "output": 6.0}}` (made-up numbers). Without `cached_input`, cached tokens cost as much as others.
+    `status` shows the cost. Prices depend on region, contract and day, so none is built in."""
 
     @field_validator("blob_container")
     @classmethod

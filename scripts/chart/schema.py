@@ -24,11 +24,15 @@ CHART_OWNED = {
 }
 """Settings that `config` does not have, and why."""
 
+QUEUE = r"[A-Za-z0-9][A-Za-z0-9._/-]{0,259}"
+"""What the worker takes as the name of a queue."""
 HOST = r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)+"
 URL = r"https://[A-Za-z0-9.-]+(:[0-9]{1,4})?"
 PATTERNS = {
     "servicebus_namespace": rf"^({HOST})?$",
     "servicebus_endpoint": rf"^{HOST}:[1-9][0-9]{{0,3}}$",
+    "jobs_queue": f"^{QUEUE}$",
+    "results_queue": f"^{QUEUE}$",
     "openai_endpoint": rf"^({URL}(/[A-Za-z0-9._~/-]*)?)?$",
     "endpoint": rf"^{URL}(/[A-Za-z0-9._~/-]*)?$",
     "openai_scope": r"^https://[A-Za-z0-9./-]+/\.default$",
@@ -94,9 +98,6 @@ OWN_TYPES = {
 
 API_LIMITS = {"autoscaling.v2.HPAScalingRules": {"stabilizationWindowSeconds": {"minimum": 0, "maximum": 3600}}}
 """What the API server checks in code, so that Kubernetes' schemas do not have it, and KEDA's schema does."""
-
-QUEUE = r"[A-Za-z0-9][A-Za-z0-9._/-]{0,259}"
-"""What the worker takes as the name of a queue."""
 
 LIMITS = {"int32": 2**31 - 1, "int64": 2**53 - 1}
 """The largest numbers by format. Helm reads numbers as floats, which are exact up to 2^53."""

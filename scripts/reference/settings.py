@@ -12,7 +12,7 @@ from pydantic_core import PydanticUndefined
 
 from scripts.reference.blocks import replace, table
 from worker.environment import CONNECTION_STRINGS, SMUGGLED_KEYS
-from worker.settings import ConnectionSettings, Unit, WorkerSettings, variable_of
+from worker.settings import ConnectionSettings, ServiceBusSettings, Unit, WorkerSettings, variable_of
 
 MADE_AT_START = {"pod": "host name"}
 """Settings whose default is made by a function, as the page names it."""
@@ -30,7 +30,7 @@ def render(page: str) -> str:
 def texts() -> Mapping[str, str]:
     """Each setting's docstring. pydantic could keep them, but at each start it would take 13 ms to find them."""
     found: dict[str, str] = {}
-    for kind in (ConnectionSettings, WorkerSettings):
+    for kind in (ServiceBusSettings, ConnectionSettings, WorkerSettings):
         (tree,) = ast.parse(inspect.getsource(kind)).body
         assert isinstance(tree, ast.ClassDef)
         for field, text in zip(tree.body, tree.body[1:], strict=False):

@@ -1,7 +1,8 @@
-"""Takes the README's pictures of the dashboard, light and dark: `make dashboard-picture`, some 6 minutes, needs npm and Chromium.
+"""Takes the README's pictures of the dashboard, light and dark: `make dashboard-picture`.
 
-A fleet works for some minutes under a real Prometheus; then Grafana's own components draw dashboard.json from its
-data in a headless Chromium. KEDA's and the cluster's few metrics come from a stand-in (cluster.py).
+It takes some 6 minutes and needs npm and Chromium. A fleet works for some minutes under a real Prometheus; then
+Grafana's own components draw dashboard.json from its data in a headless Chromium. KEDA's and the cluster's few
+metrics come from a stand-in (cluster.py).
 """
 
 import asyncio
@@ -121,7 +122,7 @@ async def photograph(browser: str, address: str, output: Path) -> None:
     )
     async with asyncio.timeout(120):
         code = await child.wait()
-    if code or not output.exists():
+    if code:
         raise PictureFailed(f"{browser} took no picture: exit code {code}")
 
 

@@ -41,7 +41,7 @@ READMES = [ROOT / folder / "README.md" for folder in ("charts/aoai-worker", "k8s
 WRAPPED = [*(document for document in CURRENT if document.name not in WRITTEN_BY_PROGRAMS), *READMES]
 
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"\]\(([^)\s]+)\)")
+LINK = re.compile(r"(?:\]\(|src=\"|srcset=\")([^)\s\"]+)")
 METRIC = re.compile(r"\baoai_worker_\w+")
 TEST = re.compile(r"\[`(test_\w+)`\]\(([^)\s]+)\)")
 SETTING = re.compile(r"\bAOAI_WORKER_[A-Z_]*[A-Z]\b")

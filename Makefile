@@ -17,7 +17,7 @@ help:
 	@echo "make soak    100,000 jobs under mixed faults: does the worker stay as large as it is? SOAK_JOBS=20000 for fewer"
 	@echo "make test-deploy  the chart, the manifests and the Azure side with Helm 4 and 3, az, validators and scanners"
 	@echo "make chart   write what is derived from the chart: schema, README, k8s/base, Azure's alerts"
-	@echo "make reference  write docs/cli.md from the help texts"
+	@echo "make reference  write the tables of commands, settings and metrics in docs/ from the code"
 	@echo "make tutorial   run the commands of docs/tutorial.md and write what they print into it"
 	@echo "make image   build the container image, scan it, and run it hardened against the embedded Azure (Docker or root)"
 	@echo "make release-check  what a release publishes, made in dist/ and tried: versions, wheels, chart"

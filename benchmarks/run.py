@@ -20,6 +20,7 @@ from benchmarks.footprint import measure_footprint
 from benchmarks.locks import measure_locks
 from benchmarks.memory import measure_memory
 from benchmarks.pairs import compare, compare_further_away, compare_sinks
+from benchmarks.parts import measure_parts
 from benchmarks.processes import BenchmarkFailed
 from benchmarks.report import describe_machine, stamp, write_block
 from benchmarks.sorting import measure_sorting
@@ -65,6 +66,7 @@ MEASUREMENTS = {
     "decisions": Measurement(measure=measure_decisions, minutes=0.2),
     "quota": Measurement(measure=measure_quota, minutes=0.5),
     "profile": Measurement(measure=profile_worker, minutes=1),
+    "parts": Measurement(measure=measure_parts, minutes=5, by_default=False),
     "submit": Measurement(measure=measure_submit, minutes=4, by_default=False),
     "batch": Measurement(measure=measure_batch, minutes=8, by_default=False),
     "sorting": Measurement(measure=measure_sorting, minutes=4, by_default=False),

@@ -1,42 +1,29 @@
-"""The one list of knobs, read once: environment variables `AOAI_WORKER_*`, one YAML file, Azure's own names.
+"""The one list of settings. `worker/environment.py` reads them. There is no field for a key.
 
-There is no field for a key, and an environment that would smuggle one in is refused. Every problem is listed
-at once, each with the variable's name, the value seen and what is allowed.
+`make reference` writes the docstrings of the fields, their units, bounds and defaults into docs/settings.md.
 """
 
-import difflib
-import json
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    TypeAdapter,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
-from pydantic_settings import (
-    BaseSettings,
-    InitSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    SettingsError,
-)
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from worker.errors import InvalidSettings
 from worker.jobs.model_names import MODEL, MODEL_ALPHABET
 from worker.jobs.outcomes import Usage
 
@@ -44,44 +31,17 @@ PREFIX = "AOAI_WORKER_"
 OWN_WORDS: Literal["own_words"] = "own_words"
 """The type of a problem whose message says all of it."""
 
-SMUGGLED_KEYS = (
-    "AZURE_OPENAI_API_KEY",
-    "AZURE_OPENAI_KEY",
-    "AZURE_OPENAI_AD_TOKEN",
-    "OPENAI_API_KEY",
-    "OPENAI_ADMIN_KEY",
-    "OPENAI_CUSTOM_HEADERS",
-    "AZURE_CLIENT_SECRET",
-    "AZURE_CLIENT_CERTIFICATE_PATH",
-    "AZURE_CLIENT_CERTIFICATE_PASSWORD",
-    "AZURE_PASSWORD",
-    "AZURE_STORAGE_KEY",
-    "AZURE_STORAGE_SAS_TOKEN",
-    "AZURE_STORAGE_CONNECTION_STRING",
-)
-"""Variables that carry a secret, or a header that could. Their values are never shown."""
-
-CONNECTION_STRINGS = (
-    "AZURE_SERVICEBUS_CONNECTION_STRING",
-    "SERVICEBUS_CONNECTION_STRING",
-    "SERVICE_BUS_CONNECTION_STRING",
-    "SERVICEBUS_CONNECTION_STR",
-    "AOAI_WORKER_SERVICEBUS_CONNECTION_STRING",
-)
-"""Refused unless they are the development emulator's, whose key is public."""
-
-_SERVICE_LINK = re.compile(
-    rf"{PREFIX}(\w+_)?(SERVICE_HOST=.*|SERVICE_PORT(_\w+)?=\d+|PORT=\w+://.*|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?=.*)"
-)
-"""Set by Kubernetes in every pod of a namespace that has a Service named `aoai-worker`, or so in the beginning."""
-
 _PROJECT = re.compile(r"https://[^/]+\.azure\.com/api/projects/")
 """The endpoint of a Foundry project. It takes tokens of PROJECT_SCOPE only; accounts take these too."""
 
 PROJECT_SCOPE = "https://ai.azure.com/.default"
 
-_KEY = re.compile(r"(?i)key|secret|password|sig=|://\S*@")
-"""A value that speaks of a key may be one, put into the wrong setting."""
+
+@dataclass(frozen=True)
+class Unit:
+    """What a value counts or is, for docs/settings.md. Choices, bounds, and JSON are taken from the type."""
+
+    name: str
 
 
 def _https(url: str) -> str:
@@ -156,9 +116,12 @@ QUEUE_ALPHABET = "1 to 260 letters, digits and . _ - /, and begins with a letter
 IN_QUEUE_NAME = re.compile(r"[A-Za-z0-9._-]+")
 """Of a model's name, what can stand in the name of its queue."""
 
-HttpsUrl = Annotated[str, AfterValidator(_https)]
-ContainerUrl = Annotated[str, AfterValidator(_container)]
-ReadableFile = Annotated[Path, AfterValidator(_readable)]
+HttpsUrl = Annotated[str, AfterValidator(_https), Unit("https URL")]
+ContainerUrl = Annotated[str, AfterValidator(_container), Unit("https URL")]
+ReadableFile = Annotated[Path, AfterValidator(_readable), Unit("path, PEM")]
+QueueName = Annotated[str, AfterValidator(_queue_name), Unit("name")]
+Bytes = Annotated[int, Unit("bytes")]
+Seconds = Annotated[float, Unit("seconds")]
 
 
 class Deployment(BaseModel):
@@ -203,74 +166,52 @@ class Price(BaseModel):
         return (fresh * self.input + usage.cached * cached_input + usage.completion * self.output) / MILLION
 
 
-class ConnectionSettings(BaseSettings):
-    """What producers and workers share: how to be somebody, and where the queues are."""
+class ServiceBusSettings(BaseSettings):
+    """How to reach the queues of jobs, and as whom."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True, validate_by_name=True)
 
-    servicebus_namespace: Annotated[str, AfterValidator(_host)]
-    """The namespace's host name. Access is by role assignments, not by keys."""
+    servicebus_namespace: Annotated[str, AfterValidator(_host), Unit("host name")]
+    """The Service Bus namespace, such as `my-namespace.servicebus.windows.net`."""
 
-    servicebus_endpoint: Annotated[str, AfterValidator(_host_and_port)] | None = None
-    """host:port to connect to instead of the namespace's own, such as a private endpoint or a local Azure."""
+    servicebus_endpoint: Annotated[str, AfterValidator(_host_and_port), Unit("host:port")] | None = None
+    """Where to connect if the name of the namespace does not resolve to the right place: a private endpoint, a
+    local Azure. Tokens and links keep the real name."""
 
     servicebus_transport: Literal["amqp", "websockets"] = "amqp"
-    """AMQP on port 5671, or AMQP over WebSockets on port 443, through the environment's HTTP proxy if it has
-    one."""
+    """AMQP over TLS at port 5671, or AMQP over WebSockets at port 443. Only WebSockets can use the proxy of
+    `HTTPS_PROXY`. Use `amqp` where both are open: it has fewer layers, and no proxy cuts long connections."""
 
     ca_file: ReadableFile | None = None
-    """PEM file of the authorities that all clients trust instead of the public ones, for TLS inspection or a
-    local Azure."""
+    """Certificate authorities that every client trusts instead of the system's: TLS inspection, a local Azure.
+    The Service Bus SDK ignores `SSL_CERT_FILE`, so one setting serves all clients."""
 
-    jobs_queue: str = Field("jobs", min_length=1, max_length=260)
-    """The entry queue: jobs of any model can be sent here. With one model it is that model's queue."""
+    jobs_queue: QueueName = "jobs"
+    """The entry queue, which takes jobs of any model. With one model it is that model's queue. With several, the
+    worker moves each job to the queue of its model."""
 
     queues: (
         Annotated[
             dict[
-                Annotated[str, AfterValidator(_queue_name)],
+                QueueName,
                 Annotated[Annotated[str, Field(min_length=1)] | None, BeforeValidator(_only_model)],
             ],
             Field(min_length=1),
         ]
         | None
     ) = None
-    """Queues by name, each with the one model whose jobs it carries, such as `{"jobs-mini": "gpt-5.4-mini"}`. Null
-    instead of a model drains the queue: its jobs get `model_not_allowed`. If a model has several queues, its jobs
-    are sent to the first, and all are received. A worker with several models uses `<jobs_queue>-<model>` for models
-    that are not listed; a producer sends their jobs to `jobs_queue`."""
-
-    results_queue: str = Field("results", min_length=1, max_length=260)
-
-    sink: Literal["blob", "queue"] = "blob"
-    """Where results go: one blob each in `blob_container`, or messages in `results_queue` for live consumers."""
-
-    blob_container: ContainerUrl | None = Field(None, validate_default=True)
-    """The container for results with the blob sink, such as https://my-account.blob.core.windows.net/results."""
-
-    blob_prefix: Annotated[
-        str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$", max_length=200)
-    ] = "results"
-    """The folder for results in `blob_container`."""
-
-    claims_container: ContainerUrl | None = None
-    """The container for jobs that are too large for a message; by default `blob_container`. Without both, such
-    jobs cannot be sent. Claims that point to another place are refused."""
-
-    largest_claim: int = Field(16 << 20, ge=1, le=256 << 20)
-    """Maximum bytes of a job that is fetched for a claim. It is held in memory while it is in flight."""
-
-    prices: dict[str, Price] | None = None
-    """Prices by model for `status` and `list`, such as
-    `{"gpt-5.4-mini": {"input": 1.5, "cached_input": 0.75, "output": 6.0}}` for a million tokens, in any currency.
-    No prices are built in."""
+    """Queues and the one model of each: `{"jobs-mini": "gpt-5.4-mini", "jobs-old": null}`. `null` drains a
+    queue: its jobs end with `model_not_allowed`. By default workers use `<entry queue>-<model>`, and producers
+    send to the entry queue ([several models](howto/models.md))."""
 
     credential: Literal["auto", "workload", "managed", "cli", "default"] = "auto"
-    """How to authenticate. `auto`: the workload identity if AZURE_FEDERATED_TOKEN_FILE is set, else the Azure CLI's
-    login. `default`: azure-identity's chain without its environment credential, which accepts secrets."""
+    """The identity. `auto` is the workload identity if `AZURE_FEDERATED_TOKEN_FILE` is set, else the Azure CLI's
+    login, so a command works in a pod and on a laptop. `default` is azure-identity's chain without its
+    environment credential, which takes secrets."""
 
     enable_azure_proxy: bool = False
-    """For AKS identity bindings: exchange tokens through the cluster's proxy. Only with the workload identity."""
+    """AKS identity bindings: exchange tokens through the cluster's proxy. Only with the workload identity, in
+    clusters that have bindings."""
 
     @property
     def servicebus_address(self) -> tuple[str, int]:
@@ -296,6 +237,43 @@ class ConnectionSettings(BaseSettings):
                 )
         return self
 
+
+class ConnectionSettings(ServiceBusSettings):
+    """What producers and workers share: the queues, and where results and large jobs lie."""
+
+    results_queue: QueueName = "results"
+    """With the queue sink: the queue of results and manifests. It must require sessions."""
+
+    sink: Literal["blob", "queue"] = "blob"
+    """Where results go. `blob`: one blob for each job; batches can be listed, cancelled and retried, and a
+    redelivered job is not paid for again. `queue`: messages of the results queue, for live consumers and batches
+    of up to some 10,000."""
+
+    blob_container: ContainerUrl | None = Field(None, validate_default=True)
+    """The container of results, such as `https://my-account.blob.core.windows.net/results`. Required with the
+    blob sink. A query is refused, because a shared access signature is a key."""
+
+    blob_prefix: Annotated[
+        str,
+        Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$", max_length=200),
+        Unit("path"),
+    ] = "results"
+    """The folder of the results in the container."""
+
+    claims_container: ContainerUrl | None = None
+    """The container of jobs that are too large for a message ([claim checks](job-format.md#claim-checks)). The
+    default is the container of results; without both, such jobs cannot be sent. A claim that names another
+    container is refused."""
+
+    largest_claim: Bytes = Field(16 << 20, ge=1, le=256 << 20)
+    """The largest job that is fetched for a claim. Such jobs wait until together they hold at most a third of
+    `AOAI_WORKER_IN_FLIGHT_BYTES`, or no other is held."""
+
+    prices: dict[str, Price] | None = None
+    """Prices by model, for a million tokens in any currency: `{"gpt-5.4-mini": {"input": 1.5, "cached_input":
+    0.75, "output": 6.0}}` (made-up numbers). Without `cached_input`, cached tokens cost as much as others.
+    `status` shows the cost. Prices depend on region, contract and day, so none is built in."""
+
     @field_validator("blob_container")
     @classmethod
     def _has_a_container(cls, value: str | None, info: ValidationInfo) -> str | None:
@@ -309,97 +287,101 @@ class ConnectionSettings(BaseSettings):
             raise PydanticCustomError(OWN_WORDS, "{words}", {"words": words})
         return value
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment wins over the file, so one pod can be tried with another value."""
-        # without this, mappings such as `models` would be merged rather than replaced
-        given = env_settings()
-        values = {name: value for name, value in values_of_file().items() if name not in given}
-        return init_settings, env_settings, InitSettingsSource(settings_cls, values)
-
 
 class WorkerSettings(ConnectionSettings):
     """The knobs of `aoai-worker run`."""
 
     openai_endpoint: HttpsUrl = Field(validation_alias="AZURE_OPENAI_ENDPOINT")
-    """The account's endpoint, such as https://my-account.openai.azure.com."""
+    """The account's endpoint. Only `https`, because a bearer token over plain http could be read on the way. The
+    path `/openai/v1`, which the portal shows, is cut off."""
 
-    openai_scope: Annotated[str, AfterValidator(_scope)] = "https://cognitiveservices.azure.com/.default"
-    """The scope of the tokens for Azure OpenAI. Accounts also accept
-    https://ai.azure.com/.default; the endpoint of a Foundry project accepts only that."""
+    openai_scope: Annotated[str, AfterValidator(_scope), Unit("scope")] = (
+        "https://cognitiveservices.azure.com/.default"
+    )
+    """The scope of tokens for Azure OpenAI. Accounts also take `https://ai.azure.com/.default`. The endpoint of
+    a Foundry project (`https://...azure.com/api/projects/...`) takes only that one, so the worker refuses
+    another scope there."""
 
     models: Annotated[dict[str, Deployments], Field(min_length=1)] | Literal["passthrough"]
-    """The models that jobs may ask for, each with its deployments in order: a call uses the first whose gate is
-    open. `passthrough` uses the job's model as the name of the deployment, so producers may choose any."""
+    """The models that jobs may ask for, each with its deployments in order: `{"gpt-5.4-mini": ["provisioned",
+    {"name": "standard", "endpoint": "https://..."}]}`. The first one whose gate is open is used. A deployment
+    may have `tokens_per_minute` and `requests_per_minute`, which the whole fleet may use; without them the
+    limits in the service's headers are kept to. `passthrough` uses the job's model as the deployment's name, so
+    producers choose."""
 
     responses_store: bool = False
-    """Let Azure store responses (`/v1/responses`), 30 days by default. False sends `store: false` with each job
-    that does not set `store`: the worker writes the result, and no one would delete Azure's copy."""
+    """Whether Azure keeps the responses of `/v1/responses` jobs that do not say so themselves; its own default
+    is yes, for 30 days. `false` sends `store: false`: the result is enough, and nobody would delete the copy.
+    Jobs that use `previous_response_id` need `true`."""
 
-    fleet_size: int = Field(1, ge=1, le=10_000)
-    """Maximum number of pods that share the deployments' budgets. Each pod uses its share, and more if the
-    service's headers show unused quota."""
+    fleet_size: Annotated[int, Unit("pods")] = Field(1, ge=1, le=10_000)
+    """The most pods that share the budgets of the deployments. A pod uses its part, and more if the headers show
+    that the others leave some."""
 
-    api_version: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}(-preview)?$")] | None = None
-    """Use the older API with this version, such as 2024-10-21, instead of /openai/v1/."""
+    api_version: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}(-preview)?$"), Unit("date")] | None = None
+    """Calls the older API with this version, such as `2024-10-21`, for accounts without `/openai/v1/`."""
 
-    slots: int = Field(64, ge=1, le=4_096)
-    """Jobs in flight at once in this pod."""
+    slots: Annotated[int, Unit("jobs")] = Field(64, ge=1, le=4_096)
+    """Jobs in flight at once in one pod: jobs per second wanted times seconds a call takes."""
 
-    in_flight_bytes: int = Field(64 << 20, ge=1 << 20)
-    """Maximum bytes of jobs and their answers, including expected answers, held at once."""
+    in_flight_bytes: Bytes = Field(64 << 20, ge=1 << 20)
+    """Bytes of jobs and answers held at once; beyond it nothing is received. An answer counts by an estimate
+    when it is asked for, by its size when it is read, and no more once it is written. The sorter may hold a
+    quarter of this besides. The pod needs about 100 MiB, three times this, and the largest answer: 512 MiB with
+    the default."""
 
-    receivers: int = Field(1, ge=1, le=16)
-    """Connections that receive from a queue. One carries 700 jobs/s. Use more for faster answers or many
-    locks."""
+    receivers: Annotated[int, Unit("connections")] = Field(1, ge=1, le=16)
+    """Connections that receive from each queue. One carries some 700 jobs/s on one core. More help if thousands
+    of locks are held."""
 
-    sweep_every: float = Field(60.0, ge=1, allow_inf_nan=False)
-    """Seconds between sweeps of the dead-letter queues. Jobs that the broker dead-lettered, because they expired or
-    were delivered too often, get an error line, so that their batches end."""
+    sweep_every: Seconds = Field(60.0, ge=1, allow_inf_nan=False)
+    """Time between sweeps of the dead-letter queues. A sweep writes an error result for each job that expired or
+    was delivered too often, so that its batch ends."""
 
-    attempts: int = Field(6, ge=1, le=50)
-    """Calls that may fail before a job's last failure becomes its result. 429s do not count."""
+    attempts: Annotated[int, Unit("calls")] = Field(6, ge=1, le=50)
+    """Calls that may fail before the last failure becomes the result. 429s do not count. Six, with waits that
+    double from 1 s, outlast a short outage."""
 
-    unfit_answers: int = Field(0, ge=0, le=5)
-    """How often a job is called again if its answer is not the JSON that it asked for. Each call is paid for."""
+    unfit_answers: Annotated[int, Unit("calls")] = Field(0, ge=0, le=5)
+    """How often a job is called again if its answer is not the JSON that it asked for
+    ([warnings](job-format.md#warnings)). Each call is paid for. With 0 the answer is marked and kept."""
 
-    call_timeout: float = Field(600.0, gt=0, le=3_600)
-    """Time-out of one call in seconds. 600 is the openai SDK's default, which long answers of reasoning models
-    need."""
+    call_timeout: Seconds = Field(600.0, gt=0, le=3_600)
+    """Time limit of one call. The default is that of the openai SDK; long answers of reasoning models need
+    it."""
 
-    max_age: float = Field(86_400.0, gt=0, allow_inf_nan=False)
-    """Seconds from enqueuing to the deadline of a job without its own deadline; 24 h, as in the Batch API."""
+    max_age: Seconds = Field(86_400.0, gt=0, allow_inf_nan=False)
+    """Time from enqueuing to the deadline of a job that names none. 24 h, as in the Batch API."""
 
-    unknown_model_patience: float = Field(600.0, ge=0, allow_inf_nan=False)
-    """Seconds from when a pod first sees an unknown model name until it answers such jobs with
-    `model_not_allowed`, because a rollout may be adding the model. 0 refuses at once."""
+    unknown_model_patience: Seconds = Field(600.0, ge=0, allow_inf_nan=False)
+    """Time from when a pod first sees an unknown model until it answers such jobs with `model_not_allowed`. A
+    rollout may be bringing the model. Until then the jobs are held and handed back every 30 s. 0 refuses at
+    once."""
 
-    parking: float = Field(900.0, gt=0, allow_inf_nan=False)
-    """Total seconds that a job may wait at closed gates in this pod before it is handed back to the queue."""
+    parking: Seconds = Field(900.0, gt=0, allow_inf_nan=False)
+    """The longest time that a job waits at gates in this pod before it is handed back. Longer than the longest
+    pause a header can ask for, which is cut to 600."""
 
-    grace: float = Field(25.0, ge=0, allow_inf_nan=False)
-    """Seconds from SIGTERM until unfinished jobs are handed back. Keep it at least 5 s below the pod's
-    terminationGracePeriodSeconds, which is 30 by default."""
+    grace: Seconds = Field(25.0, ge=0, allow_inf_nan=False)
+    """Time from SIGTERM until unfinished jobs are handed back. 5 s below a pod's default
+    `terminationGracePeriodSeconds` of 30. Raise both above the time that your calls take, or answers under way
+    are paid for and lost."""
 
-    http_host: str = "0.0.0.0"  # noqa: S104 - the kubelet and Prometheus ask the pod's address
-    http_port: int = Field(9_090, ge=0, le=65_535)
-    """The port of /metrics, /livez, /readyz and /statez; 0 uses any free port."""
+    http_host: Annotated[str, Unit("address")] = "0.0.0.0"  # noqa: S104 - the kubelet and Prometheus ask the pod's address
+    """The address of probes and metrics. In a pod they are asked from outside."""
+
+    http_port: Annotated[int, Unit("port")] = Field(9_090, ge=0, le=65_535)
+    """The port of probes and metrics. 0 takes any free port; the log event `serving` has it."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """`debug` adds several lines for each job."""
 
-    batch_labels: int = Field(0, ge=0, le=1_000)
-    """How many batches have their own metrics of tokens and cost: the first ones since the start of the pod. Later
-    ones count as `other`. The default is 0, because each batch adds time series to Prometheus."""
+    batch_labels: Annotated[int, Unit("batches")] = Field(0, ge=0, le=1_000)
+    """How many batches have metrics of their own for tokens and cost: the first ones since the pod's start. The
+    others count as `other`. Each adds time series to Prometheus, so the default is none."""
 
-    pod: str = Field(default_factory=socket.gethostname)
-    """The name of this process in its results; by default the host name, which in Kubernetes is the pod's name."""
+    pod: Annotated[str, Unit("text")] = Field(default_factory=socket.gethostname)
+    """The name of this process in its results. In a pod the host name is the pod's name."""
 
     @model_validator(mode="after")
     def _knows_the_models_of_its_queues(self) -> Self:
@@ -510,181 +492,10 @@ class WorkerSettings(ConnectionSettings):
         return {queue: frozenset({model} if model else ()) for queue, model in models.items()}
 
 
-def prices() -> Mapping[str, Price]:
-    """AOAI_WORKER_PRICES alone, for what asks no Azure. Raises InvalidSettings."""
-    given = os.environ.get(f"{PREFIX}PRICES")
-    try:
-        return TypeAdapter(dict[str, Price]).validate_python(
-            json.loads(given) if given else values_of_file().get("prices") or {}
-        )
-    except ValidationError as error:
-        details = [{**detail, "loc": ("prices", *detail["loc"])} for detail in error.errors()]
-        raise InvalidSettings([_explain(ConnectionSettings, detail) for detail in details]) from error
-    except ValueError as error:
-        seen = _shown({"input": given, "loc": ("prices",)})
-        raise InvalidSettings([f"{PREFIX}PRICES={seen}: must be JSON such as {_PRICES} ({error})"]) from error
-
-
-def values_of_file() -> Mapping[str, Any]:
-    """What the YAML file says, if one is named. Raises InvalidSettings."""
-    file = os.environ.get(f"{PREFIX}CONFIG")
-    return _read_yaml(Path(file)) if file else {}
-
-
 def _budget(deployment: Deployment) -> tuple[int | None, int | None]:
     return deployment.tokens_per_minute, deployment.requests_per_minute
 
 
-MOST_VALUES = 20_000
-"""Of a file of settings: a thousand models have some thousands. A few lines of aliases can stand for millions."""
-
-S = TypeVar("S", bound=ConnectionSettings)
-
-
-def load(kind: type[S]) -> S:
-    """Read the settings from this process's environment.
-
-    Raises InvalidSettings with every problem at once.
-    """
-    problems = [*smuggled_keys(os.environ), *_unknown_settings(os.environ)]
-    try:
-        settings = kind()
-    except ValidationError as error:
-        problems += [_explain(kind, detail) for detail in _without_alternatives(error.errors())]
-    except SettingsError as error:
-        problems.append(f"{error}: the value is not JSON ({error.__cause__})")
-    except InvalidSettings as error:
-        problems += error.problems
-    else:
-        if not problems:
-            return settings
-    raise InvalidSettings(problems)
-
-
-def smuggled_keys(environment: Mapping[str, str]) -> Iterator[str]:
-    """One line for each variable that would bring a key into a keyless worker; values are not shown."""
-    for name in SMUGGLED_KEYS:
-        if environment.get(name):
-            yield f"{name} is set; this worker is keyless and refuses to run with a key. Unset it."
-    for name in CONNECTION_STRINGS:
-        value = environment.get(name)
-        if value and "usedevelopmentemulator=true" not in value.lower():
-            yield (
-                f"{name} is set to a connection string, which contains a key; only the development emulator's "
-                f"is allowed. Unset it and set {PREFIX}SERVICEBUS_NAMESPACE."
-            )
-
-
-def _unknown_settings(environment: Mapping[str, str]) -> Iterator[str]:
-    known = {field.upper() for field in WorkerSettings.model_fields} | {"CONFIG"}
-    for name in sorted(environment.keys() - set(CONNECTION_STRINGS)):
-        # pydantic takes the names in any case
-        setting = name.upper().removeprefix(PREFIX)
-        if not name.upper().startswith(PREFIX) or setting in known:
-            continue
-        if not _SERVICE_LINK.fullmatch(f"{name}={environment[name]}"):
-            nearest = difflib.get_close_matches(setting, known, n=1)
-            hint = f"did you mean {PREFIX}{nearest[0]}?" if nearest else "docs/settings.md lists the settings."
-            yield f"{name} is not a setting; {hint}"
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    name = f"{PREFIX}CONFIG={path}"
-    try:
-        document = yaml.safe_load(path.read_bytes())
-    except OSError as error:
-        raise InvalidSettings([f"{name}: the file cannot be read: {error.strerror}"]) from error
-    except yaml.YAMLError as error:
-        raise InvalidSettings([f"{name}: the file is not YAML: {' '.join(str(error).split())}"]) from error
-    except (ValueError, RecursionError) as error:  # a day that is none, a number of too many digits, deep nesting
-        raise InvalidSettings([f"{name}: the file holds a value that cannot be read: {error}"]) from error
-    if _count_values(document) > MOST_VALUES:
-        raise InvalidSettings(
-            [f"{name}: the file holds more than {MOST_VALUES:,} values, with its aliases expanded"]
-        )
-    if not isinstance(document, dict):
-        raise InvalidSettings([f"{name}: the file must hold a mapping of settings, such as `slots: 64`"])
-    unknown = [str(key) for key in document if key not in WorkerSettings.model_fields]
-    if unknown:
-        allowed = ", ".join(sorted(WorkerSettings.model_fields))
-        raise InvalidSettings([f"{name}: no such setting: {', '.join(unknown)}; allowed are {allowed}"])
-    return {str(key): value for key, value in document.items()}
-
-
-def _count_values(document: object) -> int:
-    """With what aliases repeat, and one more than MOST_VALUES at most."""
-    left, count = [document], 0
-    while left and count <= MOST_VALUES:
-        value = left.pop()
-        count += 1
-        if isinstance(value, dict):
-            left += value.values()
-        elif isinstance(value, list):
-            left += value
-    return count
-
-
-def _without_alternatives(details: Sequence[Any]) -> list[Any]:
-    """One alternative of a setting is enough to explain it: not also that it is not `passthrough`."""
-    seen: set[str] = set()
-    kept = []
-    for detail in details:
-        first, *rest = [str(part) for part in detail["loc"]] or [""]
-        if first not in seen or not any(part.startswith("literal[") for part in rest):
-            kept.append(detail)
-        seen.add(first)
-    return kept
-
-
-def _explain(kind: type[ConnectionSettings], detail: Any) -> str:
-    """`NAME=value: what is allowed`, from one of pydantic's errors."""
-    if (
-        not detail["loc"] or detail["type"] == OWN_WORDS
-    ):  # settings that do not fit together; the message names them
-        return str(detail["msg"]).removeprefix("Value error, ")
-    first, *rest = detail["loc"]
-    name = str(first) if str(first).startswith("AZURE_") else f"{PREFIX}{str(first).upper()}"
-    where = "".join(f"[{part}]" for part in rest if not str(part).startswith(("list[", "dict[", "literal")))
-    if detail["type"] == "missing":
-        field = kind.model_fields.get(str(first))
-        purpose = _PURPOSES.get(str(first)) or (field.description if field else None)
-        return f"{name}{where} is missing: {purpose or 'it has no default'}"
-    return f"{name}{where}={_shown(detail)}: must be {_allowed(detail)}"
-
-
-def _shown(detail: Any) -> str:
-    text = repr(detail["input"])
-    return "(not shown)" if _KEY.search(text) or _KEY.search(str(detail["loc"])) else text[:200]
-
-
-def _allowed(detail: Any) -> str:
-    """What would be accepted, in words that follow "must be"."""
-    if detail["loc"][0] == "prices" and detail["type"] in ("extra_forbidden", "dict_type", "model_type"):
-        return f"JSON such as {_PRICES}, prices of a million tokens"
-    if detail["type"] in _TYPES:
-        return _TYPES[detail["type"]]
-    message = str(detail["msg"])
-    for beginning in ("Value error, ", "Input should be ", "List should have ", "String should have "):
-        message = message.removeprefix(beginning)
-    return message
-
-
-_PRICES = '{"gpt-5.4-mini": {"input": 1.5, "cached_input": 0.75, "output": 6.0}}'
-
-_TYPES = {
-    "bool_parsing": "true or false",
-    "int_parsing": "a whole number",
-    "float_parsing": "a number",
-    "extra_forbidden": "left out; a deployment has a name and an endpoint",
-    "list_type": 'a list of deployments, such as ["my-deployment"]',
-    "dict_type": 'passthrough, or JSON such as {"gpt-5.4-mini": ["my-deployment"]}',
-    "model_type": "the name of a deployment, or a name and an endpoint",
-    "too_short": "at least one model, each with at least one deployment",
-}
-
-_PURPOSES = {
-    "servicebus_namespace": "the Service Bus namespace, such as my-namespace.servicebus.windows.net",
-    "AZURE_OPENAI_ENDPOINT": "the account's endpoint, such as https://my-account.openai.azure.com",
-    "prices": "the price of a million tokens, 0 if nothing is charged",
-    "models": 'the models and their deployments, such as {"gpt-5.4-mini": ["my-deployment"]}, or passthrough',
-}
+def variable_of(setting: str) -> str:
+    """The environment variable that sets it."""
+    return str(WorkerSettings.model_fields[setting].validation_alias or f"{PREFIX}{setting.upper()}")

@@ -10,8 +10,9 @@ from typing import Any
 import kubernetes_validate
 
 from scripts.chart.values import Value, read_values
+from scripts.reference.settings import texts
 from worker.jobs.model_names import MODEL
-from worker.settings import PREFIX, WorkerSettings
+from worker.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[2]
 OLDEST_KUBERNETES = "1.31"
@@ -23,11 +24,15 @@ CHART_OWNED = {
 }
 """Settings that `config` does not have, and why."""
 
+QUEUE = r"[A-Za-z0-9][A-Za-z0-9._/-]{0,259}"
+"""What the worker takes as the name of a queue."""
 HOST = r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)+"
 URL = r"https://[A-Za-z0-9.-]+(:[0-9]{1,4})?"
 PATTERNS = {
     "servicebus_namespace": rf"^({HOST})?$",
     "servicebus_endpoint": rf"^{HOST}:[1-9][0-9]{{0,3}}$",
+    "jobs_queue": f"^{QUEUE}$",
+    "results_queue": f"^{QUEUE}$",
     "openai_endpoint": rf"^({URL}(/[A-Za-z0-9._~/-]*)?)?$",
     "endpoint": rf"^{URL}(/[A-Za-z0-9._~/-]*)?$",
     "openai_scope": r"^https://[A-Za-z0-9./-]+/\.default$",
@@ -94,9 +99,6 @@ OWN_TYPES = {
 API_LIMITS = {"autoscaling.v2.HPAScalingRules": {"stabilizationWindowSeconds": {"minimum": 0, "maximum": 3600}}}
 """What the API server checks in code, so that Kubernetes' schemas do not have it, and KEDA's schema does."""
 
-QUEUE = r"[A-Za-z0-9][A-Za-z0-9._/-]{0,259}"
-"""What the worker takes as the name of a queue."""
-
 LIMITS = {"int32": 2**31 - 1, "int64": 2**53 - 1}
 """The largest numbers by format. Helm reads numbers as floats, which are exact up to 2^53."""
 
@@ -156,12 +158,11 @@ def _local_refs(node: Any) -> Any:
 def _config(value: Value) -> Schema:
     """The worker's settings as its own model describes them, in the order of the model."""
     told = {child.path[-1]: child.description for child in value.children}
-    documented = _documented_settings()
     model = WorkerSettings.model_json_schema(by_alias=False)
     properties = {}
     for name, schema in model["properties"].items():
         if name not in CHART_OWNED:
-            description = told.get(name) or documented.get(name, "See docs/settings.md.")
+            description = told.get(name) or texts()[name]
             setting = _setting(name, schema, model["$defs"])
             if name in told and value.default[name] is None:
                 setting = _or_null(setting)
@@ -173,12 +174,6 @@ def _or_null(setting: Schema) -> Schema:
     """What the chart works out, or tells people to set, is null until then."""
     alternatives = setting.get("anyOf", [setting])
     return {"anyOf": [*alternatives, {"type": "null"}]}
-
-
-def _documented_settings() -> dict[str, str]:
-    table = (ROOT / "docs/settings.md").read_text(encoding="utf-8")
-    rows = re.findall(rf"^\| `(?:{PREFIX})?([A-Z_]+)` \|.*\| (.+?) \|$", table, re.MULTILINE)
-    return {name.lower().removeprefix("azure_"): text for name, text in rows}
 
 
 def _setting(name: str, schema: Schema, definitions: Schema) -> Schema:

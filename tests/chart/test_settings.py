@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from tests.chart.helm import BIN, CHART, MATRIX, ROOT, deployment, only, render, run, settings
+from worker.environment import load
 from worker.errors import InvalidSettings
-from worker.settings import WorkerSettings, load
+from worker.settings import WorkerSettings
 
 KUSTOMIZATIONS = [ROOT / "k8s/base", *sorted(ROOT.glob("k8s/overlays/*"))]
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from worker.environment import load
 from worker.errors import InvalidSettings
-from worker.settings import WorkerSettings, load
+from worker.settings import WorkerSettings
 
 BOMB = "\n".join(
     ["- &a0 [x, x, x, x, x, x, x, x, x]", *(f"- &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10))]

@@ -15,6 +15,7 @@ from azure.servicebus.aio.management import ServiceBusAdministrationClient
 
 from embedded_azure.config import Config, Identity, RoleAssignment
 from tests.support.processes import MODELS, Azure, azure, config_for_tests, process
+from worker.environment import load
 from worker.operations.check.checks import examine
 from worker.operations.check.findings import Finding, State
 from worker.roles import (
@@ -24,7 +25,7 @@ from worker.roles import (
     SERVICE_BUS_DATA_SENDER,
     Role,
 )
-from worker.settings import ConnectionSettings, WorkerSettings, load
+from worker.settings import ConnectionSettings, WorkerSettings
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -5,34 +5,29 @@ a list in the documents is meant to be complete.
 """
 
 import ast
-import asyncio
 import importlib
 import json
 import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import pytest
 import typer
 import yaml
-from annotated_types import Ge, Gt, Le
-from prometheus_client import Metric
-from prometheus_client.registry import Collector
-from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
-from scripts import reference
-from worker.admission.admission import Admission
+from scripts.reference import metrics, settings
+from scripts.reference.pages import PAGES
 from worker.admission.closures import Closure
 from worker.cli import app, terminal
+from worker.environment import CONNECTION_STRINGS
 from worker.errors import Cause, DeadLetterReason
 from worker.jobs.batch_records import Manifest
 from worker.jobs.outcomes import FailureCode
-from worker.settings import CONNECTION_STRINGS, PREFIX, SMUGGLED_KEYS, ConnectionSettings, WorkerSettings
+from worker.settings import WorkerSettings, variable_of
 from worker.telemetry.logs import LEVELS, event_name
-from worker.telemetry.metrics import OUTCOMES, Metrics
+from worker.telemetry.metrics import OUTCOMES
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md")])
@@ -46,7 +41,7 @@ READMES = [ROOT / folder / "README.md" for folder in ("charts/aoai-worker", "k8s
 WRAPPED = [*(document for document in CURRENT if document.name not in WRITTEN_BY_PROGRAMS), *READMES]
 
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"\]\(([^)\s]+)\)")
+LINK = re.compile(r"(?:\]\(|src=\"|srcset=\")([^)\s\"]+)")
 METRIC = re.compile(r"\baoai_worker_\w+")
 TEST = re.compile(r"\[`(test_\w+)`\]\(([^)\s]+)\)")
 SETTING = re.compile(r"\bAOAI_WORKER_[A-Z_]*[A-Z]\b")
@@ -60,10 +55,6 @@ PATH = re.compile(r"`([\w./-]+/[\w.-]+\.(?:py|md|yaml|toml|bicep|sh))`")
 OPTION = re.compile(r"(?<=\s)(--[a-z-]+)")
 NO_SETTINGS = {"AOAI_WORKER_CONFIG", "AOAI_WORKER_PROJECT_URL"}
 """The settings' file, and what only the build of a release reads."""
-SHOWN_AS = {"info": "gauge"}
-"""Types of the client library that Prometheus stores as another."""
-MADE_AT_START = {"AOAI_WORKER_POD": "host name"}
-"""Settings whose default is made by a function, as the documents name it."""
 
 
 def read(name: str) -> str:
@@ -76,89 +67,12 @@ def first_cells(document: str) -> set[str]:
     return {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
 
 
-def documented_settings() -> dict[str, tuple[str, str]]:
-    """Name to unit and default, out of the tables of docs/settings.md."""
-    rows = re.findall(r"^\| `([A-Z_]+)` \| (.+?) \| (.+?) \|", read("docs/settings.md"), re.MULTILINE)
-    return {name: (unit, default.strip("`")) for name, unit, default in rows}
+def real_settings() -> set[str]:
+    return {variable_of(name) for name in WorkerSettings.model_fields}
 
 
-def real_settings() -> dict[str, str]:
-    """Name to default, out of the code."""
-    return {variable_of(name): default_of(name) for name in WorkerSettings.model_fields}
-
-
-def variable_of(name: str) -> str:
-    return str(WorkerSettings.model_fields[name].validation_alias or f"{PREFIX}{name.upper()}")
-
-
-def allowed_by(field: FieldInfo) -> str:
-    """How the column "unit" must end, for settings whose type bounds them."""
-    if get_origin(field.annotation) is Literal:
-        return ", ".join(f"`{choice}`" for choice in get_args(field.annotation))
-    if field.annotation is bool:
-        return "true, false"
-    if field.annotation not in (int, float):
-        return ""
-    bounds = {type(bound): bound for bound in field.metadata}
-    at_least, more_than, at_most = (bounds.get(kind) for kind in (Ge, Gt, Le))
-    low = f"{at_least.ge:,}" if at_least else f"above {more_than.gt:,}" if more_than else ""
-    if at_most:
-        return f"{low} to {at_most.le:,}" if at_least else f"{low}, at most {at_most.le:,}"
-    return f"at least {low}" if at_least else low
-
-
-def default_of(name: str) -> str:
-    field = WorkerSettings.model_fields[name]
-    match field.default:
-        case _ if field.default_factory is not None:
-            return MADE_AT_START[f"{PREFIX}{name.upper()}"]
-        case value if value is PydanticUndefined:
-            return "required"
-        case None:
-            return "none"
-        case bool() as value:
-            return str(value).lower()
-        case float() as value:
-            return f"{value:g}"
-        case value:
-            return str(value)
-
-
-def real_metrics(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[str, frozenset[str]]]:
-    """Every name that /metrics can show, as Prometheus stores it, with its type and labels.
-
-    What a library adds by itself, such as `le`, is left out.
-    """
-    monkeypatch.setenv("AZURE_FEDERATED_TOKEN_FILE", "/var/run/secrets/azure/tokens/azure-identity-token")
-    scopes = ["https://servicebus.azure.net//.default"]
-    metrics = Metrics(queues=["jobs"], deployments=["d"], scopes=scopes, slots=1, bytes_limit=1)
-    metrics.watch(Admission({}, slots=1, observer=metrics))
-    suffixes = {"counter": "_total", "info": "_info"}
-
-    async def collect() -> dict[str, tuple[str, frozenset[str]]]:  # where there is a clock for the gates
-        return {
-            family.name + suffixes.get(family.type, ""): (
-                SHOWN_AS.get(family.type, family.type),
-                labels_of(one, family),
-            )
-            for one in metrics.registry._collector_to_names
-            for family in one.collect()
-        }
-
-    return asyncio.run(collect())
-
-
-def labels_of(collector: Collector, family: Metric) -> frozenset[str]:
-    """Whether or not there is a series already. An info's labels are those of its one series."""
-    names = {*getattr(collector, "_labelnames", ()), *getattr(family, "_labelnames", ())}
-    return frozenset(
-        names | {label for sample in family.samples for label in sample.labels if family.type == "info"}
-    )
-
-
-def documented_metrics() -> dict[str, tuple[str, frozenset[str]]]:
-    rows = re.findall(r"^\| `(aoai_worker_\w+)` \| (\w+) \| (.*?) ?\|", read("docs/operations.md"), re.MULTILINE)
-    return {name: (kind, frozenset(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
+def real_metrics() -> set[str]:
+    return {row.name for row in metrics.metrics()}
 
 
 def links() -> Iterator[tuple[Path, str]]:
@@ -179,46 +93,21 @@ def test_every_cause_of_a_refusal_is_documented_and_no_other() -> None:
     assert first_cells(section) == set(Cause)
 
 
-def test_every_setting_is_documented_with_its_default() -> None:
-    assert {name: default for name, (_, default) in documented_settings().items()} == real_settings()
-
-
-def test_a_settings_choices_and_bounds_are_documented() -> None:
-    documented = documented_settings()
-    wrong = {
-        variable_of(name): allowed_by(field)
-        for name, field in WorkerSettings.model_fields.items()
-        if not documented[variable_of(name)][0].endswith(allowed_by(field))
-    }
-    assert wrong == {}
-
-
 @pytest.mark.parametrize("document", CURRENT, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_setting_that_a_document_names_exists(document: Path) -> None:
     named = set(SETTING.findall(document.read_text(encoding="utf-8")))
-    assert named - real_settings().keys() - set(CONNECTION_STRINGS) - NO_SETTINGS == set()
+    assert named - real_settings() - set(CONNECTION_STRINGS) - NO_SETTINGS == set()
 
 
-def test_the_settings_of_worker_and_producer_stand_apart() -> None:
-    shared, _, worker_only = read("docs/settings.md").partition("## Worker only")
-    for name in ConnectionSettings.model_fields:
-        row = f"| `{PREFIX}{name.upper()}` |"
-        assert row in shared
-        assert row not in worker_only
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_what_is_written_from_the_code_is_of_this_code(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert text == PAGES[page](text), "Next: make reference"
 
 
-def test_every_refused_variable_is_documented() -> None:
-    refused = read("docs/settings.md").partition("## Refused")[2]
-    assert {name for name in (*SMUGGLED_KEYS, *CONNECTION_STRINGS) if f"`{name}`" not in refused} == set()
-
-
-def test_every_metric_is_documented_with_type_and_labels_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert documented_metrics() == real_metrics(monkeypatch)
-
-
-def test_the_commands_page_has_the_help_texts_of_now() -> None:
-    page = reference.PAGE.read_text(encoding="utf-8")
-    assert page == reference.render(page), "Next: make reference"
+def test_every_setting_and_every_metric_has_a_text() -> None:
+    assert [name for name in WorkerSettings.model_fields if not settings.texts().get(name)] == []
+    assert [row.name for row in metrics.metrics() if not row.meaning] == []
 
 
 def test_every_exit_code_is_documented_and_no_other() -> None:
@@ -235,9 +124,9 @@ def test_every_exit_code_is_documented_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_metric_that_a_document_names_exists(document: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_metric_that_a_document_names_exists(document: Path) -> None:
     named = set(METRIC.findall(document.read_text(encoding="utf-8")))
-    assert named - real_metrics(monkeypatch).keys() == set()
+    assert named - real_metrics() == set()
 
 
 def test_every_log_event_outcome_and_reason_is_documented() -> None:

@@ -12,16 +12,9 @@ import pytest
 import yaml
 from azure.identity._constants import EnvironmentVariables
 
+from worker.environment import CONNECTION_STRINGS, SMUGGLED_KEYS, load
 from worker.errors import InvalidSettings
-from worker.settings import (
-    CONNECTION_STRINGS,
-    PREFIX,
-    SMUGGLED_KEYS,
-    ConnectionSettings,
-    Deployment,
-    WorkerSettings,
-    load,
-)
+from worker.settings import PREFIX, ConnectionSettings, Deployment, ServiceBusSettings, WorkerSettings
 
 KEY = "5-s3kret-value"
 
@@ -44,7 +37,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def problems(kind: type[ConnectionSettings] = WorkerSettings) -> tuple[str, ...]:
+def problems(kind: type[ServiceBusSettings] = WorkerSettings) -> tuple[str, ...]:
     with pytest.raises(InvalidSettings) as caught:
         load(kind)
     return caught.value.problems
@@ -219,8 +212,9 @@ def test_every_problem_is_told_at_once(environment: pytest.MonkeyPatch) -> None:
         ("AOAI_WORKER_SERVICEBUS_ENDPOINT", "amqps://localhost:5671", "host:port"),
         ("AOAI_WORKER_CA_FILE", "/nowhere/ca.pem", "a file that this process can read"),
         ("AOAI_WORKER_CA_FILE", "/", "a file that this process can read"),
-        ("AOAI_WORKER_JOBS_QUEUE", "", "at least 1 character"),
-        ("AOAI_WORKER_RESULTS_QUEUE", "q" * 261, "at most 260 characters"),
+        ("AOAI_WORKER_JOBS_QUEUE", "", "the name of a queue: 1 to 260"),
+        ("AOAI_WORKER_JOBS_QUEUE", "my jobs", "the name of a queue: 1 to 260"),
+        ("AOAI_WORKER_RESULTS_QUEUE", "q" * 261, "the name of a queue: 1 to 260"),
         ("AOAI_WORKER_CREDENTIAL", "robot", "'auto', 'workload', 'managed', 'cli' or 'default'"),
         ("AOAI_WORKER_ENABLE_AZURE_PROXY", "perhaps", "true or false"),
         ("AZURE_OPENAI_ENDPOINT", "http://my-account.openai.azure.com", "an https:// URL, such as https://"),
@@ -477,6 +471,13 @@ def test_producers_need_a_namespace_only(environment: pytest.MonkeyPatch) -> Non
     environment.delenv("AZURE_OPENAI_ENDPOINT")
     environment.delenv("AOAI_WORKER_MODELS")
     assert load(ConnectionSettings).jobs_queue == "jobs"
+
+
+def test_dead_letters_can_be_looked_at_without_a_place_for_results(environment: pytest.MonkeyPatch) -> None:
+    for name in ("AZURE_OPENAI_ENDPOINT", "AOAI_WORKER_MODELS", "AOAI_WORKER_BLOB_CONTAINER"):
+        environment.delenv(name)
+    assert load(ServiceBusSettings).jobs_queue == "jobs"
+    assert problems(ConnectionSettings)[0].startswith("AOAI_WORKER_BLOB_CONTAINER is missing")
 
 
 def test_settings_do_not_change_once_they_are_read(environment: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ from azure.identity.aio import (
 from worker.azure.network import has_proxy, trust
 from worker.errors import InvalidSettings, TokenUnavailable
 from worker.interfaces import Observer, TokenRefreshed, TokenRefreshFailed
-from worker.settings import ConnectionSettings
+from worker.settings import ServiceBusSettings
 from worker.waits import backoff
 
 TOKEN_TIMEOUT = 10.0
@@ -300,7 +300,7 @@ class CredentialFetch:
             raise TokenUnavailable(scope, detail, code="none") from error
 
 
-def open_broker(settings: ConnectionSettings, observer: Observer) -> TokenBroker:
+def open_broker(settings: ServiceBusSettings, observer: Observer) -> TokenBroker:
     """The process's broker; call it inside the running loop and close it at the end."""
     session = aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(ssl=trust(settings.ca_file)), trust_env=has_proxy()
@@ -312,7 +312,7 @@ def open_broker(settings: ConnectionSettings, observer: Observer) -> TokenBroker
     return TokenBroker(fetch, observer=observer, resources=resources)
 
 
-def check_environment(settings: ConnectionSettings) -> None:
+def check_environment(settings: ServiceBusSettings) -> None:
     """Raises InvalidSettings naming the variables that the workload identity webhook should have set."""
     if chosen_credential(settings) != "workload":
         return
@@ -328,14 +328,14 @@ def check_environment(settings: ConnectionSettings) -> None:
         )
 
 
-def chosen_credential(settings: ConnectionSettings) -> str:
+def chosen_credential(settings: ServiceBusSettings) -> str:
     """What `auto` stands for here, or what was named."""
     if settings.credential != "auto":
         return settings.credential
     return "workload" if os.environ.get("AZURE_FEDERATED_TOKEN_FILE") else "cli"
 
 
-def _credential_maker(settings: ConnectionSettings, session: aiohttp.ClientSession) -> Callable[[], _Credential]:
+def _credential_maker(settings: ServiceBusSettings, session: aiohttp.ClientSession) -> Callable[[], _Credential]:
     def over_the_shared_session() -> dict[str, Any]:
         # one try: the broker repeats by its own clock, in the background
         return {

@@ -145,7 +145,7 @@ def submit(
 
 def _show_plan(found: "BatchFile", batch_id: str | None) -> None:
     from worker.client import make_batch_id, tokens_by_model
-    from worker.settings import prices
+    from worker.environment import prices
 
     tell("\n".join(describe_tokens(tokens_by_model(found), prices())))
     complain(f"Nothing was sent. The batch id will be {batch_id or make_batch_id(found)}.")

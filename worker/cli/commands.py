@@ -56,7 +56,8 @@ def run() -> None:
     """
     with readable_errors():
         from worker.app import run as work
-        from worker.settings import WorkerSettings, load
+        from worker.environment import load
+        from worker.settings import WorkerSettings
 
         code = work(load(WorkerSettings))
     raise typer.Exit(code)

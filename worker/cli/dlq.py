@@ -204,10 +204,11 @@ async def _discard(queue: str | None, numbers: Sequence[int], path: str) -> "Tak
 
 
 def _open(queue: str | None) -> "AbstractAsyncContextManager[DeadLetterQueue]":
+    from worker.environment import load
     from worker.operations.dead_letters.queue import open_dead_letters
-    from worker.settings import ConnectionSettings, load
+    from worker.settings import ServiceBusSettings
 
-    return open_dead_letters(load(ConnectionSettings), queue)
+    return open_dead_letters(load(ServiceBusSettings), queue)
 
 
 def _selection(numbers: Sequence[int] | None, reason: str | None, everything: bool) -> "Selection":

@@ -1,7 +1,6 @@
 """`aoai-worker settings`: every setting with its value and where that comes from."""
 
 import json
-import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -30,7 +29,8 @@ def settings(
     Exit codes: 0 shown; 2 the settings are wrong.
     """
     with readable_errors():
-        from worker.settings import ConnectionSettings, WorkerSettings, load
+        from worker.environment import load
+        from worker.settings import ConnectionSettings, WorkerSettings
 
         rows = rows_of(load(ConnectionSettings if producer else WorkerSettings))
     if as_json:
@@ -45,14 +45,13 @@ def settings(
 
 def rows_of(settings: "ConnectionSettings") -> list[tuple[str, Any, str]]:
     """Variable, value as JSON has it, and source of each, in the order of docs/settings.md."""
-    from worker.settings import PREFIX, values_of_file
+    from worker.environment import values_of_file, variables_set
+    from worker.settings import variable_of
 
-    values = settings.model_dump(mode="json")
-    environment = {name.upper() for name in os.environ}
-    file = values_of_file()
+    environment, file = variables_set(), values_of_file()
     rows = []
-    for name, field in type(settings).model_fields.items():
-        variable = str(field.validation_alias or f"{PREFIX}{name}".upper())
+    for name, value in settings.model_dump(mode="json").items():
+        variable = variable_of(name)
         source = "environment" if variable in environment else "file" if name in file else "default"
-        rows.append((variable, values[name], source))
+        rows.append((variable, value, source))
     return rows

@@ -54,8 +54,9 @@ from worker.client.result_files import ResultOutput, output_of
 from worker.client.retries import BatchRetry, begin_retry, require_codes
 from worker.client.submission import JobQueues, Stamp, make_manifest, require_times, send_jobs, send_manifest
 from worker.client.watching import watch
+from worker.environment import load
 from worker.jobs.batch_records import Manifest
-from worker.settings import ConnectionSettings, Price, load
+from worker.settings import ConnectionSettings, Price
 
 NEWEST = 20
 """Batches that are listed: each is counted anew."""

@@ -9,7 +9,8 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from azure.core.credentials_async import AsyncTokenCredential
 
 from worker.client.job_client import JobClient
-from worker.settings import ConnectionSettings, Price, load
+from worker.environment import load
+from worker.settings import ConnectionSettings, Price
 
 Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer")

@@ -50,14 +50,14 @@ OUTCOMES = (
 TOKEN_KINDS = tuple(field.name for field in fields(Usage))
 SETTLEMENTS = ("Complete", "DeadLetter", "Release", "Abandon")
 GATE_GAUGES = {
-    "gate_open": "1 while the deployment accepts calls",
-    "calls_in_flight": "Calls to the deployment in flight",
-    "concurrency_limit": "Calls that may be in flight at once; adapts",
-    "jobs_parked": "Jobs that wait for the deployment",
-    "budget_tokens_per_minute": "This pod's share of the tokens, by the service's estimate",
-    "budget_requests_per_minute": "This pod's share of the requests",
-    "quota_remaining_tokens": "Tokens left in the minute, as last reported by the service",
-    "quota_remaining_requests": "Requests left in the minute, as last reported by the service",
+    "gate_open": "1 while the deployment takes calls: no 429 pause, no wrong set-up, no outage",
+    "calls_in_flight": "calls to the deployment now",
+    "concurrency_limit": "calls that may be under way at once, as adapted",
+    "jobs_parked": "jobs that wait for the deployment",
+    "budget_tokens_per_minute": "this pod's tokens a minute, as the service counts; only if there is a budget",
+    "budget_requests_per_minute": "this pod's requests a minute; only if there is a budget",
+    "quota_remaining_tokens": "tokens left in the minute, as the service said last; only where it said",
+    "quota_remaining_requests": "requests left in the minute, as the service said last; only where it said",
 }
 MOST_DEPLOYMENTS = 64
 """Beyond those that are configured: names that producers bring in under `passthrough`. More count as `other`."""
@@ -95,7 +95,7 @@ class Metrics:
             self._child(self.sorted, model)
         self.slots.set(slots)
         self.bytes_limit.set(bytes_limit)
-        Info(f"{PREFIX}_build", "The version that runs", registry=self.registry).info(
+        Info(f"{PREFIX}_build", "the version that runs", registry=self.registry).info(
             {"version": version("aoai-worker")}
         )
         self._on: dict[type[Any], Callable[[Any], None]] = {
@@ -136,62 +136,129 @@ class Metrics:
         self.registry.register(GateGauges(admission, self._deployments))
         token_file = os.environ.get("AZURE_FEDERATED_TOKEN_FILE")
         if token_file:
-            self._gauge("projected_token_age_seconds", "Age of the projected token file").set_function(
-                lambda: file_age(Path(token_file))
-            )
+            self._gauge(
+                "projected_token_age_seconds",
+                "age of the projected token file, if there is one; NaN while it cannot be read",
+            ).set_function(lambda: file_age(Path(token_file)))
 
     def _define(self) -> None:
         counter, gauge, histogram = self._counter, self._gauge, self._histogram
-        self.received = counter("jobs_received", "Messages received", ["queue"])
-        self.sorted = counter("jobs_sorted", "Jobs moved to the queue of their model", ["model"])
-        self.sort_seconds = histogram("sort_seconds", "From receiving to moved, of a batch", [], WRITE_BUCKETS)
-        self.sort_failures = counter("sort_failures", "Batches that a model's queue did not accept", ["queue"])
-        self.handed_back = counter("jobs_handed_back", "Deliveries given back to the queue", ["queue", "reason"])
-        self.paid_twice = counter("jobs_paid_twice", "Answers to jobs whose result was already written", ["queue"])
-        self.suspects = counter("jobs_suspect", "Deliveries of suspects, which run apart", ["queue"])
+        self.received = counter("jobs_received", "messages received", ["queue"])
+        self.redelivered = counter("jobs_redelivered", "of these, with a delivery count above 0", ["queue"])
+        self.jobs = counter(
+            "jobs",
+            "deliveries by their outcome; deployment is none if none was called",
+            ["queue", "deployment", "outcome"],
+        )
+        self.handed_back = counter(
+            "jobs_handed_back",
+            "deliveries handed back: shutdown, parked, setup, suspect, unknown_model",
+            ["queue", "reason"],
+        )
+        self.paid_twice = counter(
+            "jobs_paid_twice", "answers of jobs that already had one; known with the blob sink only", ["queue"]
+        )
+        self.suspects = counter(
+            "jobs_suspect", "deliveries that run apart because they may have killed their process", ["queue"]
+        )
         self.swept = counter(
-            "dead_letters_swept", "Dead letters of the broker that got an error line", ["queue", "reason"]
+            "dead_letters_swept",
+            "jobs that the broker gave up and that now have an error result: expired, max_deliveries",
+            ["queue", "reason"],
         )
-        self.dead_letters = gauge("dead_letters", "Dead letters left by this pod's last sweep", ["queue"])
-        self.backlog_age = gauge("backlog_age_seconds", "Age of the message received last", ["queue"])
-        self.redelivered = counter("jobs_redelivered", "Messages received again", ["queue"])
-        self.jobs = counter("jobs", "Deliveries by their outcome", ["queue", "deployment", "outcome"])
-        self.tokens = counter("tokens", "Tokens as the service counts them", ["deployment", "kind"])
-        self.calls = counter("calls", "Calls by HTTP status; none if there was no answer", ["deployment", "status"])
-        self.cost = counter("cost", "Price of the tokens of calls, by AOAI_WORKER_PRICES", ["queue", "model"])
-        self.batch_tokens = counter("batch_tokens", "Tokens of calls by batch", ["batch", "deployment", "kind"])
-        self.batch_cost = counter("batch_cost", "Price of the tokens of calls by batch", ["batch"])
-        self.unfit = counter(
-            "unfit_answers", "Answers that are not the JSON their job asked for", ["deployment", "code"]
+        self.dead_letters = gauge(
+            "dead_letters",
+            "dead letters left by this pod's last sweep, at most 10,000; take the maximum over pods",
+            ["queue"],
         )
-        self.throttles = counter("throttles", "Calls answered 429, by kind", ["deployment", "kind"])
-        self.first_token = histogram(
-            "first_token_seconds", "To a stream's first token", ["deployment"], CALL_BUCKETS
+        self.sorted = counter(
+            "jobs_sorted", "jobs moved from the entry queue to the queue of their model", ["model"]
         )
-        self.call_seconds = histogram("call_seconds", "Seconds of a call", ["deployment"], CALL_BUCKETS)
-        self.wait_seconds = histogram("queue_wait_seconds", "From enqueuing to start", ["queue"], AGE_BUCKETS)
-        self.job_seconds = histogram("job_seconds", "From enqueuing to the outcome", ["queue"], AGE_BUCKETS)
-        self.write_seconds = histogram("result_write_seconds", "Writing a result", [], WRITE_BUCKETS)
-        self.in_flight = gauge("jobs_in_flight", "Jobs whose result is not written yet")
-        self.bytes_in_flight = gauge("in_flight_bytes", "Bytes of jobs and unwritten answers in memory")
-        self.bytes_limit = gauge("in_flight_bytes_limit", "Limit of these bytes, above which nothing is received")
-        self.held = gauge("deliveries_held", "Deliveries that are not settled yet")
-        self.slots = gauge("slots", "Jobs that may be in flight")
+        self.sort_seconds = histogram(
+            "sort_seconds", "from receiving the first message of a batch until all are moved", [], WRITE_BUCKETS
+        )
+        self.sort_failures = counter(
+            "sort_failures",
+            "batches that a model's queue did not take; for the entry queue: claims that could not be read",
+            ["queue"],
+        )
+        self.backlog_age = gauge(
+            "backlog_age_seconds",
+            "age of the message received last, since it was first enqueued; 0 when the queue was empty",
+            ["queue"],
+        )
+        self.tokens = counter(
+            "tokens",
+            "tokens of answers as the service counts them: prompt, completion, cached",
+            ["deployment", "kind"],
+        )
+        self.cost = counter(
+            "cost", "price of the tokens of all calls, for models in AOAI_WORKER_PRICES", ["queue", "model"]
+        )
+        self.batch_tokens = counter(
+            "batch_tokens",
+            "tokens of all calls by batch; only with AOAI_WORKER_BATCH_LABELS",
+            ["batch", "deployment", "kind"],
+        )
+        self.batch_cost = counter("batch_cost", "their price; only with AOAI_WORKER_BATCH_LABELS", ["batch"])
+        self.calls = counter("calls", "calls by HTTP status, none where there was none", ["deployment", "status"])
+        self.throttles = counter(
+            "throttles",
+            "calls answered 429: own quota, capacity of the service, rate cut for a while, provisioned full",
+            ["deployment", "kind"],
+        )
         self.gate_closed = counter(
-            "gate_closed_seconds", "Seconds for which gates closed", ["deployment", "reason"]
+            "gate_closed_seconds",
+            "seconds for which gates closed, added when they close; reason is the kind of the 429, setup or outage",
+            ["deployment", "reason"],
         )
-        self.intake = gauge("intake_closed", "1 while nothing is received for this reason", ["reason"])
-        self.settlements = counter("settlements", "Settlements by confirmation", ["settlement", "confirmed"])
-        self.renewals = counter("lock_renewals", "Locks renewed")
-        self.renewal_failures = counter("lock_renewal_failures", "Locks that a request failed to renew")
-        self.locks_lost = counter("locks_lost", "Locks lost before the message was settled")
-        self.restarts = counter("receiver_restarts", "Receivers retired after an error", ["queue"])
-        self.faults = counter("faults", "Deliveries that failed by a fault of the worker")
-        self.refreshes = counter("token_refreshes", "Token requests", ["scope", "outcome"])
-        self.refresh_failures = counter("token_refresh_failures", "By AADSTS code", ["scope", "code"])
-        self.refresh_seconds = histogram("token_refresh_seconds", "Token requests", ["scope"], TOKEN_BUCKETS)
-        self.token_expiry = gauge("token_expiry_timestamp_seconds", "When the token expires", ["scope"])
-        self.token_success = gauge("token_last_refresh_timestamp_seconds", "Last good refresh", ["scope"])
+        self.unfit = counter(
+            "unfit_answers",
+            "answers that are not the JSON their job asked for: invalid_json, schema_mismatch",
+            ["deployment", "code"],
+        )
+        self.first_token = histogram(
+            "first_token_seconds", "to the first token of a streamed answer", ["deployment"], CALL_BUCKETS
+        )
+        self.call_seconds = histogram(
+            "call_seconds", "seconds of a call, failed ones included", ["deployment"], CALL_BUCKETS
+        )
+        self.wait_seconds = histogram(
+            "queue_wait_seconds", "from enqueuing to the start of a delivery's processing", ["queue"], AGE_BUCKETS
+        )
+        self.job_seconds = histogram("job_seconds", "from enqueuing to the outcome", ["queue"], AGE_BUCKETS)
+        self.write_seconds = histogram(
+            "result_write_seconds", "the write of a result that succeeded", [], WRITE_BUCKETS
+        )
+        self.slots = gauge("slots", "jobs that may be in flight")
+        self.in_flight = gauge("jobs_in_flight", "jobs whose result is not written yet")
+        self.bytes_in_flight = gauge("in_flight_bytes", "bytes of jobs and answers that are held or reserved")
+        self.bytes_limit = gauge("in_flight_bytes_limit", "bytes beyond which nothing is received")
+        self.held = gauge("deliveries_held", "deliveries that are not settled yet")
+        self.intake = gauge(
+            "intake_closed", "1 while nothing is received for this reason; those of /readyz", ["reason"]
+        )
+        self.settlements = counter(
+            "settlements",
+            'Complete, DeadLetter, Release, Abandon; confirmed="false": may come again',
+            ["settlement", "confirmed"],
+        )
+        self.renewals = counter("lock_renewals", "locks renewed")
+        self.renewal_failures = counter(
+            "lock_renewal_failures", "locks that a request failed to renew; they are tried again"
+        )
+        self.locks_lost = counter("locks_lost", "locks lost before the message was settled, as found by a renewal")
+        self.restarts = counter("receiver_restarts", "receivers retired after an error", ["queue"])
+        self.faults = counter("faults", "deliveries that failed by a fault of the worker itself")
+        self.refreshes = counter("token_refreshes", "token requests: ok, failed", ["scope", "outcome"])
+        self.refresh_failures = counter(
+            "token_refresh_failures", "by AADSTS code of a closed list, other, timeout or none", ["scope", "code"]
+        )
+        self.refresh_seconds = histogram(
+            "token_refresh_seconds", "token requests that succeeded", ["scope"], TOKEN_BUCKETS
+        )
+        self.token_expiry = gauge("token_expiry_timestamp_seconds", "when the token at hand expires", ["scope"])
+        self.token_success = gauge("token_last_refresh_timestamp_seconds", "the last good refresh", ["scope"])
 
     def _create_at_zero(self, queues: Sequence[str], deployments: Sequence[str], scopes: Sequence[str]) -> None:
         for queue in queues:

@@ -21,7 +21,7 @@ from worker.azure.servicebus.links import SETTLE_TIMEOUT, Link, LockedMessage, S
 from worker.errors import SourceUnavailable
 from worker.interfaces import Delivery, Observer
 from worker.jobs.job import Envelope
-from worker.settings import ConnectionSettings
+from worker.settings import ServiceBusSettings
 
 SERVICEBUS_SCOPE = "https://servicebus.azure.net//.default"
 """As the SDK asks for it, two slashes included, so that its links find in the cache what start-up has proved."""
@@ -33,7 +33,7 @@ it from their client."""
 
 
 def connect(
-    settings: ConnectionSettings, credential: AsyncTokenCredential, *, retries: int = 3
+    settings: ServiceBusSettings, credential: AsyncTokenCredential, *, retries: int = 3
 ) -> ServiceBusClient:
     """A client of the namespace. Every sender and receiver made from it opens a connection of its own.
 
@@ -48,7 +48,7 @@ def connect(
     )
 
 
-def _way_to(settings: ConnectionSettings) -> dict[str, Any]:
+def _way_to(settings: ServiceBusSettings) -> dict[str, Any]:
     """The SDK's options for where its sockets go; names in tokens and links stay the namespace's.
 
     The transport type is always said: with an endpoint or a proxy the SDK would choose WebSockets by itself.

@@ -14,6 +14,7 @@ from typing import TypeVar
 from worker.azure.identity import check_environment, chosen_credential
 from worker.azure.network import has_proxy, proxy_to
 from worker.connections import Connections, open_connections, scopes, targets
+from worker.environment import load
 from worker.errors import Cause, InvalidSettings, TokenUnavailable, WorkerError
 from worker.flow.startup import Check, Container, Queue, TokenScope
 from worker.interfaces import Event, Target
@@ -33,7 +34,7 @@ from worker.operations.check.token_identity import (
     read_claims,
     read_projected,
 )
-from worker.settings import WorkerSettings, load
+from worker.settings import WorkerSettings
 
 PATIENCE = 20.0
 """Seconds for each thing that is looked at."""

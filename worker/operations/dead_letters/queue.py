@@ -20,7 +20,7 @@ from worker.jobs.copies import Copy
 from worker.jobs.job import Envelope
 from worker.jobs.replays import DeadLetter, Survey, dead_letter_of
 from worker.operations.dead_letters.texts import saved_line
-from worker.settings import ConnectionSettings
+from worker.settings import ServiceBusSettings
 
 TOGETHER = 50
 """Dead letters that are received or looked at together."""
@@ -71,7 +71,7 @@ class DeadLetterQueue:
 
 @asynccontextmanager
 async def open_dead_letters(
-    settings: ConnectionSettings, queue: str | None = None
+    settings: ServiceBusSettings, queue: str | None = None
 ) -> AsyncIterator[DeadLetterQueue]:
     """Of `queue`, or of the settings' queue of jobs."""
     name = queue or settings.jobs_queue

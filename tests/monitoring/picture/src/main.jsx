@@ -22,8 +22,8 @@ import {
   TimeSeries,
 } from '@grafana/ui';
 
-const theme = createTheme({ colors: { mode: 'light' } });
 const page = new URLSearchParams(location.search);
+const theme = createTheme({ colors: { mode: page.get('theme') } });
 const prometheus = page.get('prometheus');
 const from = Number(page.get('from'));
 const to = Number(page.get('to'));

@@ -10,9 +10,10 @@ from yarl import URL
 
 from worker.azure.servicebus.faults import cause_of_fault, describe_fault, find_unopened
 from worker.cli.advice import explain
+from worker.environment import load
 from worker.errors import Cause, InvalidSettings, TokenUnavailable
 from worker.operations.check.checks import describe_settings, run
-from worker.settings import WorkerSettings, load
+from worker.settings import WorkerSettings
 
 NAMESPACE = "my-namespace.servicebus.windows.net"
 ENOUGH = {

@@ -1,21 +1,15 @@
-"""Writes the commands of docs/cli.md anew from the help texts: `make reference`. A unit test compares."""
+"""The commands of docs/cli.md, from the help texts."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import typer
 
 from worker.cli import app
 
-PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
 COMMANDS = "\n## aoai-worker"
 """Where the generated part begins; what stands before is written by hand."""
 WIDTH = 100
-
-
-def main() -> None:
-    PAGE.write_text(render(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def render(page: str) -> str:
@@ -23,7 +17,9 @@ def render(page: str) -> str:
     root = typer.main.get_command(app)
     by_hand, found, _ = page.partition(COMMANDS)
     if not found:
-        raise ValueError(f"{PAGE}: there is no heading `{COMMANDS.strip()}`, from which on the page is generated")
+        raise ValueError(
+            f"docs/cli.md has no heading `{COMMANDS.strip()}`; what follows it is written from the code"
+        )
     return by_hand + "".join(
         f"\n## {name}\n\n```text\n{text}\n```\n" for name, text in _helps(root, "aoai-worker", None)
     )
@@ -38,7 +34,3 @@ def _helps(command: Any, name: str, parent: Any) -> Iterator[tuple[str, str]]:
     yield context.command_path, text
     for child, subcommand in getattr(command, "commands", {}).items():
         yield from _helps(subcommand, child, context)
-
-
-if __name__ == "__main__":
-    main()

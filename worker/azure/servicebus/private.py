@@ -113,14 +113,14 @@ class Dispositions:
     async def _until_settled(self, link: Any, entries: _Entries, gives_up_at: float) -> None:
         try:
             while not _are_settled(entries):
+                if link.state in (LinkState.DETACHED, LinkState.ERROR):
+                    raise ServiceBusError("the link was lost before the broker confirmed", error=link._error)
                 if loop_time() >= gives_up_at:
                     raise TimeoutError("the broker has not confirmed in time")
                 if self._is_reading:
                     await self._told(entries, gives_up_at)
                 else:
                     await self._read(link)
-                if link.state in (LinkState.DETACHED, LinkState.ERROR):
-                    raise ServiceBusError("the link was lost before the broker confirmed", error=link._error)
         finally:
             if not self._is_reading and self._waiting:
                 _wake(next(iter(self._waiting)))  # to read from now on

@@ -104,6 +104,7 @@ class Broker:
         self.not_confirmed: int | None = None
         self._handler = self._amqp_transport = self._link = self._session = self._connection = self
         self.state = LinkState.ATTACHED
+        self._error = None
         self.current_link_credit = 0
         self._pending_dispositions: dict[int, dict[str, Any]] = {}
         self._confirmed_at: dict[int, float] = {}
@@ -331,3 +332,14 @@ async def test_when_the_settlement_that_reads_is_cancelled_another_reads_on() ->
         await asyncio.gather(*others)
         assert loop_time() == pytest.approx(1.0, abs=0.1)
     assert broker.asked_by_token == 0
+
+
+async def test_a_link_that_is_lost_ends_the_waits_of_all_settlements_at_once() -> None:
+    broker = Broker(messages=300, confirms=False, answers_after=0)
+    async with jobs_queue(broker, EventList()) as source:
+        settling = asyncio.ensure_future(settle_all(await source.receive(300, wait=1.0)))
+        await asyncio.sleep(0.5)
+        broker.state = LinkState.DETACHED
+        assert set(await settling) == {None}
+        by_token = 300 * 0.02
+        assert loop_time() == pytest.approx(0.5 + by_token, abs=0.2)

@@ -141,6 +141,7 @@ azure: environment
 # ONLY="memory locks" for some of it, WRITE=yes to put the results into docs/benchmarks.md
 bench: environment
 	@scripts/tool-environment bench
+	@$(if $(filter quota-live,$(ONLY)),scripts/tool-environment peers)
 	@PATH="$(CURDIR)/.venv-bench/bin:$$PATH" $(bin)/python -m benchmarks.run $(if $(ONLY),--only $(ONLY)) $(if $(WRITE),--write)
 
 format: environment
@@ -157,6 +158,8 @@ lock: environment
 		--no-annotate --no-header -c requirements/runtime.txt requirements/deploy.in -o requirements/deploy.txt
 	$(bin)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-annotate --no-header requirements/azure-cli.in -o requirements/azure-cli.txt
+	$(bin)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--no-annotate --no-header requirements/peers.in -o requirements/peers.txt
 
 clean:
 	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-output \

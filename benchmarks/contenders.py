@@ -21,6 +21,7 @@ from aiohttp import ClientSession
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.commands import run_command
+from benchmarks.jobs import MODELS
 from benchmarks.processes import (
     Azure,
     BenchmarkFailed,
@@ -31,7 +32,7 @@ from benchmarks.processes import (
     foreign_cpu_ms,
     peak_rss_mib,
 )
-from benchmarks.traffic import BATCH, MODELS, Results, collect, connect, read_results, submit
+from benchmarks.traffic import BATCH, Results, collect, connect, read_results, submit
 from embedded_azure.config import Config, Deployment, default_config
 
 CONTENDERS = {
@@ -117,13 +118,21 @@ def make_config(
 
 @asynccontextmanager
 async def started(
-    name: str, azure: Azure, slots: int, *, models: Sequence[str] = MODELS, **settings: str
+    name: str,
+    azure: Azure,
+    slots: int,
+    *,
+    models: Sequence[str] = MODELS,
+    tokens_per_minute: int | None = None,
+    **settings: str,
 ) -> AsyncIterator[Contender]:
-    """Each model has a deployment of its name. `settings`: `grace="1"` for AOAI_WORKER_GRACE=1."""
+    """Each model has a deployment of its name with that budget. `settings`: `grace="1"` for AOAI_WORKER_GRACE=1."""
     command, says = CONTENDERS[name]
     environment = azure.environment("worker") | {
         "AOAI_WORKER_SLOTS": str(slots),
-        "AOAI_WORKER_MODELS": json.dumps({model: [model] for model in models}),
+        "AOAI_WORKER_MODELS": json.dumps(
+            {model: [{"name": model, "tokens_per_minute": tokens_per_minute}] for model in models}
+        ),
         "AOAI_WORKER_HTTP_HOST": "127.0.0.1",
         "AOAI_WORKER_HTTP_PORT": "0",
         **{f"AOAI_WORKER_{setting.upper()}": value for setting, value in settings.items()},

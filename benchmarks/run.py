@@ -22,6 +22,7 @@ from benchmarks.memory import measure_memory
 from benchmarks.pairs import compare, compare_further_away, compare_sinks
 from benchmarks.parts import measure_parts
 from benchmarks.processes import BenchmarkFailed
+from benchmarks.quota_live import measure_quota_live
 from benchmarks.report import describe_machine, stamp, write_block
 from benchmarks.sorting import measure_sorting
 from benchmarks.submit import measure_submit
@@ -72,6 +73,7 @@ MEASUREMENTS = {
     "sorting": Measurement(measure=measure_sorting, minutes=4, by_default=False),
     "memory": Measurement(measure=measure_memory, minutes=10, by_default=False),
     "locks": Measurement(measure=measure_locks, minutes=4, by_default=False),
+    "quota-live": Measurement(measure=measure_quota_live, minutes=9, by_default=False),
 }
 
 
@@ -112,7 +114,7 @@ def make_folder(parent: Path, name: str) -> Path:
 def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, metavar="NAME", help=", ".join(MEASUREMENTS))
-    parser.add_argument("--all", action="store_true", help="what takes long too: submit, sorting, memory, locks")
+    parser.add_argument("--all", action="store_true", help="what takes long too")
     parser.add_argument("--write", action="store_true", help="put the results into docs/benchmarks.md")
     parser.add_argument("--share", type=float, default=1.0, help="of the jobs, to see that it works (default: 1)")
     arguments = parser.parse_args()

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.contenders import make_config, started, until_done
+from benchmarks.jobs import JOB_BYTES
 from benchmarks.memory import GROWTH_TARGET
 from benchmarks.processes import BenchmarkFailed, cpu_ms, embedded_azure, foreign_cpu_ms, rss_mib
 from benchmarks.report import at_least, at_most, describe_disturbance, table
-from benchmarks.traffic import ENTRY, JOB_BYTES, collect, connect, submit
+from benchmarks.traffic import ENTRY, collect, connect, submit
 
 MODELS = ("plain-small", "plain-large")
 SLOTS, WORKED, SORTED = 256, 10_000, 100_000

@@ -13,13 +13,11 @@ from azure.identity.aio import WorkloadIdentityCredential
 from azure.servicebus import ServiceBusMessage, ServiceBusReceiveMode, TransportType
 from azure.servicebus.aio import ServiceBusClient
 
+from benchmarks.jobs import JOB_BYTES, MODELS, job_line
 from benchmarks.processes import BenchmarkFailed
 from worker.azure.servicebus.packing import pack
 
-JOB_BYTES = 2_048
 ENTRY = "jobs"
-MODELS = ("plain",)
-"""The embedded Azure takes it for a model that does not reason, so an answer is as long as its `max_tokens`."""
 BATCH = "benchmark"
 GROUP = 500
 QUIET = 1.5
@@ -34,19 +32,6 @@ class Results:
     count: int
     seconds: float
     call_seconds: tuple[float, ...]
-
-
-def job_line(number: int, size: int = JOB_BYTES, model: str = MODELS[0]) -> bytes:
-    """A line of a Batch input file of `size` bytes that asks for an answer of 100 tokens."""
-
-    def line(padding: str) -> bytes:
-        question = f"[[tokens:100]] What is {number} + {number}? {padding}"
-        body = {"model": model, "messages": [{"role": "user", "content": question}], "max_tokens": 200}
-        job = {"custom_id": f"q-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
-        return json.dumps(job).encode()
-
-    words = "the quick brown fox jumps over the lazy dog " * (size // 40)
-    return line(words[: size - len(line(""))])
 
 
 @asynccontextmanager
@@ -80,10 +65,11 @@ async def submit(
     size: int = JOB_BYTES,
     queue: str = ENTRY,
     models: Sequence[str] = MODELS,
+    answer_tokens: int = 100,
 ) -> None:
     """Jobs of these models in turn."""
     async with client.get_queue_sender(queue) as sender:
-        messages = _messages(range(number_from, number_from + count), size, models)
+        messages = _messages(range(number_from, number_from + count), size, models, answer_tokens)
         async for packed in pack(sender, messages, lambda message: message, _refuse):
             await sender.send_messages(packed.batch)
 
@@ -92,10 +78,12 @@ def _refuse(message: ServiceBusMessage, allowed: int) -> None:
     raise BenchmarkFailed(f"the message of {message.message_id} is larger than the {allowed:,} bytes of a batch")
 
 
-async def _messages(numbers: range, size: int, models: Sequence[str]) -> AsyncIterator[ServiceBusMessage]:
+async def _messages(
+    numbers: range, size: int, models: Sequence[str], answer_tokens: int
+) -> AsyncIterator[ServiceBusMessage]:
     for number in numbers:
         yield ServiceBusMessage(
-            job_line(number, size, models[number % len(models)]),
+            job_line(number, size, models[number % len(models)], answer_tokens),
             message_id=f"{BATCH}/q-{number}",
             correlation_id=BATCH,
             content_type="application/json",

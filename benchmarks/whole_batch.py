@@ -11,9 +11,9 @@ from pathlib import Path
 
 from benchmarks.commands import Command, run_command
 from benchmarks.contenders import Contender, make_config, started
+from benchmarks.jobs import MODELS
 from benchmarks.processes import BenchmarkFailed, embedded_azure
 from benchmarks.report import at_least, at_most, describe_disturbance, table
-from benchmarks.traffic import MODELS
 
 JOBS, SLOTS, LATENCY = 100_000, 256, 0.05
 BATCH = "whole"

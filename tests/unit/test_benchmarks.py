@@ -2,8 +2,11 @@
 
 import pytest
 
+from benchmarks import quota_live
 from benchmarks.cpu_profile import component_of, read_stacks
+from benchmarks.jobs import MAX_TOKENS
 from benchmarks.processes import BenchmarkFailed
+from benchmarks.quota_clients import bodies
 from benchmarks.report import at_least, at_most, replace_block, table, wrapped
 from benchmarks.sorting import Look, Worked, describe
 
@@ -46,6 +49,55 @@ def test_what_sorting_costs_is_what_a_sorted_job_takes_above_one_sent_straight()
     assert "- CPU of a sorted job above one sent straight: 0.25 ms; target at most 0.35: reached" in told
     assert "- sorted by one pod: 2,000 jobs/s; target at least 1,500: reached" in told
     assert "- RSS at 100 %, of that at 20 %: 1.078 times; target at most 1.05: **missed**, by 3%" in told
+
+
+def test_the_share_of_a_quota_is_that_of_the_whole_calls_that_fit_into_its_minutes() -> None:
+    first = quota_live.Look(admitted=1_000, refused=40, prompt_tokens=510.0)
+    fit = 5 * 169  # calls of 710 tokens into 5 minutes of 120,000
+    last = quota_live.Look(admitted=1_000 + fit, refused=40 + fit, prompt_tokens=510.0)
+    assert quota_live.use_of(first, last, 5) == quota_live.Use(used=100.0, refused=50.0)
+
+
+def test_a_client_that_calls_nobody_uses_nothing() -> None:
+    look = quota_live.Look(admitted=7, refused=7, prompt_tokens=510.0)
+    assert quota_live.use_of(look, look, 5) == quota_live.Use(used=0.0, refused=0.0)
+
+
+def test_a_call_in_flight_has_been_charged() -> None:
+    stats = {
+        "by_status": {"200": 10, "429": 3},
+        "in_flight": 2,
+        "answers": {"a": 1, "b": 10},
+        "tokens": {"prompt": 5_500, "completion": 2_200},
+    }
+    assert quota_live.look_at(stats) == quota_live.Look(admitted=12, refused=3, prompt_tokens=500.0)
+    assert quota_live.look_at({**stats, "by_status": {}, "in_flight": 0, "answers": {}}).admitted == 0
+
+
+def test_the_first_minute_begins_after_the_whole_warm_up() -> None:
+    assert quota_live.first_minute(600.0, 59.0) == 660.0
+    assert quota_live.first_minute(600.0, 60.0) == 720.0, "its first look would be before the warm-up is over"
+    assert quota_live.first_minute(601.0, 90.0) == 720.0
+
+
+def test_pods_ask_different_questions_of_one_length() -> None:
+    asked = [next(bodies(pod))["messages"][0]["content"] for pod in range(3)]
+    assert len(set(asked)) == 3
+    assert len(set(map(len, asked))) == 1
+    assert asked[0].startswith(f"[[tokens:{MAX_TOKENS}]]")
+
+
+def test_each_client_is_told_with_its_version_and_the_worker_by_its_targets() -> None:
+    assert quota_live.client_of("warning: old\nready openai 3.54.0\n") == "openai 3.54.0"
+    assert quota_live.client_of('{"event":"started"}\n') == "aoai-worker"
+    uses = {name: quota_live.Use(used=99.3, refused=12.5) for name in quota_live.SETUPS} | {
+        quota_live.WORKER: quota_live.Use(used=98.04, refused=0.5)
+    }
+    told = quota_live.describe(uses, {name: f"{name} 1.0" for name in quota_live.SETUPS}, 5, others=30)
+    assert "| worker 1.0 | `tokens_per_minute`, `fleet_size` 3 | 98.0% | 0.50% |" in told
+    assert "| openai 1.0 | default retries | 99.3% | 12.50% |" in told
+    assert "- quota used by the worker: 98.04 %; target at least 97: reached" in told
+    assert "- 429s of the worker: 0.5 %; target at most 1: reached" in told
 
 
 def test_a_table_is_markdown() -> None:

@@ -107,9 +107,12 @@ def make_config(
     models: Sequence[str] = MODELS,
     faults: Mapping[str, Any] | None = None,
 ) -> Config:
-    """The demo's Azure with a deployment for each model. `faults`: of its start, by service."""
+    """The demo's Azure with a deployment for each model, none of which reasons. `faults`: of its start, by service.
+
+    With several models, they must be of those whose queues the demo has.
+    """
     config = default_config()
-    deployments = [Deployment(name=model, model=model, latency=latency, latency_sigma=sigma) for model in models]
+    deployments = [Deployment(name=model, model=MODELS[0], latency=latency, latency_sigma=sigma) for model in models]
     queues = tuple(
         replace(queue, lock_duration=lock_duration) if queue.name == "jobs" else queue for queue in config.queues
     )

@@ -112,7 +112,9 @@ def make_config(
     With several models, they must be of those whose queues the demo has.
     """
     config = default_config()
-    deployments = [Deployment(name=model, model=MODELS[0], latency=latency, latency_sigma=sigma) for model in models]
+    deployments = [
+        Deployment(name=model, model=MODELS[0], latency=latency, latency_sigma=sigma) for model in models
+    ]
     queues = tuple(
         replace(queue, lock_duration=lock_duration) if queue.name == "jobs" else queue for queue in config.queues
     )

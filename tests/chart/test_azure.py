@@ -18,9 +18,10 @@ from pycep import BicepParser
 
 from scripts.chart.alerts import iso_duration
 from scripts.chart.rules import read_rules
-from tests.chart import az, stand_in
+from tests.chart import az
 from tests.chart.helm import ROOT
-from tests.chart.stand_in import Rule
+from tests.support import stand_in
+from tests.support.stand_in import Rule
 from worker import roles as azure_roles
 from worker.roles import GRANTS, INFERENCE_ONLY_DATA_ACTIONS, ROLES
 

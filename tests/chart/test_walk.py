@@ -14,9 +14,10 @@ from shutil import copytree
 import pytest
 import yaml
 
-from tests.chart import az, stand_in
+from tests.chart import az
 from tests.chart.helm import BIN, CHART, HELMS, ROOT, run
-from tests.chart.stand_in import Rule
+from tests.support import stand_in
+from tests.support.stand_in import Rule
 
 PAGE = (ROOT / "docs/deploy.md").read_text(encoding="utf-8")
 WALK = PAGE.partition("### Add a model")[0]

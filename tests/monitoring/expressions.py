@@ -1,6 +1,7 @@
-"""The PromQL of the dashboard and of the rules, taken apart: which metrics it names and what it compares."""
+"""The PromQL of dashboard, rules and runbooks, taken apart: which metrics it names and what it compares."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import promql_parser as promql
 from prometheus_client import CollectorRegistry
 
 from scripts.chart.rules import read_rules
+from tests.support.pages import blocks, is_promql, read
 from worker.telemetry.metrics import GATE_GAUGES, PREFIX, Metrics
 
 FILES = Path(__file__).resolve().parents[2] / "charts" / "aoai-worker" / "files"
@@ -78,6 +80,15 @@ def alerts() -> list[dict[str, Any]]:
 
 def rule_expressions() -> list[Named]:
     return [Named(rule.get("alert") or rule["record"], rule["expr"]) for rule in rules()]
+
+
+def runbook_expressions() -> list[Named]:
+    """Of the lines of docs/runbooks.md, and of its code spans."""
+    text = read("docs/runbooks.md")
+    lines = [line for block in blocks("docs/runbooks.md") for line in block.text.splitlines()]
+    return [
+        Named(f"runbooks: {line}", line) for line in (*lines, *re.findall(r"`([^`]+)`", text)) if is_promql(line)
+    ]
 
 
 def nodes(expression: Any) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""Whatever the dashboard and the rules ask Prometheus for exists, as far as it is the worker's."""
+"""Whatever the dashboard, the rules and the runbooks ask Prometheus for exists, as far as it is the worker's."""
 
 import promql_parser
 import pytest
@@ -13,9 +13,10 @@ from tests.monitoring.expressions import (
     panel_expressions,
     recorded,
     rule_expressions,
+    runbook_expressions,
 )
 
-EXPRESSIONS = panel_expressions() + annotation_expressions() + rule_expressions()
+EXPRESSIONS = panel_expressions() + annotation_expressions() + rule_expressions() + runbook_expressions()
 KNOWN = metrics_of_the_worker()
 TARGET_LABELS = {"cluster", "namespace", "pod"}
 FOREIGN = {
@@ -28,8 +29,9 @@ FOREIGN = {
     "kube_horizontalpodautoscaler_spec_max_replicas",
     "kube_horizontalpodautoscaler_status_current_replicas",
     "kube_pod_container_status_restarts_total",
+    "up",
 }
-"""Metrics of KEDA's operator, of kube-state-metrics and of the kubelet."""
+"""Metrics of KEDA's operator, of kube-state-metrics, of the kubelet and of Prometheus itself."""
 
 
 @pytest.mark.parametrize("named", EXPRESSIONS, ids=lambda named: named.where)

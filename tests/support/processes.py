@@ -9,7 +9,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -186,6 +186,34 @@ async def process(*arguments: str, environment: Mapping[str, str]) -> AsyncItera
             except TimeoutError:
                 child.kill()
         await running.ended()
+
+
+@asynccontextmanager
+async def terminal(
+    commands: str, folder: Path, environment: Mapping[str, str], *, program: str = "sh"
+) -> AsyncIterator[Process]:
+    """A shell that is given these lines, in a process group as the shell of a terminal has one."""
+    child = await asyncio.create_subprocess_exec(
+        *(program, "-c", commands),
+        cwd=folder,
+        env=environment,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        start_new_session=True,
+    )
+    running = Process(child)
+    running.read()
+    try:
+        yield running
+    finally:
+        with suppress(ProcessLookupError):  # it has ended
+            os.killpg(child.pid, signal.SIGINT)
+        try:
+            await running.ended()
+        finally:
+            if child.returncode is None:
+                os.killpg(child.pid, signal.SIGKILL)
 
 
 @dataclass

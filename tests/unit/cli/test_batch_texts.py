@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.pages import blocks
 from worker.cli.batch_texts import (
     describe,
     describe_cancellation,
@@ -123,6 +124,17 @@ def test_nothing_waits_in_a_batch_that_is_complete_or_all_of_whose_jobs_are_call
 def test_a_change_is_one_line() -> None:
     assert describe_change(RUNNING).endswith("34 failed); 3,702 queued, 64 running, 12.3 a second, 5 min left")
     assert describe_change(DONE) == "b1: complete, 3 results (3 succeeded, 0 failed)"
+
+
+def test_the_page_on_batches_shows_what_is_printed() -> None:
+    """Of a batch on the deployment of a model, submitted at another time."""
+    status, batches = (block.text for block in blocks("docs/batches.md"))
+    waits = [PodReport(pod=name, at=NOW, waits={"gpt-5.4-mini": THROTTLED[GATE]}) for name in ("pod-1", "pod-2")]
+    shown = replace(RUNNING, detail=replace(DETAIL, warnings={}, pods=tuple(waits)))
+    submitted = status.partition("submitted  ")[2].partition(",")[0]
+    assert in_full(shown).replace(rfc3339(NOW - 600), submitted) == status.rstrip("\n")
+    done = replace(DONE, batch_id="batch-d28b0c728c8bed50", total=240, succeeded=231, failed=9)
+    assert table([RUNNING, done], now=NOW, width=80) == batches.rstrip("\n")
 
 
 def test_a_table_has_a_row_for_each_batch() -> None:

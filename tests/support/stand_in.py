@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-PROGRAM = """#!{python}
+PROGRAM = """#!{python} -IS
 import json, pathlib, re, sys
 folder = pathlib.Path(__file__).parent
 call = [pathlib.Path(__file__).name, *sys.argv[1:]]

@@ -25,7 +25,7 @@ help:
 	@echo "make pictures           draw the other pictures of docs/ anew"
 	@echo "make test-monitoring    the same with a fleet under load: alerts, dashboard and metrics with a real Prometheus"
 	@echo "make dashboard          write the chart's dashboard.json anew"
-	@echo "make dashboard-picture  draw the dashboard with Grafana's components for docs/dashboard.png"
+	@echo "make dashboard-picture  draw the dashboard with Grafana's components, light and dark"
 	@echo "make azure   find out in your subscription what we assume of Azure and nobody has seen; TARGET=embedded needs none"
 	@echo "make foreign clients that we did not write, for Python, JavaScript and plain AMQP, against the embedded Azure, in ten minutes"
 	@echo "make fuzz    look for bytes that break the embedded Service Bus or a decoder of the worker, 60 s each (SECONDS=600 for longer)"
@@ -72,6 +72,7 @@ dashboard: environment
 
 dashboard-picture: environment
 	@scripts/tool-environment monitoring
+	@scripts/debian-tools prometheus
 	@.venv-monitoring/bin/python -m tests.monitoring.picture
 
 test-monitoring: environment

@@ -97,6 +97,17 @@ async def poison(job: str, deaths: int, stage: Stage) -> None:
     stage.note_end_of_fault()
 
 
+async def poison_while_jobs_are_held(job: str, deaths: int, stage: Stage) -> None:
+    """The queue of the other model is full, so that the sorter holds its jobs at each death."""
+    full = "amqp:resource-limit-exceeded"
+    await stage.fault(
+        "servicebus", {"kind": "refuse", "on": "send", "entity": f"jobs-{OTHER_MODEL}", "condition": full}
+    )
+    await poison(job, deaths, stage)
+    await stage.fault("servicebus")
+    stage.note_end_of_fault()
+
+
 def poisoned(sink: Sink, *, jobs: int, deliveries: int, is_long: bool) -> Scenario:
     job = f"q-{jobs // 2}"
     return Scenario(
@@ -231,4 +242,12 @@ SCENARIOS = (
     *[killed_at_random(sink, jobs=5_000, kills=20, in_subset=False) for sink in SINKS],
     poisoned("blob", jobs=200, deliveries=7, is_long=False),
     *[poisoned(sink, jobs=500, deliveries=20, is_long=True) for sink in SINKS],
+    replace(
+        poisoned("blob", jobs=300, deliveries=7, is_long=False),
+        name="poison while jobs are held",
+        injected="one job kills every worker that calls it, 7 deliveries allowed; another model's queue is full",
+        inject=partial(poison_while_jobs_are_held, "q-150", 7),
+        models=(MODEL, OTHER_MODEL),
+        in_subset=False,
+    ),
 )

@@ -150,18 +150,18 @@ class Stage:
     async def add_fault(self, service: Service, fault: dict[str, Any]) -> None:
         await self._faults(service, fault, adds=True)
 
-    async def have_struck(self, service: Service) -> None:
-        """Each fault that is set there has. Without it a scenario could pass undisturbed."""
+    async def have_struck(self, service: Service, times: int = 1) -> None:
+        """Each fault that is set there has, so often. Without it a scenario could pass undisturbed."""
         unstruck: list[dict[str, Any]] = []
 
         async def none_left() -> bool:
-            unstruck[:] = [fault for fault in await self._faults(service) if not fault["struck"]]
+            unstruck[:] = [fault for fault in await self._faults(service) if fault["struck"] < times]
             return not unstruck
 
         try:
             await until(none_left)
         except TimeoutError:
-            raise AssertionError(f"faults of {service} never struck: {unstruck}") from None
+            raise AssertionError(f"faults of {service} struck less than {times} times: {unstruck}") from None
 
     async def used_up(self, service: Service) -> None:
         """Every fault of the service that has a count has struck so often."""

@@ -126,7 +126,7 @@ def poisoned(sink: Sink, *, jobs: int, deliveries: int, is_long: bool) -> Scenar
 
 
 async def kill_while_held(
-    service: Service, fault: dict[str, Any], metric: str, at_least: float, stage: Stage
+    service: Service, fault: dict[str, Any], metric: str, at_least: float, strikes: int, stage: Stage
 ) -> None:
     """A fault holds all jobs of the worker at one place; it is killed there."""
     if service != "blob":  # which must work for a worker to start
@@ -136,7 +136,7 @@ async def kill_while_held(
     if service == "blob":
         await stage.fault(service, fault)
     await stage.reaches(one, metric, at_least)
-    await stage.have_struck(service)  # nobody else would make it strike later
+    await stage.have_struck(service, strikes)  # nobody else would make it strike later
     await stage.kill(one)
     await stage.fault(service)
 
@@ -153,12 +153,13 @@ def killed_while(
     *,
     sink: Sink = "queue",
     at_least: float = SLOTS,
+    strikes: int = 1,
     paid_twice: int = 0,
 ) -> Scenario:
     return Scenario(
         name=f"killed while {what}",
         injected=f"{service} fault `{fault['kind']}`, then kill -9",
-        inject=partial(kill_while_held, service, fault, metric, at_least),
+        inject=partial(kill_while_held, service, fault, metric, at_least, strikes),
         sink=sink,
         jobs=60,
         latency=0.5,
@@ -207,7 +208,12 @@ HELD = (
         paid_twice=SLOTS,
     ),
     killed_while(
-        "writing is not confirmed", "blob", {"kind": "lose_answer", "operation": "put_blob"}, CALLS, sink="blob"
+        "writing is not confirmed",
+        "blob",
+        {"kind": "lose_answer", "operation": "put_blob"},
+        CALLS,
+        sink="blob",
+        strikes=SLOTS + 1,  # the result of each job is there; one may be the pod's own report
     ),
     *[
         killed_while(

@@ -70,6 +70,7 @@ class _Armed:
 
     fault: Fault
     ends_at: float | None
+    struck: int = 0
 
 
 class Faults:
@@ -123,6 +124,7 @@ class Faults:
         for armed in self._armed:
             fault = armed.fault
             if isinstance(fault, kind) and _strikes(fault, place):
+                armed.struck += 1
                 if fault.count is not None:
                     armed.fault = replace(fault, count=fault.count - 1)
                 return fault
@@ -136,11 +138,15 @@ class Faults:
         return any(isinstance(armed.fault, kind) for armed in self._armed)
 
     def left(self) -> list[dict[str, Any]]:
-        """What is still set, with what is left of its count and seconds."""
+        """What is still set, with what is left of its count and seconds, and how often it `struck`."""
         self._drop_ended()
         now = self._clock()
         return [
-            {**asdict(armed.fault), "seconds": None if armed.ends_at is None else round(armed.ends_at - now, 3)}
+            {
+                **asdict(armed.fault),
+                "seconds": None if armed.ends_at is None else round(armed.ends_at - now, 3),
+                "struck": armed.struck,
+            }
             for armed in self._armed
         ]
 

@@ -67,6 +67,17 @@ def test_a_fault_lasts_as_long_as_it_says() -> None:
     assert faults.left() == []
 
 
+def test_each_fault_that_is_set_tells_how_often_it_has_struck() -> None:
+    faults = make([{"status": 503, "deployment": "a"}, {"status": 429, "count": 3}, {"kind": "flood"}])
+    assert statuses(faults, "a", "b", "a", "a") == [503, 429, 503, 503]
+    assert faults.has(Flood)
+    assert [(fault["kind"], fault["struck"]) for fault in faults.left()] == [
+        ("answer", 3),
+        ("answer", 1),
+        ("flood", 0),
+    ]
+
+
 def test_a_fault_of_one_deployment_neither_hits_nor_counts_on_another() -> None:
     faults = make({"status": 429, "count": 1, "deployment": "a"})
     assert statuses(faults, "b", "a", "a") == [None, 429, None]

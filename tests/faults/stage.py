@@ -143,18 +143,38 @@ class Stage:
     # Azure
 
     async def fault(self, service: Service, *faults: dict[str, Any]) -> None:
-        """Replaces the faults of the service; none clears them."""
-        address = {} if service == "openai" else {service: True}
-        await self.cloud.control("/local/faults", list(faults), **address)
+        """Replaces the faults of the service, once they have struck; none clears them."""
+        await self.have_struck(service)
+        await self._faults(service, list(faults))
+
+    async def add_fault(self, service: Service, fault: dict[str, Any]) -> None:
+        await self._faults(service, fault, adds=True)
+
+    async def have_struck(self, service: Service, times: int = 1) -> None:
+        """Each fault that is set there has, so often. Without it a scenario could pass undisturbed."""
+        unstruck: list[dict[str, Any]] = []
+
+        async def none_left() -> bool:
+            unstruck[:] = [fault for fault in await self._faults(service) if fault["struck"] < times]
+            return not unstruck
+
+        try:
+            await until(none_left)
+        except TimeoutError:
+            raise AssertionError(f"faults of {service} struck less than {times} times: {unstruck}") from None
 
     async def used_up(self, service: Service) -> None:
         """Every fault of the service that has a count has struck so often."""
-        address = {} if service == "openai" else {service: True}
 
         async def none_left() -> bool:
-            return not await self.cloud.control("/local/faults", **address)
+            return not await self._faults(service)
 
         await until(none_left)
+
+    async def _faults(self, service: Service, document: Any = None, *, adds: bool = False) -> list[dict[str, Any]]:
+        """Those that are set then."""
+        address = {} if service == "openai" else {service: True}
+        return list(await self.cloud.control("/local/faults", document, adds=adds, **address))
 
     async def break_sink(self) -> None:
         if self.sink == "blob":

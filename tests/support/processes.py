@@ -87,16 +87,26 @@ class Azure:
                 return f"https://{urlsplit(environment['AOAI_WORKER_BLOB_CONTAINER']).netloc}"
 
     async def control(
-        self, path: str, document: Any = None, *, servicebus: bool = False, entra: bool = False, blob: bool = False
+        self,
+        path: str,
+        document: Any = None,
+        *,
+        servicebus: bool = False,
+        entra: bool = False,
+        blob: bool = False,
+        adds: bool = False,
     ) -> Any:
-        """Ask or tell the embedded Azure OpenAI, its Service Bus, Entra or Blob storage, over its control API."""
+        """Ask or tell the embedded Azure OpenAI, its Service Bus, Entra or Blob storage, over its control API. A
+        document that `adds` replaces nothing."""
         endpoint = self.address("servicebus" if servicebus else "entra" if entra else "blob" if blob else "openai")
-        async with ClientSession() as session:
-            verb = session.get if document is None else session.put
-            async with verb(f"{endpoint}{path}", json=document, ssl=False) as answer:
-                answer.raise_for_status()
-                body = await answer.read()
-                return json.loads(body) if body else None
+        verb = "GET" if document is None else "POST" if adds else "PUT"
+        async with (
+            ClientSession() as session,
+            session.request(verb, f"{endpoint}{path}", json=document, ssl=False) as answer,
+        ):
+            answer.raise_for_status()
+            body = await answer.read()
+            return json.loads(body) if body else None
 
 
 @asynccontextmanager

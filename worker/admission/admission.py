@@ -62,7 +62,7 @@ class Admission:
     ) -> None:
         self._observer = observer
         self._bell = Bell()
-        self._stop_bell = Bell()
+        self._hand_back_bell = Bell()
         self._tickets = count()
         self.state = State(
             slots=slots,
@@ -279,7 +279,8 @@ class Admission:
     def _note_suspects(self) -> None:
         suspects = self.state.suspects
         suspects.note_end()
-        self.state.closures.note(Closure.SUSPECTS, suspects.detail)
+        if self.state.closures.note(Closure.SUSPECTS, suspects.detail):
+            self._hand_back_bell.ring()
         self._bell.ring()
 
     # Closing and stopping
@@ -301,13 +302,28 @@ class Admission:
         """Let nothing more in, for good."""
         self.state.is_stopping = True
         self._bell.ring()
-        self._stop_bell.ring()
+        self._hand_back_bell.ring()
 
     async def stopping(self, until: float) -> bool:
         """Wait until it is stopping, at most until `until`; whether that is so."""
-        if not self.state.is_stopping:
-            await self._stop_bell.wait(until)
+        while not self.state.is_stopping and loop_time() + EARLY < until:
+            await self._hand_back_bell.wait(until)
         return self.state.is_stopping
+
+    # Sorting
+
+    def note_sorting(self, change: int) -> None:
+        """The sorter holds so many messages more, or may get them; fewer, if it is negative."""
+        self.state.sorting += change
+        self._bell.ring()
+
+    async def must_hand_back(self, until: float) -> bool:
+        """Wait until messages that cannot be sorted now must be handed back, at most until `until`; whether that is
+        so: it is stopping, or suspects run apart, whose death would count for them."""
+        state = self.state
+        while not (state.is_stopping or state.closures.stops_receiving) and loop_time() + EARLY < until:
+            await self._hand_back_bell.wait(until)
+        return state.is_stopping or state.closures.stops_receiving
 
     async def may_sort(self) -> bool:
         """Wait while suspects run apart, as their death would count for whatever is held; and while no more can be

@@ -42,6 +42,8 @@ class State:
     held: int = 0
     aside: int = 0
     """Deliveries that take no slot, as their jobs wait for something other than a call."""
+    sorting: int = 0
+    """Messages that the sorter holds, or that may come to it."""
     is_stopping: bool = False
 
     @property
@@ -122,7 +124,7 @@ def plan(state: State, now: float) -> Step:
     suspects = state.suspects
     if suspects.waiting and not suspects.together:
         # a receive that is under way would bring what is handed back again
-        others = state.held + sum([intake.reserved for intake in state.intakes])
+        others = state.held + state.sorting + sum([intake.reserved for intake in state.intakes])
         if (decision := suspects.decide(others)) is not None:
             return DecideSuspect(*decision)
     may_call = bool(waiting) and state.may_call

@@ -4,7 +4,8 @@ A job that kills its process takes everything along that is in flight there: eac
 its deliveries. So what was delivered twice before waits until nothing else is in flight, nothing more is received
 meanwhile, and no more run together than `cohort_size` allows; the others go back to the queue, which costs them
 nothing. The poison is soon alone, long before an innocent has used up its deliveries. Calls are waited for, as they
-are paid for; jobs that wait at a gate go back to the queue after `GATE_PATIENCE`, suspects too.
+are paid for; jobs that wait at a gate go back to the queue after `GATE_PATIENCE`, suspects too. What the sorter
+cannot send on goes back to the entry queue at once.
 """
 
 import asyncio

@@ -6,7 +6,9 @@ which waits for that model only. `jobs/sorting.py` decides where a message goes 
 
 A crash between sending and completing sends a job twice: the copy has the same message-id, so the model's queue
 drops the second. Each model's queue has its own coroutine and its own line of held messages, so one that is full,
-missing or refused holds up no other, until its line is as long as we can keep under locks.
+missing or refused holds up no other, until its line is as long as we can keep under locks. While suspects run apart
+(`admission/suspects.py`), what cannot be sent on is handed back: they may take the process, and a delivery of all
+that it holds, again and again.
 """
 
 import asyncio
@@ -127,8 +129,7 @@ class Sorter:
                 for line in self._lines.values():
                     loops.create_task(self._send(line, settling), name=f"sorted to {line.sender.queue}")
             for line in self._lines.values():
-                for held in line.waiting:
-                    settling.create_task(self._end(held, line, Release()))
+                self._hand_back(line, settling)
 
     async def _ring_at_stop(self) -> None:
         await self._admission.stopping(math.inf)
@@ -141,14 +142,17 @@ class Sorter:
     async def _receive(self, loops: asyncio.TaskGroup, settling: asyncio.TaskGroup) -> None:
         failures = 0
         while count := await self._room():
+            self._admission.note_sorting(count)
             try:
                 deliveries = await self._source.receive(count, wait=RECEIVE_WAIT)
             except SourceUnavailable as error:
+                self._admission.note_sorting(-count)
                 failures += 1
                 self._admission.close(Closure.SORTING, str(error))
                 await self._admission.stopping(loop_time() + self._policy.backoff(failures, self._chance()))
                 continue
             failures = 0
+            self._admission.note_sorting(len(deliveries) - count)
             self._admission.open(Closure.SORTING)
             self._note_received(deliveries)
             for delivery in deliveries:
@@ -250,7 +254,7 @@ class Sorter:
             self._follow(held, decision, loops, settling)
 
     async def _read(self, held: _Held, claim: Claim, claims: Claims) -> Decision | None:
-        """None where its lock is lost, or it is stopping, before the body could be read."""
+        """None where its lock is lost, or it must be handed back, before the body could be read."""
         failures = 0
         while not held.is_over:
             try:
@@ -259,7 +263,7 @@ class Sorter:
                 failures += 1
                 self._claims_trouble = str(error)
                 self._observer(SortingFailed(queue=self.queue, held=self._fetching, detail=str(error)))
-                if await self._admission.stopping(loop_time() + self._policy.backoff(failures, self._chance())):
+                if await self._must_hand_back(failures):
                     return None
             else:
                 self._claims_trouble = None
@@ -282,9 +286,19 @@ class Sorter:
                 line.trouble = str(error)
                 self._observer(SortingFailed(queue=line.sender.queue, held=line.held, detail=str(error)))
                 self._bell.ring()
-                await self._admission.stopping(loop_time() + self._policy.backoff(failures, self._chance()))
+                if await self._must_hand_back(failures) and not self._admission.state.is_stopping:
+                    self._hand_back(line, settling)  # at a stop it is done when nothing more is received
             else:
                 failures, line.trouble = 0, None
+
+    async def _must_hand_back(self, failures: int) -> bool:
+        """Wait before the next try; whether there is none now."""
+        return await self._admission.must_hand_back(loop_time() + self._policy.backoff(failures, self._chance()))
+
+    def _hand_back(self, line: _Line, settling: asyncio.TaskGroup) -> None:
+        for held in line.waiting:
+            settling.create_task(self._end(held, line, Release()))
+        line.waiting.clear()
 
     def _next(self, line: _Line, settling: asyncio.TaskGroup) -> dict[Forward, _Held]:
         """All that wait, as they are sent now."""
@@ -343,6 +357,8 @@ class Sorter:
 
     def _let_go(self, held: _Held) -> None:
         """Where it waits in a line, the line finds out when it sends next."""
-        held.is_over = True
-        held.memory.free()
+        if not held.is_over:
+            held.is_over = True
+            held.memory.free()
+            self._admission.note_sorting(-1)
         self._bell.ring()

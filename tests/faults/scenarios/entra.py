@@ -35,7 +35,7 @@ async def while_tokens_last(fault: Fault, sign: Sign, stage: Stage) -> None:
     await stage.fault("entra", LONG_TOKENS)
     one = await stage.start(slots=str(SLOTS))
     await stage.holds(one, SLOTS)
-    await stage.fault("entra", LONG_TOKENS, dict(fault))
+    await stage.add_fault("entra", dict(fault))
     await appears(stage, one, sign)
     status, text = await one.get("/readyz")
     assert status == 200, text
@@ -48,7 +48,7 @@ async def beyond_expiry(stage: Stage) -> None:
     await stage.fault("entra", SHORT_TOKENS)
     one = await stage.start(slots=str(SLOTS))
     await stage.holds(one, SLOTS)
-    await stage.fault("entra", SHORT_TOKENS, DOWN)
+    await stage.add_fault("entra", DOWN)
     await appears(stage, one, Sign(metric="aoai_worker_intake_closed"))
     await asyncio.sleep(4.0)  # the calls under way end by the clock
     status, text = await one.get("/readyz")

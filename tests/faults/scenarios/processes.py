@@ -97,6 +97,17 @@ async def poison(job: str, deaths: int, stage: Stage) -> None:
     stage.note_end_of_fault()
 
 
+async def poison_while_jobs_are_held(job: str, deaths: int, stage: Stage) -> None:
+    """The queue of the other model is full, so that the sorter holds its jobs at each death."""
+    full = "amqp:resource-limit-exceeded"
+    await stage.fault(
+        "servicebus", {"kind": "refuse", "on": "send", "entity": f"jobs-{OTHER_MODEL}", "condition": full}
+    )
+    await poison(job, deaths, stage)
+    await stage.fault("servicebus")
+    stage.note_end_of_fault()
+
+
 def poisoned(sink: Sink, *, jobs: int, deliveries: int, is_long: bool) -> Scenario:
     job = f"q-{jobs // 2}"
     return Scenario(
@@ -115,15 +126,17 @@ def poisoned(sink: Sink, *, jobs: int, deliveries: int, is_long: bool) -> Scenar
 
 
 async def kill_while_held(
-    service: Service, fault: dict[str, Any], metric: str, at_least: float, stage: Stage
+    service: Service, fault: dict[str, Any], metric: str, at_least: float, strikes: int, stage: Stage
 ) -> None:
     """A fault holds all jobs of the worker at one place; it is killed there."""
     if service != "blob":  # which must work for a worker to start
         await stage.fault(service, fault)
     one = await stage.start(slots=str(SLOTS))
     await stage.holds(one, SLOTS)
-    await stage.fault(service, fault)
+    if service == "blob":
+        await stage.fault(service, fault)
     await stage.reaches(one, metric, at_least)
+    await stage.have_struck(service, strikes)  # nobody else would make it strike later
     await stage.kill(one)
     await stage.fault(service)
 
@@ -140,12 +153,13 @@ def killed_while(
     *,
     sink: Sink = "queue",
     at_least: float = SLOTS,
+    strikes: int = 1,
     paid_twice: int = 0,
 ) -> Scenario:
     return Scenario(
         name=f"killed while {what}",
         injected=f"{service} fault `{fault['kind']}`, then kill -9",
-        inject=partial(kill_while_held, service, fault, metric, at_least),
+        inject=partial(kill_while_held, service, fault, metric, at_least, strikes),
         sink=sink,
         jobs=60,
         latency=0.5,
@@ -194,7 +208,12 @@ HELD = (
         paid_twice=SLOTS,
     ),
     killed_while(
-        "writing is not confirmed", "blob", {"kind": "lose_answer", "operation": "put_blob"}, CALLS, sink="blob"
+        "writing is not confirmed",
+        "blob",
+        {"kind": "lose_answer", "operation": "put_blob"},
+        CALLS,
+        sink="blob",
+        strikes=SLOTS + 1,  # the result of each job is there; one may be the pod's own report
     ),
     *[
         killed_while(
@@ -229,4 +248,12 @@ SCENARIOS = (
     *[killed_at_random(sink, jobs=5_000, kills=20, in_subset=False) for sink in SINKS],
     poisoned("blob", jobs=200, deliveries=7, is_long=False),
     *[poisoned(sink, jobs=500, deliveries=20, is_long=True) for sink in SINKS],
+    replace(
+        poisoned("blob", jobs=300, deliveries=7, is_long=False),
+        name="poison while jobs are held",
+        injected="one job kills every worker that calls it, 7 deliveries allowed; another model's queue is full",
+        inject=partial(poison_while_jobs_are_held, "q-150", 7),
+        models=(MODEL, OTHER_MODEL),
+        in_subset=False,
+    ),
 )

@@ -8,12 +8,12 @@ from datetime import datetime
 
 import pytest
 
-from tests.support.bench import EPOCH, Behaviour, Bench, target, wall_clock
+from tests.support.bench import EPOCH, Behaviour, Bench, answers, target, wall_clock
 from worker.flow.sorter import HELD_AT_MOST
-from worker.interfaces import IntakeClosed, IntakeOpened, JobsSorted, Settled, SortingFailed
+from worker.interfaces import IntakeClosed, IntakeOpened, JobsSorted, Settled, SortingFailed, Target
 from worker.jobs.claims import encode_claim, make_claim
-from worker.jobs.job import CLAIM_TYPE, rfc3339
-from worker.jobs.outcomes import Complete, DeadLetter, Release
+from worker.jobs.job import CLAIM_TYPE, Job, rfc3339
+from worker.jobs.outcomes import Complete, DeadLetter, Release, Response
 from worker.testing import FakeClaims, FakeQueue, FakeSender, FakeSink, job_line
 
 pytestmark = pytest.mark.looptime
@@ -33,10 +33,13 @@ class Sorting:
         largest: int | None = None,
         behaviour: Behaviour | None = None,
         sorted_bytes: float = 1 << 24,
+        seconds: float = 0.02,
     ) -> None:
         self.entry = FakeQueue("entry", clock=wall_clock)
         self.queues = {model: FakeQueue(f"entry-{model}", clock=wall_clock) for model in MODELS}
-        self.senders = {model: FakeSender(queue, largest=largest) for model, queue in self.queues.items()}
+        self.senders = {
+            model: FakeSender(queue, largest=largest, seconds=seconds) for model, queue in self.queues.items()
+        }
         self.bench = Bench(
             behaviour,
             routes={model: [target(f"of-{model}")] for model in MODELS},
@@ -332,6 +335,57 @@ async def test_nothing_is_held_while_suspects_run_apart() -> None:
             await asyncio.sleep(60)
             assert len(sorting.entry) == 1
         await sorting.until(lambda: sorting.ids("a") == ["j"])
+
+
+class WithSuspect(Sorting):
+    """It sees how many messages of the entry queue are held at each call."""
+
+    def __init__(self, *, claims: FakeClaims | None = None, seconds: float = 0.02) -> None:
+        self.held: list[int] = []
+        super().__init__(claims=claims, seconds=seconds, behaviour=self._look)
+
+    async def _look(self, job: Job, target: Target) -> Response:
+        self.held.append(len(self.entry.locked))
+        return await answers(job, target)
+
+    async def meet(self, fix: Callable[[], None]) -> None:
+        """A suspect comes while 300 messages are held; what holds them is fixed when it is done."""
+        async with self.running():
+            await self.until(lambda: len(self.entry.locked) == 300)
+            self.bench.queue.send(job_line("poison", model="b"), message_id="poison", delivery_count=2)
+            await self.until(lambda: bool(self.bench.sink.lines))
+            fix()
+            await self.until(lambda: not self.entry and not self.entry.locked)
+
+    @property
+    def delivered_before(self) -> int:
+        return sum("check-result" in copy.properties for copy in self.queues["a"]._waiting)
+
+
+@pytest.mark.parametrize("seconds", [0.02, 3.0], ids=["while they wait", "while they are sent"])
+async def test_jobs_that_wait_for_a_full_queue_are_handed_back_before_a_suspect_is_called(seconds: float) -> None:
+    sorting = WithSuspect(seconds=seconds)
+    full = sorting.senders["a"]
+    full.trouble = "is full"
+    send_mixed(sorting.entry, 600)
+    await sorting.meet(lambda: setattr(full, "trouble", None))
+    assert sorting.held == [0]
+    assert (len(sorting.queues["a"]), len(sorting.queues["b"])) == (300, 300)
+    assert sorting.delivered_before == 0, "handing back costs no delivery"
+
+
+async def test_claims_that_cannot_be_read_are_handed_back_before_a_suspect_is_called() -> None:
+    claims, line = FakeClaims(), job_line("j", model="a")
+    claims.bodies["https://s/claims/1"] = line
+    claims.down = True
+    sorting = WithSuspect(claims=claims)
+    for number in range(300):
+        claim = encode_claim(make_claim("https://s/claims/1", line, etag=None))
+        sorting.entry.send(claim, message_id=f"{number}", content_type=CLAIM_TYPE)
+    await sorting.meet(lambda: setattr(claims, "down", False))
+    assert sorting.held == [0]
+    assert len(sorting.queues["a"]) == 300
+    assert sorting.delivered_before == 0, "handing back costs no delivery"
 
 
 async def test_a_sorted_job_is_answered_with_the_times_of_the_entry_queue_and_looked_for_before_it_is_paid() -> (

@@ -115,7 +115,7 @@ const place = ({ x, y, w, h }) => ({
 function Panel({ panel, frames }) {
   const box = place(panel.gridPos);
   if (panel.type === 'row') {
-    return <div style={{ ...box, font: '500 16px Inter', color: theme.colors.text.primary, paddingTop: 4 }}>⌄ {panel.title}</div>;
+    return <div style={{ ...box, font: '500 16px Inter, sans-serif', color: theme.colors.text.primary, paddingTop: 4 }}>⌄ {panel.title}</div>;
   }
   const Drawn = panel.type === 'stat' ? Number_ : Graph;
   return (

@@ -192,5 +192,7 @@ def _decode(raw: bytes, what: str, make: Callable[[dict[str, Any]], _Record]) ->
     document = orjson.loads(raw)
     try:
         return make(document)
-    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+    except KeyError as error:
+        raise ValueError(f"not {what}: it has no {error}") from error
+    except (TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"not {what}: {error}") from error

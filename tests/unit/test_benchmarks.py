@@ -5,6 +5,7 @@ import pytest
 from benchmarks import quota_live
 from benchmarks.cpu_profile import component_of, read_stacks
 from benchmarks.jobs import MAX_TOKENS
+from benchmarks.parts import describe as describe_parts
 from benchmarks.processes import BenchmarkFailed
 from benchmarks.quota_clients import bodies
 from benchmarks.report import at_least, at_most, replace_block, table, wrapped
@@ -165,3 +166,11 @@ def test_what_is_written_into_the_document_is_wrapped_but_for_its_tables() -> No
     assert row in text.splitlines()
     assert max(map(len, prose)) <= 100
     assert " ".join(text.split()) == " ".join(f"{words} - {words} {row}".split())
+
+
+def test_a_side_costs_what_its_run_takes_above_the_flow_between_fakes() -> None:
+    runs = {"none": 0.3, "model": 1.0, "http": 0.5, "source": 0.7, "sink": 0.5, "all": 1.5}
+    told = describe_parts({(name, 64): cpu for name, cpu in runs.items()}, 3)
+    rows = [row for row in told.splitlines() if row.startswith("| ")]
+    costs = [float(row.split(" | ")[1].strip(" |")) for row in rows[1:]]
+    assert costs == [0.3, 0.7, 0.5, 0.4, 0.2, 1.6, 1.5]

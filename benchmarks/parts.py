@@ -22,9 +22,10 @@ import aiohttp
 import uvloop
 
 from benchmarks.contenders import LATENCY, make_config
+from benchmarks.jobs import MODELS, job_line
 from benchmarks.processes import Azure, BenchmarkFailed, embedded_azure
 from benchmarks.report import table
-from benchmarks.traffic import BATCH, MODELS, connect, job_line, submit
+from benchmarks.traffic import BATCH, connect, submit
 from worker.admission.admission import Admission
 from worker.app import collect_less_garbage, fan_out, give_large_blocks_back
 from worker.azure.network import trust

@@ -17,7 +17,7 @@ from benchmarks.memory import GROWTH_TARGET
 from benchmarks.processes import BenchmarkFailed, cpu_ms, embedded_azure, foreign_cpu_ms, rss_mib
 from benchmarks.report import at_least, at_most, describe_disturbance, table
 from benchmarks.traffic import ENTRY, collect, connect, submit
-from embedded_azure.config import LARGE, SMALL
+from embedded_azure.models import LARGE, SMALL
 
 MODELS = (SMALL, LARGE)
 SLOTS, WORKED, SORTED = 256, 10_000, 100_000

@@ -43,23 +43,28 @@ class Stage:
     def results_file(self) -> Path:
         return self.folder / "out.jsonl"
 
+    @property
+    def patience(self) -> float:
+        """Seconds for a command that goes over all jobs."""
+        return PATIENCE + self.jobs / 100
+
     # The producer
 
     async def submit(self) -> None:
-        code, output = await self.command("submit", str(self.batch_file), "--batch", BATCH)
+        code, output = await self.command("submit", str(self.batch_file), "--batch", BATCH, within=self.patience)
         assert code == 0, output
 
     async def collect(self) -> Path:
         """All results that there are, once the queues are empty; where it has them."""
         options = ("-o", str(self.results_file), "--follow", "--timeout", "10s")
-        code, output = await self.command("collect", BATCH, *options)
+        code, output = await self.command("collect", BATCH, *options, within=self.patience)
         assert code in (0, 3, 4), output
         file = self.results_file if code != 3 else self.results_file.with_suffix(".jsonl.partial")
         file.touch()  # there is none where nothing at all was found
         return file
 
-    async def command(self, *arguments: str) -> tuple[int, str]:
-        return await command(self.cloud, *arguments)
+    async def command(self, *arguments: str, within: float = PATIENCE) -> tuple[int, str]:
+        return await command(self.cloud, *arguments, within=within)
 
     async def command_killed_after(self, seconds: float, *arguments: str) -> bool:
         """Whether the producer's command was killed; it may have ended before."""

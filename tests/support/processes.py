@@ -156,8 +156,8 @@ class Process:
         except TimeoutError:
             raise AssertionError(f"never printed {text!r}:\n{self.output}") from None
 
-    async def ended(self) -> int:
-        async with asyncio.timeout(PATIENCE):
+    async def ended(self, within: float = PATIENCE) -> int:
+        async with asyncio.timeout(within):
             code = await self.child.wait()
             await asyncio.gather(*self._readers)
         return code
@@ -278,11 +278,11 @@ def has_answered(one: Worker, count: int) -> Callable[[], Awaitable[bool]]:
     return reached
 
 
-async def command(azure: Azure, *arguments: str, **variables: str) -> tuple[int, str]:
+async def command(azure: Azure, *arguments: str, within: float = PATIENCE, **variables: str) -> tuple[int, str]:
     """Run the producer's command line; its exit code and all it printed."""
     environment = azure.environment("producer") | variables
     async with process("-m", "worker", *arguments, environment=environment) as running:
-        code = await running.ended()
+        code = await running.ended(within)
         return code, running.output
 
 

@@ -272,6 +272,11 @@ def test_the_figures_of_the_readme_are_those_of_the_benchmarks() -> None:
     used, refused = min(float(one) for one, _ in quota), max(float(one) for _, one in quota)
     assert f"at least {used:.0f} % of a quota of 300,000" in readme
     assert f"at most {refused:.1f} % of requests refused" in readme
+    section = read("docs/benchmarks.md").split("<!-- quota-live -->")[1]
+    live = dict(re.findall(r"^\| ([\w-]+)[^|]*\| [^|]+ \| ([\d.]+% \| [\d.]+%) \|$", section, re.MULTILINE))
+    (used, refused), (_, router) = (live[one].replace("%", "").split(" | ") for one in ("aoai-worker", "litellm"))
+    assert f"{used} % of 120,000 with {refused} % refused" in readme
+    assert f"had {router} % of its requests refused" in readme
 
 
 @pytest.mark.parametrize("document", WRAPPED, ids=lambda path: str(path.relative_to(ROOT)))

@@ -274,8 +274,10 @@ def test_the_figures_of_the_readme_are_those_of_the_benchmarks() -> None:
     assert f"at most {refused:.1f} % of requests refused" in readme
     section = read("docs/benchmarks.md").split("<!-- quota-live -->")[1]
     live = dict(re.findall(r"^\| ([\w-]+)[^|]*\| [^|]+ \| ([\d.]+% \| [\d.]+%) \|$", section, re.MULTILINE))
-    (used, refused), (_, router) = (live[one].replace("%", "").split(" | ") for one in ("aoai-worker", "litellm"))
-    assert f"{used} % of 120,000 with {refused} % refused" in readme
+    (live_used, live_refused), (_, router) = (
+        live[one].replace("%", "").split(" | ") for one in ("aoai-worker", "litellm")
+    )
+    assert f"{live_used} % of 120,000 with {live_refused} % refused" in readme
     assert f"had {router} % of its requests refused" in readme
 
 

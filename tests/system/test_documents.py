@@ -230,9 +230,16 @@ async def models(reader: Reader, check: str, name_the_queues: str) -> None:
 
 
 async def own_azure(reader: Reader, commands: str) -> None:
-    settings = {"AOAI_WORKER_MODELS": json.dumps(MODELS), "AOAI_WORKER_HTTP_HOST": "127.0.0.1"}
-    environment = reader.environment("worker") | settings | {"AOAI_WORKER_HTTP_PORT": "0"}
-    async with terminal(f"set -e\n{commands}", reader.folder, environment) as running:
+    environment = reader.environment("worker") | {
+        "AOAI_WORKER_HTTP_HOST": "127.0.0.1",
+        "AOAI_WORKER_HTTP_PORT": "0",
+    }
+    places = {
+        "https://my-account.blob.core.windows.net/results": environment["AOAI_WORKER_BLOB_CONTAINER"],
+        "https://my-account.openai.azure.com": environment["AZURE_OPENAI_ENDPOINT"],
+        "my-deployment": SMALL,
+    }
+    async with terminal(f"set -e\n{filled(commands, places)}", reader.folder, environment) as running:
         await running.printed('"event":"started"')
         os.killpg(running.child.pid, signal.SIGINT)
         await running.printed('"event":"stopped"')

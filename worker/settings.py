@@ -266,8 +266,8 @@ class ConnectionSettings(ServiceBusSettings):
     container is refused."""
 
     largest_claim: Bytes = Field(16 << 20, ge=1, le=256 << 20)
-    """The largest job that is fetched for a claim. Such jobs wait until together they hold at most a third of
-    `AOAI_WORKER_IN_FLIGHT_BYTES`, or no other is held."""
+    """The largest job that is fetched for a claim. Together, such jobs hold at most a third of
+    `AOAI_WORKER_IN_FLIGHT_BYTES`, and the others wait. One that is larger is fetched alone."""
 
     prices: dict[str, Price] | None = None
     """Prices by model, for a million tokens in any currency: `{"gpt-5.4-mini": {"input": 1.5, "cached_input":
@@ -325,14 +325,13 @@ class WorkerSettings(ConnectionSettings):
     """Jobs in flight at once in one pod: jobs per second wanted times seconds a call takes."""
 
     in_flight_bytes: Bytes = Field(64 << 20, ge=1 << 20)
-    """Bytes of jobs and answers held at once; beyond it nothing is received. An answer counts by an estimate
-    when it is asked for, by its size when it is read, and no more once it is written. The sorter may hold a
-    quarter of this besides. The pod needs about 100 MiB, three times this, and the largest answer: 512 MiB with
-    the default."""
+    """Bytes of jobs and answers held at once; beyond it nothing is received. An answer counts from its
+    call until it is written, first by an estimate, then by its size. The sorter may hold a quarter of this in
+    addition. The pod needs about 100 MiB, three times this, and the largest answer: 512 MiB with the default."""
 
     receivers: Annotated[int, Unit("connections")] = Field(1, ge=1, le=16)
-    """Connections that receive from each queue. One carries some 700 jobs/s on one core. More help if thousands
-    of locks are held."""
+    """Connections that receive from each queue. One carries some 700 jobs/s on one core. More than one
+    helps if thousands of locks are held."""
 
     sweep_every: Seconds = Field(60.0, ge=1, allow_inf_nan=False)
     """Time between sweeps of the dead-letter queues. A sweep writes an error result for each job that expired or
@@ -368,7 +367,7 @@ class WorkerSettings(ConnectionSettings):
     are paid for and lost."""
 
     http_host: Annotated[str, Unit("address")] = "0.0.0.0"  # noqa: S104 - the kubelet and Prometheus ask the pod's address
-    """The address of probes and metrics. In a pod they are asked from outside."""
+    """The address of probes and metrics. In a pod, the kubelet and Prometheus connect from outside."""
 
     http_port: Annotated[int, Unit("port")] = Field(9_090, ge=0, le=65_535)
     """The port of probes and metrics. 0 takes any free port; the log event `serving` has it."""

@@ -50,7 +50,7 @@ param resultsQueueName string = ''
 @maxLength(24)
 param storageAccountName string
 
-@description('Names of the containers. The first is that of results; large jobs lie there too, unless claims_container says otherwise.')
+@description('Names of the containers. The first is that of results. Large jobs are stored there too, unless claims_container names another.')
 @minLength(1)
 param containerNames array = ['results']
 
@@ -58,14 +58,14 @@ param containerNames array = ['results']
 @minValue(0)
 param keepResultsDays int = 0
 
-@description('Days after which large jobs are deleted. Longer than any job waits.')
+@description('Days after which large jobs are deleted. Must be longer than any job waits.')
 @minValue(2)
 param keepClaimsDays int = 30
 
 @description('Name of the Azure OpenAI account in this resource group.')
 param openAIAccountName string
 
-@description('Create the account, or set up the one of that name in this resource group. False: it is another\'s; only the role is given, and its keys are left as they are.')
+@description('Create the account, or set up the one of that name in this resource group. False: the account belongs to somebody else; only the role is assigned, and its keys stay as they are.')
 param createOpenAIAccount bool = true
 
 @description('Deployments to create: {name, model, version, sku, capacity}; capacity counts 1,000 tokens a minute.')
@@ -77,7 +77,7 @@ param inferenceOnly bool = false
 @description('Object id of the producer: a group, a user or a service principal. Empty: no roles for a producer.')
 param producerPrincipalId string = ''
 
-@description('Its type.')
+@description('Type of the producer.')
 @allowed(['Group', 'User', 'ServicePrincipal'])
 param producerPrincipalType string = 'Group'
 
@@ -85,16 +85,16 @@ param producerPrincipalType string = 'Group'
 @allowed(['Enabled', 'Disabled'])
 param publicNetworkAccess string = 'Enabled'
 
-@description('IPv4 ranges that may use the public endpoints; a single address without /32. Empty: every address. Needs a Premium namespace.')
+@description('IPv4 ranges that may use the public endpoints. Write a single address without /32. Empty: every address. Needs a Premium namespace.')
 param allowedIpRanges array = []
 
-@description('Resource id of the subnet for private endpoints of all three. Empty: none. Needs a Premium namespace.')
+@description('Resource id of the subnet for private endpoints of namespace, account and storage account. Empty: no private endpoints. Needs a Premium namespace.')
 param privateEndpointSubnetResourceId string = ''
 
-@description('Private DNS zones for the private endpoints, {servicebus: ..., openai: ..., blob: ...}, each a resource id. What is left out gets no record.')
+@description('Private DNS zones for the private endpoints, {servicebus: ..., openai: ..., blob: ...}, each a resource id. An endpoint without a zone gets no DNS record.')
 param privateDnsZoneResourceIds object = {}
 
-@description('Resource id of the Log Analytics workspace for logs and metrics of all three. Empty: no diagnostic settings. Every call and every blob is a record, which costs.')
+@description('Resource id of the Log Analytics workspace for logs and metrics of namespace, account and storage account. Empty: no diagnostic settings. Every call and every blob is a record that is billed.')
 param workspaceResourceId string = ''
 
 var audience = 'api://AzureADTokenExchange'

@@ -34,7 +34,7 @@ param kedaPrincipalId string
 @description('Object id of the producer. Empty: no roles for a producer.')
 param producerPrincipalId string
 
-@description('Its type.')
+@description('Type of the producer.')
 param producerPrincipalType string
 
 // ------------------------------------------------------------------------------ roles (worker/roles.py)
@@ -48,7 +48,7 @@ var blobDataContributor = 'ba92f5b4-2d11-453d-a403-e96b0029c9fe'
 var hasResultsQueue = !empty(resultsQueueName)
 var hasProducer = !empty(producerPrincipalId)
 
-// what is not wanted is a loop over nothing
+// a resource that is not wanted is a loop over an empty list
 var modelQueues = skip(jobsQueueNames, 1)
 var kedaQueues = empty(kedaPrincipalId) ? [] : jobsQueueNames
 var producerQueues = hasProducer ? jobsQueueNames : []

@@ -21,8 +21,8 @@ from tests.support.stand_in import Rule
 
 PAGE = (ROOT / "docs/deploy.md").read_text(encoding="utf-8")
 WALK = PAGE.partition("### Add a model")[0]
-PROGRAMS = ("az", "kubectl", "helm", "docker", "git", "openssl", "python3")
-IN_VENV = ("pip", "aoai-worker")
+PROGRAMS = ("az", "kubectl", "helm", "docker", "git", "openssl", "python3", "sleep")
+IN_VENV = ("pip", "aoai-worker", "python")
 GUIDS = {
     "aoai-worker": "11111111-1111-4111-8111-111111111111",
     "aoai-worker-keda": "2" * 8 + "-2222-4222-8222-" + "2" * 12,

@@ -71,7 +71,7 @@ async def test_after_a_cancellation_no_pod_calls_and_a_retry_since_answers_what_
             assert "sent again. Their results have worker.replay 1000" in again
             assert "complete, " in await told(cloud, *collect, "--follow")
             assert (await detail_of(cloud))["total_cost"] > 0
-            assert "done" in await told(cloud, "list")
+            assert "complete" in await told(cloud, "list")
             for pod in (one, other):
                 pod.process.child.send_signal(signal.SIGTERM)
                 assert await pod.process.ended() == 0

@@ -230,9 +230,16 @@ async def models(reader: Reader, check: str, name_the_queues: str) -> None:
 
 
 async def own_azure(reader: Reader, commands: str) -> None:
-    settings = {"AOAI_WORKER_MODELS": json.dumps(MODELS), "AOAI_WORKER_HTTP_HOST": "127.0.0.1"}
-    environment = reader.environment("worker") | settings | {"AOAI_WORKER_HTTP_PORT": "0"}
-    async with terminal(f"set -e\n{commands}", reader.folder, environment) as running:
+    environment = reader.environment("worker") | {
+        "AOAI_WORKER_HTTP_HOST": "127.0.0.1",
+        "AOAI_WORKER_HTTP_PORT": "0",
+    }
+    places = {
+        "https://my-account.blob.core.windows.net/results": environment["AOAI_WORKER_BLOB_CONTAINER"],
+        "https://my-account.openai.azure.com": environment["AZURE_OPENAI_ENDPOINT"],
+        "my-deployment": SMALL,
+    }
+    async with terminal(f"set -e\n{filled(commands, places)}", reader.folder, environment) as running:
         await running.printed('"event":"started"')
         os.killpg(running.child.pid, signal.SIGINT)
         await running.printed('"event":"stopped"')
@@ -440,6 +447,39 @@ def to_run(page: str) -> list[str]:
 @pytest.mark.parametrize("page", WALKS)
 async def test_the_blocks_of_a_page_run_as_they_stand_there(page: str, reader: Reader) -> None:
     await WALKS[page](reader, *to_run(page))
+
+
+async def test_the_messages_that_make_an_alert_fire_are_dead_lettered_and_then_discarded(reader: Reader) -> None:
+    """Of docs/deploy.md: the program with the embedded namespace's address, and the commands that clean up."""
+    page = read("docs/deploy.md")
+    program = re.findall(r"(?ms)^cat >not_jobs\.py <<'PYTHON'\n(.*?)^PYTHON$", page)[0]
+    clean_up = re.findall(r"(?m)^aoai-worker dlq .*$", page)
+    place = (
+        f'custom_endpoint_address="sb://{reader.environment()["AOAI_WORKER_SERVICEBUS_ENDPOINT"]}", '
+        f'connection_verify="{reader.environment()["AOAI_WORKER_CA_FILE"]}", transport_type=TransportType.Amqp'
+    )
+    program = filled(program, {"Credential())": f"Credential(), {place})"})
+    (reader.folder / "not_jobs.py").write_text(f"from azure.servicebus import TransportType\n{program}")
+    async with credential_of(reader.environment()) as credential:
+        token = await credential.get_token("https://servicebus.azure.net/.default")
+    login = json.dumps({"accessToken": token.token, "expires_on": token.expires_on})
+    stand_in.install(reader.folder / "stand-ins", PROGRAMS, [Rule("get-access-token", login)])
+    before = await dead_lettered(reader)
+    await reader.types("python not_jobs.py 1\npython not_jobs.py 10")
+    await until(lambda: has_dead_lettered(reader, before + 11))
+    said = await reader.types("\n".join(clean_up), identity="worker")
+    assert said.count('"reason": "InvalidJson"') >= 11
+    assert said.rstrip().endswith("No dead letters in queue jobs.")
+
+
+async def dead_lettered(reader: Reader) -> float:
+    return await reader.worker.metric(
+        "aoai_worker_jobs_total", queue="jobs", deployment="none", outcome="dead_lettered"
+    )
+
+
+async def has_dead_lettered(reader: Reader, count: float) -> bool:
+    return await dead_lettered(reader) == count
 
 
 async def test_every_page_with_blocks_has_a_walk() -> None:

@@ -216,7 +216,7 @@ class BatchDetail:
         return (self.running + self.queued) / self.rate if self.rate else None
 
 
-BatchState = Literal["queued", "running", "done", "cancelled"]
+BatchState = Literal["queued", "running", "complete", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,7 +248,7 @@ class BatchStatus:
         """`cancelled`: complete, though some jobs were never called. `queued`: nothing runs, nor has lately."""
         detail = self.detail or BatchDetail()
         if self.complete:
-            return "cancelled" if self.cancelled else "done"
+            return "cancelled" if self.cancelled else "complete"
         return "running" if detail.running or detail.rate else "queued"
 
     @property

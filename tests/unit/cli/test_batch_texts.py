@@ -76,7 +76,7 @@ def test_a_running_batch_is_told_in_80_columns() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "state"), [(RUNNING, "running"), (DONE, "done"), (CANCELLED, "cancelled"), (QUEUED, "queued")]
+    ("status", "state"), [(RUNNING, "running"), (DONE, "complete"), (CANCELLED, "cancelled"), (QUEUED, "queued")]
 )
 def test_each_batch_has_one_state(status: BatchStatus, state: str) -> None:
     assert status.state == state
@@ -141,7 +141,7 @@ def test_a_table_has_a_row_for_each_batch() -> None:
     assert table([RUNNING, DONE, CANCELLED], now=NOW, width=80) == (
         "BATCH            STATE           DONE  FAILED  JOBS/S   LEFT     AGE\n"
         "reviews-2026-11  running    1234/5000      34    12.3  5 min  10 min\n"
-        "b1               done             3/3       0       -      -    25 h\n"
+        "b1               complete         3/3       0       -      -    25 h\n"
         "b2               cancelled        2/5       1       -      -       ?"
     )
 

@@ -736,7 +736,7 @@ def test_watching_prints_a_line_for_each_change_where_nobody_watches(monkeypatch
 def test_watching_for_a_program_prints_an_object_for_each_change(monkeypatch: pytest.MonkeyPatch) -> None:
     answer_with(monkeypatch, [RUNNING, RUNNING, DONE])
     lines = call("status", "b1", "--watch", "--json").stdout.splitlines()
-    assert [json.loads(line)["detail"]["state"] for line in lines] == ["running", "done"]
+    assert [json.loads(line)["detail"]["state"] for line in lines] == ["running", "complete"]
 
 
 def test_a_list_is_a_table_or_an_object_a_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,7 +147,7 @@ async def test_a_complete_batch_is_not_cancelled() -> None:
     status = await batches.cancel("b1")
     assert all(marked), "the mark comes before anything is counted"
     assert mark not in container.stored
-    assert (status.state, status.detail and status.detail.cancelled_at) == ("done", None)
+    assert (status.state, status.detail and status.detail.cancelled_at) == ("complete", None)
 
 
 async def test_cancelling_a_batch_whose_retry_is_complete_leaves_the_cancellation_before_it() -> None:

@@ -15,7 +15,7 @@ from azure.servicebus.exceptions import ServiceBusError
 
 from tests.azure.probing import INHERITED, Exchange, Observation, Target, decide, undecided
 from worker.azure.network import trust
-from worker.azure.servicebus.private import Dispositions, renew_locks
+from worker.azure.servicebus.private import renew_locks, settle_on_link
 from worker.jobs.outcomes import Abandon, Complete, Release
 
 WAIT = 10.0
@@ -69,7 +69,7 @@ async def _receive(receiver: ServiceBusReceiver, mark: str, count: int = 1) -> l
 
 
 async def _settle(receiver: ServiceBusReceiver, message: ServiceBusReceivedMessage, outcome: Any) -> None:
-    await Dispositions(receiver).settle(message, outcome, timeout=WAIT)
+    await settle_on_link(receiver, message, outcome, timeout=WAIT)
 
 
 def _name() -> str:

@@ -13,16 +13,18 @@ from azure.servicebus import ServiceBusMessage
 from tests.support.local_azure import Bus
 from tests.support.patience import PATIENCE
 from tests.support.service_bus import JOBS, broker_of, disturb, jobs_queue
-from worker.interfaces import Delivery, EntryQueue
-from worker.testing import job_line
+from worker.interfaces import Delivery, EntryQueue, ReceiverRestarted
+from worker.jobs.outcomes import Complete
+from worker.testing import EventList, job_line
 
 COUNT = 337
 """Four times what is completed with one wait, and no multiple of it."""
 
 
-async def put_and_take(bus: Bus, source: EntryQueue) -> Sequence[Delivery]:
+async def put_and_take(bus: Bus, source: EntryQueue, mark: str = "") -> Sequence[Delivery]:
     async with bus.client() as client, client.get_queue_sender(JOBS) as sender:
-        await sender.send_messages([ServiceBusMessage(job_line(f"{n}"), message_id=f"{n}") for n in range(COUNT)])
+        names = [f"{mark}{number}" for number in range(COUNT)]
+        await sender.send_messages([ServiceBusMessage(job_line(name), message_id=name) for name in names])
     deliveries = list[Delivery]()
     async with asyncio.timeout(PATIENCE):
         while len(deliveries) < COUNT:
@@ -64,6 +66,42 @@ async def test_what_the_link_does_not_confirm_is_completed_over_the_management_l
         confirmed = await source.complete(deliveries)
         assert {id(delivery) for delivery in confirmed} == {id(delivery) for delivery in deliveries}
     assert left(bus) == 0
+
+
+BY_LOCK = "com.microsoft:update-disposition"
+
+
+async def before_and_after_a_reconnect(
+    bus: Bus, source: EntryQueue
+) -> tuple[Sequence[Delivery], Sequence[Delivery]]:
+    """Deliveries of two links of one receiver, with the same delivery-ids; the first link is gone."""
+    last, *before = reversed(await put_and_take(bus, source))
+    disturb(bus, {"kind": "cut"})
+    await last.settle(Complete())  # over the management link, for which the SDK opens another connection
+    return before[::-1], await put_and_take(bus, source, "after-")
+
+
+async def test_messages_from_before_a_reconnect_are_settled_by_the_lock_and_hinder_none_of_those_after_it(
+    bus: Bus,
+) -> None:
+    events = EventList()
+    async with jobs_queue(bus, events=events) as source:
+        before, after = await before_and_after_a_reconnect(bus, source)
+        settled = [delivery.settle(Complete()) for pair in zip(after, before, strict=False) for delivery in pair]
+        async with asyncio.timeout(PATIENCE):
+            assert set(await asyncio.gather(*settled)) == {None}
+        assert events.of(ReceiverRestarted) == []  # as for a link that confirms nothing
+    assert left(bus) == 1
+
+
+async def test_messages_from_before_a_reconnect_keep_no_other_from_being_completed_on_the_link(bus: Bus) -> None:
+    async with jobs_queue(bus) as source:
+        before, after = await before_and_after_a_reconnect(bus, source)
+        disturb(bus, {"kind": "refuse", "on": "management", "operation": BY_LOCK})
+        mixed = [delivery for pair in zip(before, after, strict=False) for delivery in pair]
+        assert {id(delivery) for delivery in await source.complete(mixed)} == set(map(id, after[:-1]))
+        disturb(bus)
+    assert left(bus) == COUNT
 
 
 async def test_a_message_that_is_completed_is_freed_at_once(bus: Bus) -> None:

@@ -13,9 +13,10 @@ from azure.servicebus.exceptions import MessageLockLostError, ServiceBusError
 from worker.azure.servicebus.faults import FAULTS, describe_fault
 from worker.azure.servicebus.messages import end_of_lock, open_envelope
 from worker.azure.servicebus.private import (
-    Dispositions,
+    complete_on_link,
     renew_locks,
     settle_by_token,
+    settle_on_link,
     withdraw_credit,
 )
 from worker.errors import LockLost, SourceUnavailable
@@ -25,7 +26,8 @@ from worker.jobs.outcomes import Complete, Settlement
 from worker.waits import EARLY, Bell, loop_time
 
 SETTLE_WITHIN = 30.0
-"""Seconds for a settlement, in all."""
+"""Seconds for a settlement from when its turn comes. Its turn comes as long as the link confirms others; a link
+that confirms nothing lets the whole line through at once."""
 
 SETTLE_TIMEOUT = 8.0
 """Seconds for each of its three tries: on the link, over the management link, and over that of a new connection.
@@ -33,6 +35,11 @@ What is left of the half minute is for closing the old connection and opening th
 
 WITHDRAW_TIMEOUT = 1.0
 """Seconds for a frame that nobody answers; what was received waits for it."""
+
+SETTLE_TOGETHER = 32
+"""Settlements of one link that wait for their confirmations at once. Each that waits reads the connection for all
+and wakes all, so the cost of one grows with their number: at 1,000 in flight a job took 2.4 ms of CPU without this
+limit and 1.5 ms with it. A confirmation takes 0.02 s, so 32 are 1,000 a second and more."""
 
 HUNG_AFTER = 30.0
 """Seconds beyond its wait after which a receive counts as hung and its link as dead: the SDK's keep-alive task can
@@ -211,11 +218,11 @@ class Settlements:
         self._management = management
         self._locks = locks
         self._on_timed_out = on_timed_out
-        self._dispositions = Dispositions(receiver)
+        self._places = asyncio.Semaphore(SETTLE_TOGETHER)
         self._link_timed_out = False
 
     async def settle(self, locked: LockedMessage, settlement: Settlement) -> None:
-        """Raises LockLost or SourceUnavailable, the latter after half a minute at the latest."""
+        """Raises LockLost or SourceUnavailable, the latter half a minute after its turn at the latest."""
         try:
             await self._settle_once(locked.message, settlement)
         except MessageLockLostError as error:
@@ -240,6 +247,7 @@ class Settlements:
                     confirmed.append(locked)
                 elif not isinstance(refusal, MessageLockLostError):
                     others.append(locked)
+                    continue
                 self._locks.drop(locked)
         singly = await asyncio.gather(*[self._is_completed(locked) for locked in others])
         return [*confirmed, *(locked for locked, is_completed in zip(others, singly, strict=True) if is_completed)]
@@ -254,15 +262,18 @@ class Settlements:
     async def _complete_on_link(
         self, messages: Sequence[ServiceBusReceivedMessage]
     ) -> Sequence[ServiceBusError | None]:
-        with self._noting_time_outs():
-            async with asyncio.timeout(SETTLE_WITHIN):
-                return await self._dispositions.complete(messages, timeout=SETTLE_TIMEOUT)
+        async with self._places:
+            with self._noting_time_outs():
+                async with asyncio.timeout(SETTLE_WITHIN):
+                    return await complete_on_link(self._receiver, messages, timeout=SETTLE_TIMEOUT)
 
     async def _settle_once(self, message: ServiceBusReceivedMessage, settlement: Settlement) -> None:
-        gives_up_at = loop_time() + SETTLE_WITHIN
+        gives_up_at = math.inf
         try:
-            async with asyncio.timeout_at(gives_up_at):
-                await self._settle_on_link(message, settlement)
+            async with self._places:
+                gives_up_at = loop_time() + SETTLE_WITHIN
+                async with asyncio.timeout_at(gives_up_at):
+                    await self._settle_on_link(message, settlement)
         except MessageLockLostError:
             raise
         except FAULTS:
@@ -272,7 +283,7 @@ class Settlements:
 
     async def _settle_on_link(self, message: ServiceBusReceivedMessage, settlement: Settlement) -> None:
         with self._noting_time_outs():
-            await self._dispositions.settle(message, settlement, timeout=SETTLE_TIMEOUT)
+            await settle_on_link(self._receiver, message, settlement, timeout=SETTLE_TIMEOUT)
 
     @contextlib.contextmanager
     def _noting_time_outs(self) -> Iterator[None]:

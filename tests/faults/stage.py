@@ -14,7 +14,7 @@ from typing import Any, Literal
 from tests.support.administration import administration
 from tests.support.blob_processes import bus_of, result_names
 from tests.support.patience import PATIENCE
-from tests.support.processes import Azure, Service, Worker, command, process, until, worker
+from tests.support.processes import Azure, Service, Worker, process, until, worker
 
 BATCH = "a-batch"
 Sink = Literal["blob", "queue"]
@@ -64,7 +64,8 @@ class Stage:
         return file
 
     async def command(self, *arguments: str, within: float = PATIENCE) -> tuple[int, str]:
-        return await command(self.cloud, *arguments, within=within)
+        async with process("-m", "worker", *arguments, environment=self.cloud.environment("producer")) as running:
+            return await running.ended(within), running.output
 
     async def command_killed_after(self, seconds: float, *arguments: str) -> bool:
         """Whether the producer's command was killed; it may have ended before."""

@@ -278,11 +278,11 @@ def has_answered(one: Worker, count: int) -> Callable[[], Awaitable[bool]]:
     return reached
 
 
-async def command(azure: Azure, *arguments: str, within: float = PATIENCE, **variables: str) -> tuple[int, str]:
+async def command(azure: Azure, *arguments: str, **variables: str) -> tuple[int, str]:
     """Run the producer's command line; its exit code and all it printed."""
     environment = azure.environment("producer") | variables
     async with process("-m", "worker", *arguments, environment=environment) as running:
-        code = await running.ended(within)
+        code = await running.ended()
         return code, running.output
 
 

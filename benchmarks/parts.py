@@ -10,7 +10,6 @@ import asyncio
 import json
 import math
 import random
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -23,7 +22,7 @@ import uvloop
 
 from benchmarks.contenders import LATENCY, make_config
 from benchmarks.jobs import MODELS, job_line
-from benchmarks.processes import Azure, BenchmarkFailed, embedded_azure
+from benchmarks.processes import embedded_azure, output_of
 from benchmarks.report import table
 from benchmarks.traffic import BATCH, connect, submit
 from worker.admission.admission import Admission
@@ -192,28 +191,13 @@ async def _run(name: str, folder: Path, slots: int, jobs: int) -> float:
         if "source" in REAL.get(name, ()):
             async with connect(azure.environment("producer")) as client:
                 await submit(client, jobs)
-        return await _ask_a_process(azure, "--real", name, "--slots", str(slots), "--jobs", str(jobs))
-
-
-async def _ask_a_process(azure: Azure, *arguments: str) -> float:
-    """What it prints. Raises BenchmarkFailed."""
-    environment = azure.environment("worker") | {
-        "AOAI_WORKER_MODELS": json.dumps({model: [model] for model in MODELS}),
-        "AOAI_WORKER_SLOTS": arguments[3],
-    }
-    command = [sys.executable, "-m", "benchmarks.parts", *arguments]
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=pipe, stderr=pipe)
-    try:
+        environment = azure.environment("worker") | {
+            "AOAI_WORKER_MODELS": json.dumps({model: [model] for model in MODELS}),
+            "AOAI_WORKER_SLOTS": str(slots),
+        }
+        arguments = ("--real", name, "--slots", str(slots), "--jobs", str(jobs))
         async with asyncio.timeout(LIMIT):
-            printed, log = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode:
-        raise BenchmarkFailed(f"{' '.join(command)} ended with {process.returncode}: {log.decode()[-2_000:]}")
-    return float(printed)
+            return float(await output_of("benchmarks.parts", *arguments, environment=environment))
 
 
 def describe(found: Mapping[tuple[str, int], float], rounds: int) -> str:

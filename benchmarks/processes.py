@@ -147,6 +147,22 @@ async def child(
         await running.stop()
 
 
+async def output_of(module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
+    """What a module of ours prints, run to its end. Raises BenchmarkFailed, with its last words, where it fails."""
+    command = [sys.executable, "-m", module, *arguments]
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=pipe, stderr=pipe)
+    try:
+        printed, log = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode:
+        raise BenchmarkFailed(f"{module} ended with {process.returncode}: {log.decode()[-2_000:]}")
+    return printed.decode().strip()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Azure:
     """An embedded Azure that is ready. `state` holds the environments of its identities."""

@@ -21,7 +21,7 @@ from benchmarks.locks import measure_locks
 from benchmarks.memory import measure_memory
 from benchmarks.pairs import compare, compare_further_away, compare_sinks
 from benchmarks.parts import measure_parts
-from benchmarks.processes import BenchmarkFailed
+from benchmarks.processes import BenchmarkFailed, output_of
 from benchmarks.quota_live import measure_quota_live
 from benchmarks.report import describe_machine, stamp, write_block
 from benchmarks.sorting import measure_sorting
@@ -45,17 +45,7 @@ class Measurement:
 async def measure_quota(folder: Path, share: float) -> str:
     """`benchmarks.quota` in a process of its own, since its loop has another clock."""
     seconds = str(max(60.0, 600.0 * share))
-    command = [sys.executable, "-m", "benchmarks.quota", "--warm-up", seconds, "--measured", seconds]
-    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-    try:
-        printed, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode:
-        raise BenchmarkFailed(f"benchmarks.quota ended with {process.returncode}")
-    return printed.decode().strip()
+    return await output_of("benchmarks.quota", "--warm-up", seconds, "--measured", seconds)
 
 
 MEASUREMENTS = {

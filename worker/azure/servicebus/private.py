@@ -57,7 +57,8 @@ async def settle_on_link(
 
     Spares the retry machine and the tracing that the public methods run for each message, and offers `released`.
     """
-    _require_link(receiver, message)
+    if not _came_by(_link_of(receiver), message):
+        raise _link_is_gone()
     outcome, details = _disposition(settlement)
     try:
         await receiver._handler.settle_messages_async(  # type: ignore[call-overload]
@@ -82,33 +83,30 @@ async def complete_on_link(
     A wait for each costs a task and a look at the connection for each, about half of what a settlement costs.
     Raises one of FAULTS where the confirmations do not come: which of them were completed is not known then.
     """
-    refusals: dict[int, ServiceBusError | None] = {}
-    of_this_link = list[ServiceBusReceivedMessage]()
-    for message in messages:
-        try:
-            _require_link(receiver, message)
-        except ServiceBusError as error:
-            refusals[id(message)] = error
-        else:
-            of_this_link.append(message)
-    if of_this_link:
-        confirmed = await _complete_together(receiver, of_this_link, timeout)
-        refusals |= zip(map(id, of_this_link), confirmed, strict=True)
-    return [refusals[id(message)] for message in messages]
+    link = _link_of(receiver)
+    of_this_link = [message for message in messages if _came_by(link, message)]
+    refusals = await _complete_together(link, of_this_link, timeout) if of_this_link else []
+    told = dict(zip(map(id, of_this_link), refusals, strict=True))
+    return [told[id(message)] if id(message) in told else _link_is_gone() for message in messages]
 
 
-def _require_link(receiver: ServiceBusReceiver, message: ServiceBusReceivedMessage) -> None:
-    """Raises ServiceBusError where the message came before the SDK reconnected. Its delivery-id may be that of
-    another message by now, whose settlement the SDK would take for this one's."""
-    link: Any = getattr(receiver._handler, "_link", None)
-    if link is None or message._delivery_tag not in link._received_delivery_tags:
-        raise ServiceBusError("the link that the message came by is gone")
+def _link_of(receiver: ServiceBusReceiver) -> Any:
+    return getattr(receiver._handler, "_link", None)
+
+
+def _came_by(link: Any, message: ServiceBusReceivedMessage) -> bool:
+    """Not where the SDK has reconnected since. The message's delivery-id may be that of another by now, whose
+    settlement the SDK would take for this one's."""
+    return link is not None and message._delivery_tag in link._received_delivery_tags
+
+
+def _link_is_gone() -> ServiceBusError:
+    return ServiceBusError("the link that the message came by is gone")
 
 
 async def _complete_together(
-    receiver: ServiceBusReceiver, messages: Sequence[ServiceBusReceivedMessage], timeout: float
+    link: Any, messages: Sequence[ServiceBusReceivedMessage], timeout: float
 ) -> Sequence[ServiceBusError | None]:
-    link: Any = receiver._handler._link
     pending = {cast(int, message._delivery_id): {"settled": False, "outcome": None} for message in messages}
     link._pending_dispositions.update(pending)
     try:
@@ -167,7 +165,7 @@ async def withdraw_credit(receiver: ServiceBusReceiver, *, timeout: float) -> No
     broker sends by it is locked for us, though nobody looks before the next receive: nobody else can have it, and
     when the process dies it loses a delivery, perhaps the same messages each time.
     """
-    link: Any = getattr(receiver._handler, "_link", None)
+    link = _link_of(receiver)
     if link is None or link.current_link_credit <= 0:
         return
     # the link is gone, which the next receive finds; what came is ours still, and must not be lost by an error here
